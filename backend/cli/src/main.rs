@@ -1,0 +1,2 @@
+//! The tool `paraverbs`.
+fn main() {}

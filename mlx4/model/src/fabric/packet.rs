@@ -1,0 +1,82 @@
+//! An InfiniBand packet as the model carries it: headers as plain values, and the payload by reference to
+//! the sender's memory, so that it is copied once, into the receiver's.
+//!
+//! Only datagrams (UD, and MADs on QP0 and QP1) cross the switch as packets. Connected transports look up
+//! the far port once for each burst, by the same tables, and then work on both queue pairs directly.
+
+use vm_memory::VolatileSlice;
+
+/// The local route header, Global route header and transport headers of a datagram (IBTA vol. 1, ch. 7-9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Virtual lane is VL15: subnet management, not subject to port state beyond link-up.
+    pub vl15: bool,
+    /// Service level, 0 to 15.
+    pub sl: u8,
+    /// Destination LID; 0xffff is the permissive LID.
+    pub dlid: u16,
+    /// Source LID.
+    pub slid: u16,
+    /// Global route header, where there is one.
+    pub grh: Option<Grh>,
+    /// Solicited event bit.
+    pub solicited: bool,
+    /// P_Key in the BTH.
+    pub pkey: u16,
+    /// Destination queue pair, 24 bits; 0xffffff for multicast.
+    pub dest_qp: u32,
+    /// Packet sequence number, 24 bits.
+    pub psn: u32,
+    /// Q_Key in the DETH.
+    pub qkey: u32,
+    /// Source queue pair, 24 bits.
+    pub src_qp: u32,
+    /// Immediate data, as it lies on the wire.
+    pub immediate: Option<[u8; 4]>,
+}
+
+/// The global route header (IBTA vol. 1, 8.3), without version, next header and payload length, which
+/// follow from the packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grh {
+    /// Traffic class.
+    pub traffic_class: u8,
+    /// Flow label, 20 bits.
+    pub flow_label: u32,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source GID.
+    pub sgid: [u8; 16],
+    /// Destination GID; a multicast GID starts with 0xff.
+    pub dgid: [u8; 16],
+}
+
+/// A datagram on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// The headers.
+    pub headers: Headers,
+    /// The payload's pieces, in order. For a MAD they add up to 256 bytes.
+    pub payload: &'a [VolatileSlice<'a>],
+}
+
+impl Packet<'_> {
+    /// Payload length in bytes.
+    pub fn payload_len(&self) -> usize {
+        self.payload.iter().map(VolatileSlice::len).sum()
+    }
+
+    /// Copies as much of the payload as fits in `to`; returns the number of bytes copied.
+    pub fn copy_payload(&self, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.payload {
+            if done == to.len() {
+                break;
+            }
+            let n = piece.len().min(to.len() - done);
+            piece.copy_to(&mut to[done..done + n]);
+            done += n;
+        }
+        done
+    }
+}

@@ -1,0 +1,1 @@
+//! The bus-address space that the HCA reaches by DMA.

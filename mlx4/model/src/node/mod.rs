@@ -1,0 +1,1 @@
+//! What subnet management sees of a node.

@@ -1,0 +1,1 @@
+//! Configuration space and capabilities of the card.

@@ -1,0 +1,1 @@
+//! Serves an HCA to a VMM over vfio-user.
