@@ -23,3 +23,5 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 #[macro_use]
 mod macros;
 
+pub mod cmd;
+pub mod regs;
