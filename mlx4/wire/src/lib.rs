@@ -23,3 +23,4 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 #[macro_use]
 mod macros;
 
+pub mod mad;
