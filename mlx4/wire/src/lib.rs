@@ -25,3 +25,4 @@ mod macros;
 
 pub mod cmd;
 pub mod regs;
+pub mod mad;
