@@ -23,3 +23,9 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 #[macro_use]
 mod macros;
 
+mod number;
+pub use number::Number24;
+
+pub mod ctx;
+pub mod doorbell;
+pub mod eqe;
