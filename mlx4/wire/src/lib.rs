@@ -26,3 +26,9 @@ mod macros;
 pub mod cmd;
 pub mod regs;
 pub mod mad;
+mod number;
+pub use number::Number24;
+
+pub mod ctx;
+pub mod doorbell;
+pub mod eqe;
