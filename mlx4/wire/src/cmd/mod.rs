@@ -14,6 +14,7 @@ macro_rules! offsets {
     };
 }
 
+pub mod dev_cap;
 pub mod fw;
 
 mod opcode;
