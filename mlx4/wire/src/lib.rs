@@ -22,3 +22,13 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 
 #[macro_use]
 mod macros;
+
+pub mod cmd;
+pub mod regs;
+pub mod mad;
+mod number;
+pub use number::Number24;
+
+pub mod ctx;
+pub mod doorbell;
+pub mod eqe;
