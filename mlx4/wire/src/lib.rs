@@ -26,6 +26,8 @@ mod macros;
 mod number;
 pub use number::Number24;
 
+pub mod cqe;
 pub mod ctx;
 pub mod doorbell;
 pub mod eqe;
+pub mod wqe;
