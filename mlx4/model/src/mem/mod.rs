@@ -22,6 +22,8 @@
 mod host;
 mod space;
 mod table;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::io;
