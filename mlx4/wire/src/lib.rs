@@ -23,6 +23,9 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 #[macro_use]
 mod macros;
 
+pub mod cmd;
+pub mod regs;
+pub mod mad;
 mod number;
 pub use number::Number24;
 

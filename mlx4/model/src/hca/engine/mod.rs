@@ -1,0 +1,1 @@
+//! The data path: executes work requests and receives packets.
