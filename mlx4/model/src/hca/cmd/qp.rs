@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use mlx4_wire::Number24;
+use mlx4_wire::cmd::misc::SqdModifier;
 use mlx4_wire::cmd::{Opcode, Status};
+use mlx4_wire::{Number24, U32};
 use mlx4_wire::ctx::qp::{QpMailbox, QpState};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -12,9 +13,6 @@ use crate::hca::Hca;
 use crate::hca::caps;
 use crate::hca::qp::Qp;
 use crate::hca::running::{Kind, Running};
-
-/// Bit of RTS2SQD's modifier that asks for an event when the send queue is drained.
-const DRAIN_EVENT: u32 = 1 << 31;
 
 fn number(command: &Command) -> u32 {
     command.modifier & Number24::MAX
@@ -49,7 +47,7 @@ pub(super) fn transition(hca: &Hca, running: &Running, command: &Command) -> Out
         Opcode::RTS2SQD_QP => QpMailbox::new_zeroed(),
         _ => read_mailbox(&burst, command.input)?,
     };
-    let drain_event = command.modifier & DRAIN_EVENT != 0;
+    let drain_event = SqdModifier::from_bits(U32::new(command.modifier)).event();
     qp.transition(&burst, running, command.opcode, &mailbox, drain_event)?;
     // Whatever was posted or is to be drained meanwhile runs now.
     hca.engine.ring(qp.qpn);

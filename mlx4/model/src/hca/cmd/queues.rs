@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use mlx4_wire::U32;
 use mlx4_wire::cmd::Status;
+use mlx4_wire::cmd::misc::{MapEqModifier, ModifyCqOp};
 use mlx4_wire::ctx::cq::CqContext;
 use mlx4_wire::ctx::eq::EqContext;
 use mlx4_wire::ctx::srq::SrqContext;
@@ -15,9 +17,6 @@ use crate::hca::eq::Eq;
 use crate::hca::running::{Kind, Running};
 use crate::hca::srq::Srq;
 use crate::hca::table::Table;
-
-/// Bit of MAP_EQ's modifier that takes the events back.
-const UNMAP: u32 = 1 << 31;
 
 /// Puts a new object in its table.
 ///
@@ -59,12 +58,12 @@ pub(super) fn query_eq(hca: &Hca, running: &Running, command: &Command) -> Outco
 }
 
 pub(super) fn map_eq(_hca: &Hca, running: &Running, command: &Command) -> Outcome {
-    let eqn = command.modifier & !UNMAP;
-    if command.modifier & UNMAP != 0 {
+    let modifier = MapEqModifier::from_bits(U32::new(command.modifier));
+    if modifier.unmap() {
         running.route_events(command.input, None);
     } else {
-        live(&running.eqs, eqn)?;
-        running.route_events(command.input, Some(eqn));
+        live(&running.eqs, modifier.eqn())?;
+        running.route_events(command.input, Some(modifier.eqn()));
     }
     Ok(0)
 }
@@ -95,9 +94,9 @@ pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let burst = hca.command_burst(running);
     let cq = live(&running.cqs, command.modifier)?;
     let request: CqContext = read_mailbox(&burst, command.input)?;
-    match command.opmod {
-        0 => cq.resize(&burst, &request)?,
-        1 => cq.set_moderation(&request),
+    match ModifyCqOp(command.opmod) {
+        ModifyCqOp::RESIZE => cq.resize(&burst, &request)?,
+        ModifyCqOp::MODERATION => cq.set_moderation(&request),
         _ => return Err(Status::BAD_OP),
     }
     Ok(0)
