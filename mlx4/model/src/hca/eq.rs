@@ -98,7 +98,7 @@ impl Eq {
         let used = state.producer.wrapping_sub(state.consumer) & INDEX_MASK;
         if !state.live || (used >= entries && !self.overrun_ignore) {
             state.dropped += 1;
-            log::debug!("EQ {:#x} drops {:?}: {used} of {entries} in use", self.eqn, event.event_type);
+            log::debug!("EQ {:#x} drops {:?}: {used} of {entries} in use", self.eqn, event.event_type());
             return;
         }
         event.owner.set_owner(state.producer & entries != 0);

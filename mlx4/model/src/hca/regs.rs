@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use mlx4_wire::cmd::Status;
 use mlx4_wire::regs::{
-    HCR_BYTES, HCR_OFFSET, Hcr, HcrControl, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, OWNER_OFFSET, RESET_BIT,
+    HCR_BYTES, HCR_OFFSET, Hcr, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, OWNER_OFFSET, RESET_BIT,
     RESET_OFFSET, SEMAPHORE_OFFSET,
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -171,6 +171,7 @@ impl std::fmt::Debug for Registers {
 #[cfg(test)]
 mod tests {
     use mlx4_wire::cmd::Opcode;
+    use mlx4_wire::regs::HcrControl;
 
     use super::*;
 

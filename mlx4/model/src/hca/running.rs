@@ -176,11 +176,11 @@ impl Running {
     /// Raises an asynchronous event on the EQ that its type is routed to; without one it is lost, as on the
     /// card.
     pub(crate) fn raise(&self, burst: &Burst, event: Eqe) {
-        let Some(route) = self.routes.get(usize::from(event.event_type.0)) else { return };
+        let Some(route) = self.routes.get(usize::from(event.event_type().0)) else { return };
         let eqn = route.load(Ordering::Acquire);
         match (eqn != NO_EQ).then(|| self.eqs.get(eqn)).flatten() {
             Some(eq) => eq.push(burst, event),
-            None => log::debug!("{:?} event has no EQ", event.event_type),
+            None => log::debug!("{:?} event has no EQ", event.event_type()),
         }
     }
 

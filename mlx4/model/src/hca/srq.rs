@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
-use mlx4_wire::{Number24, U16};
-use zerocopy::FromZeros;
+use mlx4_wire::U16;
 
 use super::burst::Burst;
 use super::cq::Cq;
@@ -151,9 +150,7 @@ impl Srq {
 
 /// An event of an SRQ.
 pub(crate) fn event(event_type: EventType, srqn: u32) -> Eqe {
-    let mut data = SrqEvent::new_zeroed();
-    data.srqn = Number24::wrapping(srqn);
-    Eqe::new(event_type, 0, data)
+    Eqe::new(event_type, 0, SrqEvent::new(srqn))
 }
 
 impl std::fmt::Debug for Srq {

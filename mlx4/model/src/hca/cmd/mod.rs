@@ -11,17 +11,17 @@ mod qp;
 mod queues;
 mod tpt;
 
+use std::sync::Arc;
+
 use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::{MAILBOX_BYTES, Opcode, Status};
 use mlx4_wire::eqe::{CommandEvent, Eqe, EventType};
 use mlx4_wire::regs::Hcr;
-use mlx4_wire::{U16, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Hca;
 use super::burst::Burst;
 use super::running::Running;
-use std::sync::Arc;
 
 /// What a command carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +91,7 @@ fn report(hca: &Hca, token: u16, status: Status, result: u64) {
         log::debug!("command {token:#x} wants an event before INIT_HCA");
         return;
     };
-    let mut data = CommandEvent::new_zeroed();
-    data.token = U16::new(token);
-    data.status = status.0;
-    data.out_param = U64::new(result);
-    running.raise(&burst, Eqe::new(EventType::COMMAND, 0, data));
+    running.raise(&burst, Eqe::new(EventType::COMMAND, 0, CommandEvent::new(token, status.0, result)));
 }
 
 fn execute(hca: &Hca, command: &Command) -> Outcome {
