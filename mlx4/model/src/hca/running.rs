@@ -1,11 +1,12 @@
 //! What exists between INIT_HCA and CLOSE_HCA: the tables of objects, where their contexts lie in ICM, and
 //! the routes of asynchronous events.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::cmd::Status;
-use mlx4_wire::cmd::hca::InitHca;
+use mlx4_wire::cmd::hca::{HcaParams, InitHca};
 use mlx4_wire::eqe::{EVENT_TYPES, Eqe};
 
 use super::burst::{Burst, IcmTables};
@@ -64,10 +65,39 @@ pub(crate) struct Running {
     pub(crate) cqs: Table<Cq>,
     pub(crate) srqs: Table<Srq>,
     pub(crate) qps: Table<Qp>,
-    pub(crate) uars: u32,
+    /// Indexes of the MPT entries in hardware ownership; the entries themselves are in ICM.
+    pub(crate) mpts: IndexSet,
     routes: [AtomicU32; EVENT_TYPES as usize],
     special_base: AtomicU32,
     contexts: [Vec<ContextTable>; 4],
+}
+
+/// A set of indexes that only commands change.
+#[derive(Debug, Default)]
+pub(crate) struct IndexSet(Mutex<BTreeSet<u32>>);
+
+impl IndexSet {
+    pub(crate) fn contains(&self, index: u32) -> bool {
+        self.lock().contains(&index)
+    }
+
+    pub(crate) fn insert(&self, index: u32) {
+        self.lock().insert(index);
+    }
+
+    /// Takes an index out; says whether it was in.
+    pub(crate) fn remove(&self, index: u32) -> bool {
+        self.lock().remove(&index)
+    }
+
+    /// Every index, in order.
+    pub(crate) fn to_vec(&self) -> Vec<u32> {
+        self.lock().iter().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// No EQ is routed.
@@ -79,25 +109,26 @@ impl Running {
     /// # Errors
     /// BAD_PARAM for a table larger than the device's limits or a page size other than 4 KiB.
     pub(crate) fn new(init: &InitHca) -> Result<Self, Status> {
-        let logs = Logs::of(init)?;
+        let p = &init.params;
+        let logs = Logs::of(p)?;
         Ok(Self {
             icm: IcmTables {
-                mtt_base: init.mtt_base(),
-                dmpt_base: init.dmpt_base(),
-                log2_mpts: init.log2_mpts(),
-                mc_base: init.mc_base(),
-                log2_mc_entry_bytes: init.log2_mc_entry_bytes(),
-                log2_mc_hash: init.log2_mc_hash(),
-                log2_mc_entries: init.log2_mc_entries(),
+                mtt_base: p.mtt_base.get(),
+                dmpt_base: p.dmpt_base.get(),
+                log2_mpts: p.dmpt.log2_entries(),
+                mc_base: p.mc_base.get(),
+                log2_mc_entry_bytes: p.mc_entry_sz.log2(),
+                log2_mc_hash: p.mc_hash_sz.log2(),
+                log2_mc_entries: p.mc_table.log2_table_sz(),
             },
             eqs: Table::new(logs.eqs),
             cqs: Table::new(logs.cqs),
             srqs: Table::new(logs.srqs),
             qps: Table::new(logs.qps),
-            uars: 1 << init.log2_uars(),
+            mpts: IndexSet::default(),
             routes: [const { AtomicU32::new(NO_EQ) }; EVENT_TYPES as usize],
             special_base: AtomicU32::new(0),
-            contexts: context_tables(init, &logs),
+            contexts: context_tables(p, &logs),
             init: *init,
         })
     }
@@ -172,7 +203,7 @@ impl Running {
             (0 | 1, base) => base + 2 * number + u32::from(port.saturating_sub(1)),
             _ => number,
         };
-        self.qps.get(local).filter(|qp| qp.qpn & super::eq::INDEX_MASK == local)
+        self.qps.get(local).filter(|qp| qp.qpn == local)
     }
 }
 
@@ -184,24 +215,24 @@ struct Logs {
 }
 
 impl Logs {
-    fn of(init: &InitHca) -> Result<Self, Status> {
+    fn of(p: &HcaParams) -> Result<Self, Status> {
         let logs = Self {
-            qps: init.log2_qps(),
-            srqs: init.log2_srqs(),
-            cqs: init.log2_cqs(),
-            eqs: init.log2_eqs(),
+            qps: p.qpc.log2_entries(),
+            srqs: p.srqc.log2_entries(),
+            cqs: p.cqc.log2_entries(),
+            eqs: p.eqc.log2_entries(),
         };
         let limits = [
             (logs.qps, caps::LOG2_MAX_QPS, "QPs"),
             (logs.srqs, caps::LOG2_MAX_SRQS, "SRQs"),
             (logs.cqs, caps::LOG2_MAX_CQS, "CQs"),
             (logs.eqs, caps::LOG2_MAX_EQS, "EQs"),
-            (init.log2_mpts(), caps::LOG2_MAX_MPTS, "MPTs"),
-            (init.log2_mc_entry_bytes(), 12, "bytes of a multicast entry"),
-            (init.log2_mc_entries(), 24, "multicast entries"),
-            (init.log2_mc_hash(), 16, "multicast hash heads"),
-            (init.log2_uars(), caps::LOG2_UARS, "UARs"),
-            (init.log2_uar_page_less_12(), 0, "pages of 4 KiB in a UAR"),
+            (p.dmpt.log2_entries(), caps::LOG2_MAX_MPTS, "MPTs"),
+            (p.mc_entry_sz.log2(), 12, "bytes of a multicast entry"),
+            (p.mc_table.log2_table_sz(), 24, "multicast entries"),
+            (p.mc_hash_sz.log2(), 16, "multicast hash heads"),
+            (p.uar.log2_max_uars(), caps::LOG2_UARS, "UARs"),
+            (p.uar.log2_uar_page_sz(), 0, "pages of 4 KiB in a UAR"),
         ];
         match limits.iter().find(|(asked, limit, _)| asked > limit) {
             Some((asked, limit, what)) => {
@@ -213,7 +244,7 @@ impl Logs {
     }
 }
 
-fn context_tables(init: &InitHca, logs: &Logs) -> [Vec<ContextTable>; 4] {
+fn context_tables(p: &HcaParams, logs: &Logs) -> [Vec<ContextTable>; 4] {
     assert!(RunSet::CAPACITY >= 1 << caps::LOG2_MAX_QPS);
     let table = |name, base, log2_entries, entry_bytes: u16| ContextTable {
         name,
@@ -222,22 +253,22 @@ fn context_tables(init: &InitHca, logs: &Logs) -> [Vec<ContextTable>; 4] {
         entry_bytes: u64::from(entry_bytes),
     };
     let cmpt = |name, log2_entries, kind: u64| {
-        table(name, init.cmpt_base().wrapping_add(kind << 30), log2_entries, caps::CMPT_BYTES)
+        table(name, p.cmpt_base.get().wrapping_add(kind << 30), log2_entries, caps::CMPT_BYTES)
     };
-    let responder = caps::RDMARC_BYTES << init.log2_rdmarc_per_qp().min(7);
+    let responder = caps::RDMARC_BYTES << p.rdmarc.log2_per_qp().min(7);
     [
         vec![
-            table("QPC", init.qpc_base(), logs.qps, caps::QPC_BYTES),
-            table("AUXC", init.auxc_base(), logs.qps, caps::AUXC_BYTES),
-            table("ALTC", init.altc_base(), logs.qps, caps::ALTC_BYTES),
-            table("RDMARC", init.rdmarc_base(), logs.qps, responder),
+            table("QPC", p.qpc.base(), logs.qps, caps::QPC_BYTES),
+            table("AUXC", p.auxc_base.get(), logs.qps, caps::AUXC_BYTES),
+            table("ALTC", p.altc_base.get(), logs.qps, caps::ALTC_BYTES),
+            table("RDMARC", p.rdmarc.base(), logs.qps, responder),
             cmpt("cMPT of QPs", logs.qps, 0),
         ],
         vec![
-            table("SRQC", init.srqc_base(), logs.srqs, caps::SRQC_BYTES),
+            table("SRQC", p.srqc.base(), logs.srqs, caps::SRQC_BYTES),
             cmpt("cMPT of SRQs", logs.srqs, 1),
         ],
-        vec![table("CQC", init.cqc_base(), logs.cqs, caps::CQC_BYTES), cmpt("cMPT of CQs", logs.cqs, 2)],
-        vec![table("EQC", init.eqc_base(), logs.eqs, caps::EQC_BYTES), cmpt("cMPT of EQs", logs.eqs, 3)],
+        vec![table("CQC", p.cqc.base(), logs.cqs, caps::CQC_BYTES), cmpt("cMPT of CQs", logs.cqs, 2)],
+        vec![table("EQC", p.eqc.base(), logs.eqs, caps::EQC_BYTES), cmpt("cMPT of EQs", logs.eqs, 3)],
     ]
 }

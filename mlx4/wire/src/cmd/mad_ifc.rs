@@ -3,10 +3,8 @@
 //! The output mailbox carries the answer in its first 256 bytes. The status of the command says whether a
 //! MAD was processed, the status field of the answer how.
 
-use crate::{U16, U32};
-
-/// Length of a MAD in bytes.
-pub const MAD_BYTES: usize = 256;
+use crate::mad::MAD_SIZE;
+use crate::{Number24, U16, U32};
 
 bits! {
     /// Opcode modifier of MAD_IFC, in the low four bits.
@@ -41,17 +39,6 @@ bits! {
 }
 
 bits! {
-    /// A word with a QPN in its low 24 bits.
-    pub struct QpnWord: u32 {
-        #[bits(8)]
-        __: u8,
-        /// Queue pair number.
-        #[bits(24)]
-        pub qpn: u32,
-    }
-}
-
-bits! {
     /// Half-word 10c of the mailbox: path of the MAD.
     pub struct MadPath: u16 {
         /// Service level.
@@ -72,10 +59,10 @@ wire! {
     /// Bytes 100 to 1ff of the mailbox: how the MAD came, for traps and answers.
     pub struct MadExtInfo {
         /// 100: QP that received the MAD.
-        pub my_qpn: QpnWord,
+        pub my_qpn: Number24,
         _reserved104: U32,
         /// 108: QP that sent the MAD.
-        pub rqpn: QpnWord,
+        pub rqpn: Number24,
         /// 10c: path.
         pub path: MadPath,
         _reserved10e: [u8; 4],
@@ -93,7 +80,7 @@ wire! {
     /// Mailbox of MAD_IFC (PRM `mad_ifc`).
     pub struct MadIfc {
         /// 000: the MAD, as on the wire.
-        pub mad: [u8; MAD_BYTES],
+        pub mad: [u8; MAD_SIZE],
         /// 100: extended information, input only.
         pub ext: MadExtInfo,
     }
@@ -111,8 +98,8 @@ mod tests {
     fn extended_information_is_where_linux_writes_it() {
         type M = MadIfc;
         at(|m: &mut M| m.mad[0] = 1, 0x000, &[1]);
-        at(|m: &mut M| m.ext.my_qpn.set_qpn(1), 0x103, &[1]);
-        at(|m: &mut M| m.ext.rqpn.set_qpn(0x12_3456), 0x109, &[0x12, 0x34, 0x56]);
+        at(|m: &mut M| m.ext.my_qpn.set_number(1), 0x103, &[1]);
+        at(|m: &mut M| m.ext.rqpn.set_number(0x12_3456), 0x109, &[0x12, 0x34, 0x56]);
         at(|m: &mut M| m.ext.path.set_sl(0xf), 0x10c, &[0xf0]);
         at(|m: &mut M| m.ext.path.set_grh(true), 0x10d, &[0x80]);
         at(|m: &mut M| m.ext.path.set_path_bits(0x7f), 0x10d, &[0x7f]);
