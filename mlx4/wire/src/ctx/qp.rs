@@ -420,7 +420,7 @@ impl QpContext {
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::{FromZeros, IntoBytes};
+    use zerocopy::FromZeros;
 
     use super::*;
     use crate::ctx::path::SchedQueue;
