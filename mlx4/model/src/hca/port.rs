@@ -38,7 +38,12 @@ impl Endpoint for PortEndpoint {
     fn link_changed(&self, up: bool) {
         let Some(hca) = self.hca.upgrade() else { return };
         let effect = if up { hca.node.link_up(self.number) } else { hca.node.link_down(self.number) };
-        log::debug!("port {} of HCA {:#018x}: link {}", self.number, hca.node_guid(), if up { "up" } else { "down" });
+        log::debug!(
+            "port {} of HCA {:#018x}: link {}",
+            self.number,
+            hca.node_guid(),
+            if up { "up" } else { "down" }
+        );
         if effect.left_active {
             hca.raise(port_change(self.number, PortChangeSubtype::DOWN));
         }

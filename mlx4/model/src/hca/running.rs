@@ -264,10 +264,7 @@ fn context_tables(p: &HcaParams, logs: &Logs) -> [Vec<ContextTable>; 4] {
             table("RDMARC", p.rdmarc.base(), logs.qps, responder),
             cmpt("cMPT of QPs", logs.qps, 0),
         ],
-        vec![
-            table("SRQC", p.srqc.base(), logs.srqs, caps::SRQC_BYTES),
-            cmpt("cMPT of SRQs", logs.srqs, 1),
-        ],
+        vec![table("SRQC", p.srqc.base(), logs.srqs, caps::SRQC_BYTES), cmpt("cMPT of SRQs", logs.srqs, 1)],
         vec![table("CQC", p.cqc.base(), logs.cqs, caps::CQC_BYTES), cmpt("cMPT of CQs", logs.cqs, 2)],
         vec![table("EQC", p.eqc.base(), logs.eqs, caps::EQC_BYTES), cmpt("cMPT of EQs", logs.eqs, 3)],
     ]

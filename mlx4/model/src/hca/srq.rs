@@ -6,10 +6,10 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mlx4_wire::U16;
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
-use mlx4_wire::U16;
 
 use super::burst::Burst;
 use super::cq::Cq;

@@ -10,6 +10,7 @@ mod port;
 mod qp;
 mod queues;
 mod tpt;
+mod trace;
 
 use std::sync::Arc;
 
@@ -66,7 +67,9 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         input: hcr.in_param.get(),
         output: hcr.out_param.get(),
     };
+    let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
     let outcome = execute(hca, &command);
+    trace::record(hca, hcr, &command, outcome, below);
     let (status, result) = match outcome {
         Ok(result) => (Status::OK, result),
         Err(status) => (status, 0),
@@ -102,7 +105,11 @@ fn execute(hca: &Hca, command: &Command) -> Outcome {
         Opcode::UNMAP_FA => return firmware::unmap_fa(hca, &mut firmware),
         Opcode::RUN_FW => return firmware::run_fw(&mut firmware),
         _ if !firmware.running => {
-            return if command.opcode.name().is_some() { Err(Status::BAD_SYS_STATE) } else { Err(Status::BAD_OP) };
+            return if command.opcode.name().is_some() {
+                Err(Status::BAD_SYS_STATE)
+            } else {
+                Err(Status::BAD_OP)
+            };
         }
         Opcode::NOP => return Ok(0),
         Opcode::QUERY_DEV_CAP => return firmware::query_dev_cap(hca, command),
