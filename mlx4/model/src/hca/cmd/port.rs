@@ -7,6 +7,7 @@ use mlx4_wire::cmd::mad_ifc::{MadIfc, MadIfcModifier, MadIfcOp};
 use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::cmd::port::{QueryPort, SetPortIb, SetPortOp};
 use mlx4_wire::mad::header::MadHeader;
+use mlx4_wire::mad::notice::LocalChanges;
 use mlx4_wire::mad::portinfo::{Mtu, PhysState, VlCap};
 use zerocopy::{FromBytes, FromZeros};
 
@@ -75,7 +76,7 @@ pub(super) fn set_port(hca: &Hca, running: &Running, command: &Command) -> Outco
         port.q_key_violations.clear();
     }
     if port.set_capability_mask(request.cap_mask.get()) {
-        announce(hca, number);
+        announce(hca, number, LocalChanges::new());
     }
     Ok(0)
 }
@@ -91,10 +92,10 @@ fn vl_cap(lanes: u8) -> Result<VlCap, Status> {
     }
 }
 
-/// Sends the subnet manager the notice of a changed capability mask or node description.
-fn announce(hca: &Hca, number: u8) {
-    if let Some(notice) = hca.node.local_changes(number) {
-        hca.send_trap(number, &notice);
+/// Tells the subnet manager of a changed capability mask (no flag) or node description.
+fn announce(hca: &Hca, number: u8, changes: LocalChanges) {
+    if let Some(port) = hca.node.port(number) {
+        hca.send_trap(number, &hca.node.local_changes(port, changes));
     }
 }
 
@@ -122,7 +123,7 @@ pub(super) fn set_node(hca: &Hca, running: &Running, command: &Command) -> Outco
     let request: SetNode = read_mailbox(&hca.command_burst(running), command.input)?;
     if hca.node.set_description(&request.node_desc) {
         for number in 1..=hca.config.ports {
-            announce(hca, number);
+            announce(hca, number, LocalChanges::new().with_node_description(true));
         }
     }
     Ok(0)
