@@ -112,7 +112,7 @@ fn events(number: u8, port: &PortState, changes: &PortChanges) -> Vec<Eqe> {
     if changes.sl_to_vl {
         let mut data = SlToVlEvent::new_zeroed();
         data.port = number;
-        data.table = port.sl_to_vl_table();
+        data.table = port.sl_to_vl_pairs();
         events.push(management(PortManagementSubtype::SL_TO_VL, data));
     }
     if changes.left_active {
