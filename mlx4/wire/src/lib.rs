@@ -24,11 +24,13 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 mod macros;
 
 pub mod cmd;
-pub mod regs;
 pub mod mad;
 mod number;
+pub mod regs;
 pub use number::Number24;
 
+pub mod cqe;
 pub mod ctx;
 pub mod doorbell;
 pub mod eqe;
+pub mod wqe;

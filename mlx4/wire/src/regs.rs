@@ -1,7 +1,8 @@
 //! What software sees of a ConnectX on PCI: identities, the two BARs, and the host command register (HCR).
 //!
 //! BAR0 holds registers, BAR2 the user access region (UAR): pages of 4 KiB with doorbells, then BlueFlame
-//! pages. Every register is big endian. Offsets are in bytes from the start of the BAR.
+//! pages. Every register is big endian. Offsets are in bytes from the start of the BAR. What is inside a UAR
+//! page is in [`doorbell`].
 //!
 //! Registers whose place the firmware chooses (interrupt clear, error buffer, clock) are not here: their
 //! offsets are in the answer of QUERY_FW, [`QueryFw`](crate::cmd::fw::QueryFw).
@@ -9,6 +10,7 @@
 use core::mem::offset_of;
 
 use crate::cmd::{Opcode, Status};
+use crate::doorbell::{self, UAR_PAGE_BYTES, eq_doorbell_uar, eqn_at};
 use crate::{U16, U32, U64};
 
 /// PCI vendor id of Mellanox Technologies.
@@ -85,49 +87,23 @@ pub const SEMAPHORE_OFFSET: u64 = 0xf03fc;
 /// Size in bytes of the interrupt clear register, two words, at `clr_int_base` of QUERY_FW.
 pub const CLR_INT_BYTES: u64 = 8;
 
-/// Size in bytes of one UAR page, one BlueFlame page and one page of ICM.
-pub const PAGE_BYTES: u64 = 4096;
-
 /// UAR pages at the start of BAR2 that hold EQ doorbells and nothing else; contexts name later pages.
 pub const EQ_UAR_PAGES: u32 = 128;
 
-/// Send doorbell inside a UAR page, 4 bytes.
-pub const UAR_SEND_DOORBELL: u64 = 0x14;
-
-/// CQ arm doorbell inside a UAR page, 8 bytes, which may be written as two words with the lower address
-/// first.
-pub const UAR_CQ_DOORBELL: u64 = 0x20;
-
-/// First EQ doorbell inside a UAR page.
-pub const UAR_EQ_DOORBELL: u64 = 0x800;
-
-/// EQ doorbells in one UAR page.
-pub const EQS_PER_UAR_PAGE: u32 = 4;
-
-/// Distance in bytes between two EQ doorbells, of which the first 4 bytes are used.
-pub const EQ_DOORBELL_STRIDE: u64 = 8;
-
 /// Offset in BAR2 of the doorbell of event queue `eqn`.
 pub const fn eq_doorbell_offset(eqn: u32) -> u64 {
-    (eqn / EQS_PER_UAR_PAGE) as u64 * PAGE_BYTES
-        + UAR_EQ_DOORBELL
-        + (eqn % EQS_PER_UAR_PAGE) as u64 * EQ_DOORBELL_STRIDE
+    eq_doorbell_uar(eqn) as u64 * UAR_PAGE_BYTES as u64 + doorbell::eq_doorbell_offset(eqn) as u64
 }
 
 /// The event queue whose doorbell is at `offset` in BAR2, if one is there.
 pub const fn eqn_of_doorbell(offset: u64) -> Option<u32> {
-    let page = offset / PAGE_BYTES;
-    let in_page = offset % PAGE_BYTES;
-    if page >= EQ_UAR_PAGES as u64 || in_page < UAR_EQ_DOORBELL {
+    if offset >= EQ_UAR_PAGES as u64 * UAR_PAGE_BYTES as u64 {
         return None;
     }
-    let slot = (in_page - UAR_EQ_DOORBELL) / EQ_DOORBELL_STRIDE;
-    if slot >= EQS_PER_UAR_PAGE as u64 || !in_page.is_multiple_of(EQ_DOORBELL_STRIDE) {
-        return None;
-    }
-    // Both operands are below 128, so the narrowing loses nothing.
+    // The comparison has shown that it fits.
     #[allow(clippy::cast_possible_truncation)]
-    Some(page as u32 * EQS_PER_UAR_PAGE + slot as u32)
+    let offset = offset as u32;
+    eqn_at(offset / UAR_PAGE_BYTES, offset % UAR_PAGE_BYTES)
 }
 
 bits! {
@@ -216,7 +192,7 @@ mod tests {
 
     #[test]
     fn eqn_of_doorbell_is_the_inverse_and_refuses_the_rest() {
-        for eqn in 0..EQ_UAR_PAGES * EQS_PER_UAR_PAGE {
+        for eqn in 0..512 {
             assert_eq!(eqn_of_doorbell(eq_doorbell_offset(eqn)), Some(eqn));
         }
         for offset in [0x7f8, 0x804, 0x820, 0x0, 128 * 0x1000 + 0x800, u64::MAX] {

@@ -153,6 +153,18 @@ impl DmaSpace {
         }
     }
 
+    /// Waits until every view that exists now is gone: what a caller has withdrawn from the device by other
+    /// means than the table is no longer used when this returns.
+    pub fn quiesce(&self) {
+        let mut changes = self.lock();
+        let (table, enabled) = {
+            let now = self.current.load();
+            (now.table.clone(), now.enabled)
+        };
+        self.publish(&mut changes, table, enabled);
+        changes.wait_for_views();
+    }
+
     /// Accesses that were refused so far.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)

@@ -62,6 +62,16 @@ impl DmaView {
         map.slice(iova, len).ok_or_else(|| self.fault(iova, wanted, access, FaultCause::Unmapped))
     }
 
+    /// The first piece of a range: as much of it as lies in the mapping of its first byte.
+    pub fn prefix(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        if len == 0 {
+            return Ok(VolatileSlice::from(&mut [][..]));
+        }
+        let map = self.find(iova, len, access)?;
+        let here = usize::try_from(len.min((map.last - iova).saturating_add(1))).unwrap_or(usize::MAX);
+        map.slice(iova, here).ok_or_else(|| self.fault(iova, len, access, FaultCause::Unmapped))
+    }
+
     /// Copies memory to `data`, whose beginning is overwritten even if a later part is refused.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
         let mut rest = &mut data[..];

@@ -203,7 +203,7 @@ open_enum! {
         SET = 0,
         /// Set from an immediate value.
         SET_IMMEDIATE = 1,
-        /// Query into a mailbox; the input modifier carries the port at [15:8].
+        /// Query into a mailbox; the input modifier carries the port at \[15:8\].
         QUERY = 2,
         /// Query as an immediate value.
         QUERY_IMMEDIATE = 3,
@@ -248,19 +248,19 @@ wire! {
         _reserved04: [u8; 0x0c],
         /// 10: whether to change `guid_hi`.
         pub guid_hi_m: StatCfgModify,
-        /// 14: port GUID, bits [63:32].
+        /// 14: port GUID, bits \[63:32\].
         pub guid_hi: U32,
         /// 18: whether to change `guid_lo`.
         pub guid_lo_m: StatCfgModify,
-        /// 1c: port GUID, bits [31:0].
+        /// 1c: port GUID, bits \[31:0\].
         pub guid_lo: U32,
         /// 20: whether to change `node_guid_hi`.
         pub node_guid_hi_m: StatCfgModify,
-        /// 24: node GUID, bits [63:32].
+        /// 24: node GUID, bits \[63:32\].
         pub node_guid_hi: U32,
         /// 28: whether to change `node_guid_lo`.
         pub node_guid_lo_m: StatCfgModify,
-        /// 2c: node GUID, bits [31:0].
+        /// 2c: node GUID, bits \[31:0\].
         pub node_guid_lo: U32,
         _reserved30: [u8; 0xd0],
     }

@@ -15,7 +15,12 @@ macro_rules! offsets {
 }
 
 pub mod dev_cap;
+pub mod diag;
 pub mod fw;
+pub mod hca;
+pub mod mad_ifc;
+pub mod misc;
+pub mod port;
 
 mod opcode;
 mod status;

@@ -10,8 +10,12 @@ use crate::U32;
 
 pub mod cq;
 pub mod eq;
+pub mod mcg;
 pub mod mpt;
 pub mod mtt;
+pub mod path;
+pub mod qp;
+pub mod srq;
 
 /// log2 of the smallest page the hardware knows; page sizes are stored less this.
 pub const LOG2_ICM_PAGE: u8 = 12;

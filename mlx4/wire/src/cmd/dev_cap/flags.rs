@@ -136,7 +136,7 @@ bits! {
     pub struct DevCapExtFlags2: u32 {
         #[bits(3)]
         __: u8,
-        /// Flow control statistics of a port.
+        /// Ethernet flow control statistics.
         pub flow_stats: bool,
         #[bits(1)]
         __: u8,
@@ -150,7 +150,7 @@ bits! {
         __: u8,
         /// 80 virtual functions.
         pub vfs_80: bool,
-        /// Forced Ethernet source MAC.
+        /// Checks of the source MAC against spoofing.
         pub fsm: bool,
         /// Loopback source check on Ethernet.
         pub lb_src_chk: bool,
@@ -196,7 +196,7 @@ bits! {
         __: u8,
         /// CONFIG_DEV.
         pub config_dev: bool,
-        /// INIT2RTR takes vendor specific data.
+        /// Linux `VSD_INIT2RTR`.
         pub vsd_init2rtr: bool,
         #[bits(1)]
         __: u8,
@@ -212,9 +212,9 @@ bits! {
         pub roce_v1_v2: bool,
         #[bits(3)]
         __: u8,
-        /// Pass-through of VLAN tags.
+        /// Offloads for 802.1ad VLAN tags (Linux `PHV_EN`).
         pub phv_en: bool,
-        /// The outer VLAN tag can be skipped.
+        /// Linux `SKIP_OUTER_VLAN`, for VLAN tags of virtual functions inside VLAN tags.
         pub skip_outer_vlan: bool,
         #[bits(2)]
         __: u8,

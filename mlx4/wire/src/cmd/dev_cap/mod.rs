@@ -50,9 +50,9 @@ wire! {
         pub msg: MessageCaps,
         /// 3c: static rates, timestamps and P_Key table.
         pub rate: RateCaps,
-        /// 40: flags, bits [63:32].
+        /// 40: flags, bits \[63:32\].
         pub ext_flags: DevCapExtFlags,
-        /// 44: flags, bits [31:0].
+        /// 44: flags, bits \[31:0\].
         pub flags: DevCapFlags,
         /// 48: UARs and page size.
         pub uar: UarCaps,
