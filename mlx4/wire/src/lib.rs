@@ -22,4 +22,3 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 
 #[macro_use]
 mod macros;
-
