@@ -252,6 +252,42 @@ mod tests {
     }
 
     #[test]
+    fn child_of_a_killed_process_dies_with_it() {
+        const VICTIM: &str = "RIG_TEST_VICTIM";
+        if std::env::var_os(VICTIM).is_some() {
+            let folder = tempfile::tempdir().unwrap();
+            let child = Child::spawn("sleeper", &sh("exec sleep 100"), &folder.path().join("log")).unwrap();
+            println!("child={}.", child.pid());
+            thread::sleep(Duration::from_secs(100));
+            return;
+        }
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::tests::child_of_a_killed_process_dies_with_it", "--nocapture"])
+            .env(VICTIM, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stdout = victim.stdout.take().unwrap();
+        let pid = loop {
+            let mut byte = [0];
+            stdout.read_exact(&mut byte).unwrap();
+            said.push(char::from(byte[0]));
+            if let Some((_, pid)) = said.strip_suffix('.').and_then(|said| said.split_once("child=")) {
+                break pid.to_owned();
+            }
+        };
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // Whoever inherits it may leave it as a zombie: state Z.
+        while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(Instant::now() < deadline, "process {pid} still runs");
+            thread::sleep(POLL);
+        }
+    }
+
+    #[test]
     fn terminate_lets_the_process_clean_up() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");

@@ -91,11 +91,11 @@ fn libraries(guest: &Tree, file: &Path) -> Result<Vec<(String, PathBuf)>> {
         let Some((soname, place)) = line.trim().split_once(" => ") else {
             continue;
         };
+        if soname.starts_with('/') {
+            continue; // the loader itself
+        }
         let place = place.split(" (").next().unwrap_or_default();
         let Ok(relative) = Path::new(place).strip_prefix(guest.root()) else {
-            if soname.starts_with('/') {
-                continue; // the loader itself
-            }
             bail!("{} needs {soname}, which the guest's packages don't have ({place})", file.display());
         };
         found.push((soname.to_owned(), relative.to_owned()));
