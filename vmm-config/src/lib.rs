@@ -69,8 +69,10 @@ pub struct Boot {
 pub enum Serial {
     /// Nowhere: there is no port.
     None,
-    /// To the standard input and output of the VMM.
+    /// To the standard input and output of the VMM, where Ctrl-A X stops it.
     Stdio,
+    /// To a Unix socket that the VMM listens on.
+    Socket(PathBuf),
     /// Its output to a file, which is emptied first.
     File(PathBuf),
 }

@@ -57,7 +57,14 @@ impl Machine {
     fn serial(&self, args: &mut Args) {
         match &self.serial {
             Serial::None => args.option("-serial", "none"),
-            Serial::Stdio => args.option("-serial", "stdio"),
+            Serial::Stdio => args.option("-serial", "mon:stdio"),
+            Serial::Socket(path) => {
+                args.option(
+                    "-chardev",
+                    &format!("socket,id=serial0,path={},server=on,wait=off", escape(&plain(path))),
+                );
+                args.option("-serial", "chardev:serial0");
+            }
             Serial::File(path) => {
                 args.option("-chardev", &format!("file,id=serial0,path={}", escape(&plain(path))));
                 args.option("-serial", "chardev:serial0");
@@ -254,8 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn serial_leads_to_a_file_or_nowhere() {
+    fn serial_leads_where_it_should() {
         let mut machine = machine();
+        assert_eq!(values(&machine.qemu_args(), "-serial"), ["mon:stdio"]);
+        machine.serial = Serial::Socket("/run/s".into());
+        let args = machine.qemu_args();
+        assert_eq!(values(&args, "-chardev"), ["socket,id=serial0,path=/run/s,server=on,wait=off"]);
+        assert_eq!(values(&args, "-serial"), ["chardev:serial0"]);
         machine.serial = Serial::File("/log/a".into());
         let args = machine.qemu_args();
         assert_eq!(values(&args, "-chardev"), ["file,id=serial0,path=/log/a"]);

@@ -36,6 +36,11 @@ impl VmConfig {
         }
     }
 
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Sets the memory's size in MiB.
     pub fn memory_mib(mut self, size: u32) -> Self {
         self.memory_mib = size;

@@ -2,6 +2,7 @@
 
 mod client;
 mod config;
+mod shell;
 
 use std::fmt;
 use std::fs;
@@ -23,6 +24,7 @@ use crate::{Rig, paths};
 use client::Client;
 pub use client::{Output, Process};
 pub use config::VmConfig;
+pub use shell::Shell;
 
 /// The time limit of [`Vm::run`].
 pub const RUN_LIMIT: Duration = Duration::from_secs(60);
@@ -191,20 +193,6 @@ impl fmt::Debug for Vm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vm").field("name", &self.name).field("pid", &self.pid()).finish_non_exhaustive()
     }
-}
-
-/// Runs a VM whose console is this process's terminal, with a shell, until the guest stops.
-///
-/// # Errors
-/// QEMU can't be started, or fails.
-pub fn interactive(rig: &Rig, config: &VmConfig) -> Result<()> {
-    let config = config.clone().kernel_args("rig.shell");
-    let machine = machine(rig, &config, config.devices.clone(), Serial::Stdio);
-    let status = qemu(rig, &machine).status().context("start QEMU")?;
-    if !status.success() {
-        bail!("QEMU ended with {status}");
-    }
-    Ok(())
 }
 
 fn machine(rig: &Rig, config: &VmConfig, devices: Vec<Device>, serial: Serial) -> Machine {
