@@ -20,6 +20,7 @@ pub mod model;
 mod paths;
 pub mod process;
 mod rig;
+pub mod stock;
 pub mod vm;
 
 pub use cargo::program;
