@@ -21,3 +21,18 @@ pub trait Endpoint: Send + Sync {
         None
     }
 }
+#[derive(Debug)]
+pub struct Fabric;
+#[derive(Debug)]
+pub struct Plug;
+#[derive(Debug, thiserror::Error)]
+#[error("full")]
+pub struct FabricError;
+impl Fabric {
+    pub fn plug(&self, _e: Arc<dyn Endpoint>) -> Result<Plug, FabricError> {
+        Err(FabricError)
+    }
+}
+impl Plug {
+    pub fn set_link(&self, _u: bool) {}
+}

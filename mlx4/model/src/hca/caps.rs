@@ -137,3 +137,6 @@ fn entry_sizes(cap: &mut QueryDevCap) {
     cap.mtt_entry_sz.set(MTT_BYTES);
     cap.d_mpt_entry_sz.set(DMPT_BYTES);
 }
+
+/// Virtual lanes of a port.
+pub(crate) const MAX_VLS: u8 = 8;
