@@ -1,4 +1,8 @@
 //! Attributes of subnet management other than PortInfo and Notice (IBTA vol. 1, 14.2.5).
+#![expect(
+    missing_debug_implementations,
+    reason = "hidden types that zerocopy derives for a tuple struct's field"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

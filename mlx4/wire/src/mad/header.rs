@@ -1,4 +1,8 @@
 //! The header that all management datagrams share, with its codes (IBTA vol. 1, 13.4).
+#![expect(
+    missing_debug_implementations,
+    reason = "hidden types that zerocopy derives for a tuple struct's field"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -35,10 +35,23 @@ macro_rules! write_attribute {
     }};
 }
 
+/// Names the bits of a record's component mask.
+macro_rules! components {
+    ( $name:ident { $( $component:ident: $bit:literal ),* $(,)? } ) => {
+        /// Bits of the component mask.
+        #[allow(missing_docs)]
+        impl $name {
+            $( pub const $component: u64 = 1 << $bit; )*
+        }
+    };
+}
+
 pub mod attr;
 pub mod header;
 pub mod notice;
+pub mod pma;
 pub mod portinfo;
+pub mod sa;
 pub mod smp;
 
 /// Bytes of a MAD.

@@ -1,6 +1,6 @@
 //! Subnet management packets, LID routed (class 01) and directed route (class 81) (IBTA vol. 1, 14.2.1).
 
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::header::{MadHeader, Status};
 use crate::{U16, U64};
@@ -138,6 +138,8 @@ impl Smp {
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros;
+
     use super::super::header::{Method, MgmtClass};
     use super::*;
 
