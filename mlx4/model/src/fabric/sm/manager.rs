@@ -19,6 +19,9 @@ use super::tables::{Block, Tables};
 use crate::fabric::datagram::Datagram;
 use crate::fabric::sa::Administrator;
 
+/// Requests that are kept until their port is ACTIVE.
+const MAX_HELD: usize = 64;
+
 /// What an SMP of the manager is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
@@ -43,6 +46,8 @@ pub(crate) struct Manager {
     pub(super) ports: Vec<BringUp>,
     pub(super) administrator: Administrator,
     pub(super) act_count: u32,
+    /// Requests to the administrator from ports that are about to be ACTIVE, with the switch's port.
+    held: Vec<(u8, Datagram)>,
     pub(super) out: Vec<Datagram>,
 }
 
@@ -57,8 +62,9 @@ impl Manager {
             tables: Tables::default(),
             sweep: Sweep::default(),
             ports: Vec::new(),
-            administrator: Administrator::new(),
+            administrator: Administrator::new(config.subnet_timeout.min(0x1f)),
             act_count: 0,
+            held: Vec::new(),
             out: Vec::new(),
             config,
         }
@@ -69,8 +75,8 @@ impl Manager {
         self.now = now;
         if datagram.headers.vl15 {
             self.receive_smp(datagram);
-        } else if self.subnet.switch_info.is_some() {
-            self.administrator.receive(now, &self.subnet, datagram);
+        } else {
+            self.receive_request(datagram);
         }
         self.settle();
     }
@@ -83,14 +89,13 @@ impl Manager {
             self.take_in(purpose, None);
         }
         self.poll_sweep();
-        self.poll_ports();
         self.administrator.poll(now, &self.subnet);
         self.settle();
     }
 
     /// When [`poll`](Self::poll) has something to do next.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        [self.requests.deadline(), self.sweep.deadline(), self.ports_deadline(), self.administrator.deadline()]
+        [self.requests.deadline(), self.sweep.deadline(), self.administrator.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -118,6 +123,27 @@ impl Manager {
             Method::TRAP => self.take_trap(datagram, &smp),
             Method::GET | Method::SET => self.answer_sm_info(datagram, smp),
             _ => (),
+        }
+    }
+
+    /// A node asks as soon as it is ACTIVE, which may be before its answer to the SMP that made it so.
+    fn receive_request(&mut self, datagram: &Datagram) {
+        let slid = datagram.headers.slid;
+        if self.subnet.by_lid(slid).is_some() {
+            self.administrator.receive(self.now, &self.subnet, datagram);
+        } else if let Some(port) = self.coming_port(slid).filter(|_| self.held.len() < MAX_HELD) {
+            self.held.push((port, *datagram));
+        }
+    }
+
+    /// Hands on the requests of a port that came up, or drops those of one that didn't.
+    pub(super) fn release_held(&mut self, port: u8) {
+        for (from, datagram) in std::mem::take(&mut self.held) {
+            if from != port {
+                self.held.push((from, datagram));
+            } else if self.subnet.end(port).is_some() {
+                self.administrator.receive(self.now, &self.subnet, &datagram);
+            }
         }
     }
 

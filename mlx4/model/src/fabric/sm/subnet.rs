@@ -91,7 +91,8 @@ impl Subnet {
         if guid == 0 {
             return None;
         }
-        self.iter().find(|(_, end)| end.guids.contains(&guid))
+        let alias = || self.iter().find(|(_, end)| end.guids.contains(&guid));
+        self.iter().find(|(_, end)| end.guid() == guid).or_else(alias)
     }
 
     /// The end with a GID: this subnet's prefix or the default one, and a GUID.

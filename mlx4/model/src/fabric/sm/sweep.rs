@@ -63,10 +63,11 @@ pub(super) struct Sweep {
     phase: Phase,
     pending: u32,
     failed: bool,
-    /// All ports are to be looked at, whatever the switch says.
-    wanted: bool,
     started: Duration,
-    next: Duration,
+    /// When the next periodic sweep starts.
+    periodic: Duration,
+    /// When all ports are to be looked at, whatever the switch says.
+    requested: Option<Duration>,
     /// Port 0, until it is set up.
     own: Option<End>,
     switch_info: Option<SwitchInfo>,
@@ -77,20 +78,21 @@ pub(super) struct Sweep {
 impl Sweep {
     /// When the next sweep starts; while one runs its SMPs have deadlines of their own.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        (self.phase == Phase::Idle).then_some(self.next)
+        let requested = self.requested.map_or(self.periodic, |at| at.max(self.started + SWEEP_GAP));
+        (self.phase == Phase::Idle).then_some(requested.min(self.periodic))
     }
 }
 
 impl Manager {
-    /// Something changed: sweeps soon.
-    pub(super) fn request_sweep(&mut self) {
-        self.sweep.wanted = true;
-        self.sweep.next = self.sweep.next.min(self.sweep.started + SWEEP_GAP);
+    /// Something changed, or may have after a pause: looks at all ports then.
+    pub(super) fn request_sweep(&mut self, pause: Duration) {
+        let at = self.now + pause;
+        self.sweep.requested = Some(self.sweep.requested.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Starts a sweep if one is due.
     pub(super) fn poll_sweep(&mut self) {
-        if self.sweep.phase != Phase::Idle || self.now < self.sweep.next {
+        if self.sweep.deadline().is_none_or(|at| self.now < at) {
             return;
         }
         self.sweep.started = self.now;
@@ -99,7 +101,7 @@ impl Manager {
         if self.subnet.switch_info.is_none() {
             self.sweep.phase = Phase::Identify;
             self.ask_switch(Question::get(SmpAttribute::NODE_INFO, 0), SweepAsk::NodeInfo);
-        } else if std::mem::take(&mut self.sweep.wanted) {
+        } else if self.sweep.requested.take_if(|at| *at <= self.now).is_some() {
             self.survey();
         } else {
             self.sweep.phase = Phase::Look;
@@ -204,7 +206,7 @@ impl Manager {
         own.pkeys.retain(|pkey| pkey & !PKeyTable::FULL_MEMBER != 0);
         self.subnet.switch_info = self.sweep.switch_info;
         self.subnet.ends[0] = Some(own);
-        self.administrator.subnet_is_up(&self.subnet);
+        self.administrator.subnet_is_up(&self.subnet, &self.config.partitions());
         self.survey();
     }
 
@@ -264,8 +266,7 @@ impl Manager {
 
     fn end_sweep(&mut self) {
         self.sweep.phase = Phase::Idle;
-        let pause = if self.sweep.wanted { SWEEP_GAP } else { self.config.sweep_interval };
-        self.sweep.next = self.now + pause;
+        self.sweep.periodic = self.now + self.config.sweep_interval;
     }
 
     fn ask_switch(&mut self, question: Question, ask: SweepAsk) {

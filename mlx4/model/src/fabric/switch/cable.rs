@@ -96,7 +96,7 @@ impl Cable {
     }
 
     /// Tells the endpoint of changes. One thread at a time does so, without the lock, for all others.
-    fn notify(&self, mut control: MutexGuard<'_, Control>) {
+    fn notify<'a>(&'a self, mut control: MutexGuard<'a, Control>) {
         if control.notifying {
             return;
         }
