@@ -23,4 +23,14 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 #[macro_use]
 mod macros;
 
+pub mod cmd;
 pub mod mad;
+mod number;
+pub mod regs;
+pub use number::Number24;
+
+pub mod cqe;
+pub mod ctx;
+pub mod doorbell;
+pub mod eqe;
+pub mod wqe;

@@ -114,6 +114,8 @@ macro_rules! wire {
 
 #[cfg(test)]
 mod tests {
+    #![allow(unreachable_pub, reason = "the macros declare public items of a type that only the tests see")]
+
     use zerocopy::{FromZeros, IntoBytes};
 
     open_enum! {
@@ -157,6 +159,8 @@ mod tests {
     #[test]
     fn unknown_code_prints_its_number() {
         assert_eq!(std::format!("{:?} {:?}", Colour::BLUE, Colour(9)), "BLUE Colour(0x9)");
+        assert_eq!(Colour::from_bits(1), Colour::RED);
+        assert_eq!(Colour(9).into_bits(), 9);
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! Event, completion and shared receive queues: taking over, giving back, querying, changing.
+
+use std::sync::Arc;
+
+use mlx4_wire::U32;
+use mlx4_wire::cmd::Status;
+use mlx4_wire::cmd::misc::{MapEqModifier, ModifyCqOp};
+use mlx4_wire::ctx::cq::CqContext;
+use mlx4_wire::ctx::eq::EqContext;
+use mlx4_wire::ctx::srq::SrqContext;
+use zerocopy::IntoBytes;
+
+use super::{Command, Outcome, give_back, read_mailbox, write_mailbox};
+use crate::hca::Hca;
+use crate::hca::cq::Cq;
+use crate::hca::eq::Eq;
+use crate::hca::running::{Kind, Running};
+use crate::hca::srq::Srq;
+use crate::hca::table::Table;
+
+/// Puts a new object in its table.
+///
+/// # Errors
+/// BAD_RES_STATE if the number is in hardware ownership already.
+fn add<T>(table: &Table<T>, number: u32, object: T) -> Outcome {
+    if table.get(number).is_some() {
+        return Err(Status::BAD_RES_STATE);
+    }
+    table.insert(number, Arc::new(object));
+    Ok(0)
+}
+
+fn live<T>(table: &Table<T>, number: u32) -> Result<Arc<T>, Status> {
+    if number >= table.entries() {
+        return Err(Status::BAD_INDEX);
+    }
+    table.get(number).ok_or(Status::BAD_RES_STATE)
+}
+
+pub(super) fn sw2hw_eq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let burst = hca.command_burst(running);
+    let context: EqContext = read_mailbox(&burst, command.input)?;
+    running.store_context(&burst, Kind::Eq, command.modifier, context.as_bytes())?;
+    let eq = Eq::new(&burst, command.modifier, &context, hca.interrupts.clone())?;
+    add(&running.eqs, command.modifier, eq)
+}
+
+pub(super) fn hw2sw_eq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let eq = live(&running.eqs, command.modifier)?;
+    running.eqs.remove(command.modifier);
+    eq.stop();
+    give_back(&hca.command_burst(running), command, &eq.context())
+}
+
+pub(super) fn query_eq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let eq = live(&running.eqs, command.modifier)?;
+    write_mailbox(&hca.command_burst(running), command.output, &eq.context())
+}
+
+pub(super) fn map_eq(_hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let modifier = MapEqModifier::from_bits(U32::new(command.modifier));
+    if modifier.unmap() {
+        running.route_events(command.input, None);
+    } else {
+        live(&running.eqs, modifier.eqn())?;
+        running.route_events(command.input, Some(modifier.eqn()));
+    }
+    Ok(0)
+}
+
+pub(super) fn sw2hw_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let burst = hca.command_burst(running);
+    let context: CqContext = read_mailbox(&burst, command.input)?;
+    running.store_context(&burst, Kind::Cq, command.modifier, context.as_bytes())?;
+    // A CQ whose events nobody takes may name an EQ that isn't there.
+    let eq = running.eqs.get(context.completion_eq.eqn().into());
+    let cq = Cq::new(&burst, command.modifier, &context, eq, command.opmod & 1 != 0)?;
+    add(&running.cqs, command.modifier, cq)
+}
+
+pub(super) fn hw2sw_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let cq = live(&running.cqs, command.modifier)?;
+    running.cqs.remove(command.modifier);
+    cq.stop();
+    give_back(&hca.command_burst(running), command, &cq.context())
+}
+
+pub(super) fn query_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let cq = live(&running.cqs, command.modifier)?;
+    write_mailbox(&hca.command_burst(running), command.output, &cq.context())
+}
+
+pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let burst = hca.command_burst(running);
+    let cq = live(&running.cqs, command.modifier)?;
+    let request: CqContext = read_mailbox(&burst, command.input)?;
+    match ModifyCqOp(command.opmod) {
+        ModifyCqOp::RESIZE => cq.resize(&burst, &request)?,
+        ModifyCqOp::MODERATION => cq.set_moderation(&request),
+        _ => return Err(Status::BAD_OP),
+    }
+    Ok(0)
+}
+
+pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let burst = hca.command_burst(running);
+    let context: SrqContext = read_mailbox(&burst, command.input)?;
+    running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
+    let cq = running.cqs.get(context.cq.cqn());
+    add(&running.srqs, command.modifier, Srq::new(&burst, command.modifier, &context, cq)?)
+}
+
+pub(super) fn hw2sw_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let srq = live(&running.srqs, command.modifier)?;
+    running.srqs.remove(command.modifier);
+    srq.stop();
+    let burst = hca.command_burst(running);
+    give_back(&burst, command, &srq.context(&burst))
+}
+
+pub(super) fn query_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let srq = live(&running.srqs, command.modifier)?;
+    let burst = hca.command_burst(running);
+    write_mailbox(&burst, command.output, &srq.context(&burst))
+}
+
+pub(super) fn arm_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let srq = live(&running.srqs, command.modifier)?;
+    let limit = u16::try_from(command.input).map_err(|_| Status::BAD_PARAM)?;
+    let burst = hca.command_burst(running);
+    if let Some(event) = srq.arm(&burst, limit) {
+        running.raise(&burst, event);
+    }
+    Ok(0)
+}

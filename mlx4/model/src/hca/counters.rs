@@ -1,0 +1,65 @@
+//! What the HCA counts. A test that asks whether work really was done compares these with what was posted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter that any thread adds to.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to the counter.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ( $( $(#[$meta:meta])* $name:ident, )* ) => {
+        /// Counts since the HCA was made; resets don't clear them.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $( $(#[$meta])* pub $name: Counter, )*
+        }
+
+        impl Counters {
+            /// Every counter with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [ $( (stringify!($name), self.$name.get()), )* ].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Commands executed.
+    commands,
+    /// Commands that ended with a status other than OK.
+    failed_commands,
+    /// Doorbells that named no object, or came through a UAR page that the object doesn't use.
+    bad_doorbells,
+    /// Send work requests executed to their end, with or without success; flushed ones aside.
+    send_wqes,
+    /// Receive work requests used by a message.
+    receive_wqes,
+    /// Work requests flushed in state ERR.
+    flushed_wqes,
+    /// Payload bytes copied from a sender's memory to a receiver's.
+    payload_bytes,
+    /// Accesses refused by a local key.
+    rejected_lkeys,
+    /// Accesses refused by a remote key.
+    rejected_rkeys,
+    /// Receiver-not-ready NAKs sent.
+    rnr_naks,
+    /// Datagrams received into a buffer.
+    datagrams,
+    /// Datagrams dropped: no such queue pair, wrong key, no buffer.
+    dropped_datagrams,
+    /// Asynchronous and completion events that found no room.
+    cq_overruns,
+}

@@ -1,0 +1,209 @@
+//! The device's side: access to memory through one state of the table.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::{AtomicAccess, Bytes, VolatileMemory, VolatileSlice};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::space::Snapshot;
+use super::table::Mapping;
+use super::{Access, DmaFault, FaultCause};
+
+/// The bus-address space as it was at one time. While it lives, what it shows stays mapped, and
+/// [`DmaSpace::unmap`](super::DmaSpace::unmap) waits.
+#[derive(Clone)]
+pub struct DmaView {
+    snapshot: Arc<Snapshot>,
+}
+
+impl DmaView {
+    pub(super) fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self { snapshot }
+    }
+
+    /// Hands the memory of a range to `piece`, one call for each mapping that it touches, in order of
+    /// address. Pieces before a refused address have been handed out when the fault is returned.
+    pub fn for_each<'a>(
+        &'a self,
+        iova: u64,
+        len: u64,
+        access: Access,
+        mut piece: impl FnMut(VolatileSlice<'a>),
+    ) -> Result<(), DmaFault> {
+        let (mut at, mut left) = (iova, len);
+        while left > 0 {
+            let map = self.find(at, left, access)?;
+            // Both limits are lengths of ranges mapped into this process, or of what's asked for.
+            let here = usize::try_from(left.min((map.last - at).saturating_add(1))).unwrap_or(usize::MAX);
+            piece(map.slice(at, here).ok_or_else(|| self.fault(at, left, access, FaultCause::Unmapped))?);
+            left -= here as u64;
+            at = match at.checked_add(here as u64) {
+                Some(next) => next,
+                None if left == 0 => break,
+                None => return Err(self.fault(u64::MAX, left, access, FaultCause::Unmapped)),
+            };
+        }
+        Ok(())
+    }
+
+    /// The memory of a range that lies in one mapping. A range in several adjacent ones is a fault of cause
+    /// [`FaultCause::NotContiguous`], which isn't counted: go through it by [`DmaView::for_each`].
+    pub fn slice(&self, iova: u64, len: usize, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        if len == 0 {
+            return Ok(VolatileSlice::from(&mut [][..]));
+        }
+        let wanted = len as u64;
+        let map = self.find(iova, wanted, access)?;
+        if wanted - 1 > map.last - iova {
+            return Err(DmaFault { iova, len: wanted, access, cause: FaultCause::NotContiguous });
+        }
+        map.slice(iova, len).ok_or_else(|| self.fault(iova, wanted, access, FaultCause::Unmapped))
+    }
+
+    /// The first piece of a range: as much of it as lies in the mapping of its first byte.
+    pub fn prefix(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        if len == 0 {
+            return Ok(VolatileSlice::from(&mut [][..]));
+        }
+        let map = self.find(iova, len, access)?;
+        let here = usize::try_from(len.min((map.last - iova).saturating_add(1))).unwrap_or(usize::MAX);
+        map.slice(iova, here).ok_or_else(|| self.fault(iova, len, access, FaultCause::Unmapped))
+    }
+
+    /// Copies memory to `data`, whose beginning is overwritten even if a later part is refused.
+    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        let mut rest = &mut data[..];
+        self.for_each(iova, rest.len() as u64, Access::Read, |piece| {
+            let done = piece.copy_to(rest);
+            rest = std::mem::take(&mut rest).split_at_mut(done).1;
+        })
+    }
+
+    /// Copies `data` to memory, its beginning even if a later part is refused.
+    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        let mut rest = data;
+        self.for_each(iova, rest.len() as u64, Access::Write, |piece| {
+            piece.copy_from(rest);
+            rest = rest.split_at(piece.len()).1;
+        })
+    }
+
+    /// Copies a structure out of memory.
+    pub fn read_obj<T: FromBytes + IntoBytes>(&self, iova: u64) -> Result<T, DmaFault> {
+        let mut object = T::new_zeroed();
+        self.read(iova, object.as_mut_bytes())?;
+        Ok(object)
+    }
+
+    /// Copies a structure into memory.
+    pub fn write_obj<T: IntoBytes + Immutable + ?Sized>(
+        &self,
+        iova: u64,
+        object: &T,
+    ) -> Result<(), DmaFault> {
+        self.write(iova, object.as_bytes())
+    }
+
+    /// Loads one byte.
+    pub fn load_u8(&self, iova: u64, order: Ordering) -> Result<u8, DmaFault> {
+        self.load(iova, order)
+    }
+
+    /// Loads two bytes at once, in the order they have in memory. The address is aligned.
+    /// As with all loads, `order` is Relaxed, Acquire or SeqCst.
+    pub fn load_u16(&self, iova: u64, order: Ordering) -> Result<u16, DmaFault> {
+        self.load(iova, order)
+    }
+
+    /// Loads four bytes at once, in the order they have in memory. The address is aligned.
+    pub fn load_u32(&self, iova: u64, order: Ordering) -> Result<u32, DmaFault> {
+        self.load(iova, order)
+    }
+
+    /// Loads eight bytes at once, in the order they have in memory. The address is aligned.
+    pub fn load_u64(&self, iova: u64, order: Ordering) -> Result<u64, DmaFault> {
+        self.load(iova, order)
+    }
+
+    /// Stores one byte. As with all stores, `order` is Relaxed, Release or SeqCst.
+    pub fn store_u8(&self, iova: u64, value: u8, order: Ordering) -> Result<(), DmaFault> {
+        self.store(iova, value, order)
+    }
+
+    /// Stores two bytes at once, as they lie in `value`. The address is aligned.
+    pub fn store_u16(&self, iova: u64, value: u16, order: Ordering) -> Result<(), DmaFault> {
+        self.store(iova, value, order)
+    }
+
+    /// Stores four bytes at once, as they lie in `value`. The address is aligned.
+    pub fn store_u32(&self, iova: u64, value: u32, order: Ordering) -> Result<(), DmaFault> {
+        self.store(iova, value, order)
+    }
+
+    /// Stores eight bytes at once, as they lie in `value`. The address is aligned.
+    pub fn store_u64(&self, iova: u64, value: u64, order: Ordering) -> Result<(), DmaFault> {
+        self.store(iova, value, order)
+    }
+
+    /// Runs an atomic operation on eight bytes, which are in whatever byte order memory has them.
+    /// The address is aligned.
+    pub fn with_atomic_u64<R>(
+        &self,
+        iova: u64,
+        operation: impl FnOnce(&AtomicU64) -> R,
+    ) -> Result<R, DmaFault> {
+        let word = self.word(iova, size_of::<u64>(), Access::Write)?;
+        let atomic = word.get_atomic_ref(0);
+        atomic.map(operation).map_err(|_| self.misaligned(iova, size_of::<u64>(), Access::Write))
+    }
+
+    fn load<T: AtomicAccess>(&self, iova: u64, order: Ordering) -> Result<T, DmaFault> {
+        let word = self.word(iova, size_of::<T>(), Access::Read)?;
+        word.load(0, order).map_err(|_| self.misaligned(iova, size_of::<T>(), Access::Read))
+    }
+
+    fn store<T: AtomicAccess>(&self, iova: u64, value: T, order: Ordering) -> Result<(), DmaFault> {
+        let word = self.word(iova, size_of::<T>(), Access::Write)?;
+        word.store(value, 0, order).map_err(|_| self.misaligned(iova, size_of::<T>(), Access::Write))
+    }
+
+    /// Memory for one atomic access; mappings are whole pages, so an aligned word never lies in two.
+    fn word(&self, iova: u64, size: usize, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        if !iova.is_multiple_of(size as u64) {
+            return Err(self.misaligned(iova, size, access));
+        }
+        self.slice(iova, size, access)
+    }
+
+    fn find(&self, iova: u64, len: u64, access: Access) -> Result<&Mapping, DmaFault> {
+        let cause = match self.snapshot.table.find(iova) {
+            _ if !self.snapshot.enabled => FaultCause::Disabled,
+            None => FaultCause::Unmapped,
+            Some(map) if access == Access::Write && !map.writable => FaultCause::ReadOnly,
+            Some(map) => return Ok(map),
+        };
+        Err(self.fault(iova, len, access, cause))
+    }
+
+    fn misaligned(&self, iova: u64, size: usize, access: Access) -> DmaFault {
+        self.fault(iova, size as u64, access, FaultCause::Misaligned)
+    }
+
+    /// Counts a refused access.
+    #[cold]
+    fn fault(&self, iova: u64, len: u64, access: Access, cause: FaultCause) -> DmaFault {
+        self.snapshot.refused.fetch_add(1, Ordering::Relaxed);
+        let fault = DmaFault { iova, len, access, cause };
+        log::trace!("{fault}");
+        fault
+    }
+}
+
+impl fmt::Debug for DmaView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Snapshot { table, enabled, .. } = &*self.snapshot;
+        f.debug_struct("DmaView").field("mappings", &table.len()).field("enabled", enabled).finish()
+    }
+}
