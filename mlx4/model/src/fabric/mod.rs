@@ -14,6 +14,8 @@ mod plug;
 mod sa;
 pub mod sm;
 mod switch;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;

@@ -30,7 +30,8 @@ pub(super) fn rate_of(info: &PortInfo) -> Rate {
     if info.link_width_active == 0 {
         return Rate::G300;
     }
-    let extended = info.capability_mask.extended_speeds().then(|| info.extended_speed.link_speed_ext_active());
+    let extended =
+        info.capability_mask.extended_speeds().then(|| info.extended_speed.link_speed_ext_active());
     let rates = match (extended, info.link.link_speed_active()) {
         (Some(link_speed_ext::EDR), _) => [Rate::G25, Rate::G100, Rate::G200, Rate::G300],
         (Some(link_speed_ext::FDR), _) => [Rate::G14, Rate::G56, Rate::G112, Rate::G168],

@@ -12,7 +12,8 @@ use super::request::Request;
 use crate::fabric::sm::subnet::{Subnet, make_gid, split_gid};
 
 /// What every join and leave must name.
-const MEMBER: u64 = McMemberRecord::MASK_MGID | McMemberRecord::MASK_PORT_GID | McMemberRecord::MASK_JOIN_STATE;
+const MEMBER: u64 =
+    McMemberRecord::MASK_MGID | McMemberRecord::MASK_PORT_GID | McMemberRecord::MASK_JOIN_STATE;
 /// What the creator of a group must say besides.
 const CREATE: u64 = MEMBER
     | McMemberRecord::MASK_Q_KEY
@@ -234,12 +235,12 @@ fn is_acceptable(mgid: &[u8; 16]) -> bool {
 
 /// An MGID that no group has.
 fn new_mgid(subnet: &Subnet, groups: &Groups, scope: u8) -> Option<[u8; 16]> {
-    (1..=u64::from(u32::MAX)).map(|number| {
-        let mut mgid = make_gid(0, number);
-        mgid[..4].copy_from_slice(&[0xff, 0x10 | scope & 0xf, 0xa0, 0x1b]);
-        mgid[4..12].copy_from_slice(&subnet.gid_prefix.to_be_bytes());
-        mgid
-    })
-    .find(|mgid| groups.get(mgid).is_none())
+    (1..=u64::from(u32::MAX))
+        .map(|number| {
+            let mut mgid = make_gid(0, number);
+            mgid[..4].copy_from_slice(&[0xff, 0x10 | scope & 0xf, 0xa0, 0x1b]);
+            mgid[4..12].copy_from_slice(&subnet.gid_prefix.to_be_bytes());
+            mgid
+        })
+        .find(|mgid| groups.get(mgid).is_none())
 }
-

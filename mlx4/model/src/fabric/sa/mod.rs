@@ -19,9 +19,7 @@ mod rmpp;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mlx4_wire::mad::header::{
-    ClassCapability2, ClassPortInfo, MadHeader, Method, MgmtClass, Status,
-};
+use mlx4_wire::mad::header::{ClassCapability2, ClassPortInfo, MadHeader, Method, MgmtClass, Status};
 use mlx4_wire::mad::sa::{RmppType, SaAttribute, SaMad, capability, capability2};
 use zerocopy::FromZeros;
 
@@ -134,7 +132,9 @@ impl Administrator {
         }
         match request.attribute_id() {
             SaAttribute::CLASS_PORT_INFO if method == Method::GET => one(&class_port_info()),
-            SaAttribute::PATH_RECORD if is_query => path::query(request, subnet, &self.groups, self.life_time),
+            SaAttribute::PATH_RECORD if is_query => {
+                path::query(request, subnet, &self.groups, self.life_time)
+            }
             SaAttribute::MC_MEMBER_RECORD if is_query => membership::query(request, &self.groups),
             SaAttribute::MC_MEMBER_RECORD => {
                 let limits = Limits { life_time: self.life_time, capacity: capacity(subnet) };

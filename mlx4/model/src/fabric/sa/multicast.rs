@@ -202,7 +202,8 @@ impl Groups {
     /// The switch's ports that receive what is sent to a multicast LID.
     pub(super) fn ports_of(&self, mlid: u16, subnet: &Subnet) -> Vec<u8> {
         let receives = join_state::FULL_MEMBER | join_state::NON_MEMBER;
-        let members = self.by_mgid.values().filter(|group| group.mlid == mlid).flat_map(|group| &group.members);
+        let members =
+            self.by_mgid.values().filter(|group| group.mlid == mlid).flat_map(|group| &group.members);
         members
             .filter(|(_, state)| **state & receives != 0)
             .filter_map(|(guid, _)| subnet.by_guid(*guid))

@@ -81,7 +81,9 @@ impl Transfers {
     /// Takes in an ACK, STOP or ABORT of a receiver.
     pub(super) fn control(&mut self, now: Duration, datagram: &Datagram, out: &mut Vec<Datagram>) {
         let mad = SaMad::from_mad(&datagram.mad);
-        let Some(at) = self.0.iter().position(|transfer| transfer.is_acked_by(datagram, &mad)) else { return };
+        let Some(at) = self.0.iter().position(|transfer| transfer.is_acked_by(datagram, &mad)) else {
+            return;
+        };
         let rmpp = &mad.rmpp;
         if rmpp.rmpp_type != RmppType::ACK {
             self.0.swap_remove(at);

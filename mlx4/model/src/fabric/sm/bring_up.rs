@@ -120,7 +120,8 @@ impl Manager {
         }
         let bring_up = &mut self.ports[usize::from(port)];
         bring_up.pending = bring_up.pending.saturating_sub(1);
-        let accepted = answer.is_some_and(|smp| bring_up.accept(ask, smp, &mut self.subnet.switch_ports, port));
+        let accepted =
+            answer.is_some_and(|smp| bring_up.accept(ask, smp, &mut self.subnet.switch_ports, port));
         if !accepted {
             log::debug!("port {port}: {ask:?} failed: {:?}", answer.map(Smp::status));
             bring_up.failed = true;
@@ -139,7 +140,8 @@ impl Manager {
 
     /// The port on its way up that has been given this LID.
     pub(super) fn coming_port(&self, lid: u16) -> Option<u8> {
-        let has_lid = |bring_up: &BringUp| bring_up.end.as_ref().is_some_and(|end| end.lid == lid && lid != 0);
+        let has_lid =
+            |bring_up: &BringUp| bring_up.end.as_ref().is_some_and(|end| end.lid == lid && lid != 0);
         self.ports.iter().position(has_lid).and_then(|port| u8::try_from(port).ok())
     }
 

@@ -85,10 +85,8 @@ impl SmConfig {
             .with_lmc(0)
             .with_link_speed_enabled(0);
         info.lanes.set_master_sm_sl(0);
-        info.timeout = info
-            .timeout
-            .with_client_reregister(false)
-            .with_subnet_timeout(self.subnet_timeout.min(0x1f));
+        info.timeout =
+            info.timeout.with_client_reregister(false).with_subnet_timeout(self.subnet_timeout.min(0x1f));
         info.extended_speed.set_link_speed_ext_enabled(0);
         info
     }

@@ -44,7 +44,10 @@ impl Inbox {
         let mut queues = match timeout {
             None => self.filled.wait_while(queues, idle).unwrap_or_else(PoisonError::into_inner),
             Some(timeout) => {
-                self.filled.wait_timeout_while(queues, timeout, idle).unwrap_or_else(PoisonError::into_inner).0
+                self.filled
+                    .wait_timeout_while(queues, timeout, idle)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             }
         };
         if queues.closed {

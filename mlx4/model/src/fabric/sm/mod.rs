@@ -39,10 +39,7 @@ pub(super) struct SubnetManager {
 
 impl SubnetManager {
     /// Starts a manager. `connect` is given its endpoint and answers with the way to send from it.
-    pub(super) fn start<S>(
-        config: SmConfig,
-        connect: impl FnOnce(Arc<dyn Endpoint>) -> S,
-    ) -> io::Result<Self>
+    pub(super) fn start<S>(config: SmConfig, connect: impl FnOnce(Arc<dyn Endpoint>) -> S) -> io::Result<Self>
     where
         S: Fn(&Datagram) + Send + 'static,
     {

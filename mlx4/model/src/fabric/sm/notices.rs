@@ -28,7 +28,9 @@ impl Manager {
         match Trap(notice.trap_number.get()) {
             Trap::LINK_STATE_CHANGED => self.request_sweep(Duration::ZERO),
             Trap::LOCAL_CHANGES | Trap::SYSTEM_IMAGE_GUID_CHANGED => {
-                if let Some((port, _)) = self.subnet.by_lid(datagram.headers.slid).filter(|(port, _)| *port != 0) {
+                if let Some((port, _)) =
+                    self.subnet.by_lid(datagram.headers.slid).filter(|(port, _)| *port != 0)
+                {
                     self.refresh_port(port);
                 }
             }
@@ -50,7 +52,9 @@ impl Manager {
             guid: U64::new(self.subnet.end(0).map_or(0, super::subnet::End::guid)),
             sm_key: U64::new(0),
             act_count: U32::new(self.act_count),
-            priority_state: SmPriorityState::new().with_priority(self.config.priority & 0xf).with_state(state),
+            priority_state: SmPriorityState::new()
+                .with_priority(self.config.priority & 0xf)
+                .with_state(state),
         });
         smp.header.method = Method::GET_RESP;
         self.send_answer(datagram, smp);

@@ -123,7 +123,8 @@ impl Subnet {
 /// Prefix and GUID of a GID.
 pub(crate) fn split_gid(gid: &[u8; 16]) -> (u64, u64) {
     let whole = u128::from_be_bytes(*gid);
-    let [prefix, guid] = [whole >> 64, whole & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0));
+    let [prefix, guid] =
+        [whole >> 64, whole & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0));
     (prefix, guid)
 }
 

@@ -1,9 +1,9 @@
 //! The forwarding tables that the switch shall have, and which blocks of them it doesn't have yet.
 
+use mlx4_wire::U16;
 use mlx4_wire::mad::LID_MULTICAST_FIRST;
 use mlx4_wire::mad::attr::{LinearForwardingTable, MulticastForwardingTable};
 use mlx4_wire::mad::smp::SmpAttribute;
-use mlx4_wire::U16;
 use zerocopy::IntoBytes;
 
 use super::requests::Question;
@@ -206,7 +206,10 @@ mod tests {
         tables.set_unicast(65, Some(3));
         assert_eq!(tables.top(), 65);
         let dirty = tables.take_dirty();
-        assert_eq!(dirty.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [Block::Linear(0), Block::Linear(1)]);
+        assert_eq!(
+            dirty.iter().map(|(block, _)| *block).collect::<Vec<_>>(),
+            [Block::Linear(0), Block::Linear(1)]
+        );
         assert_eq!(dirty[1].1.data[..2], [LinearForwardingTable::DROP, 3]);
         assert!(!tables.routes(65) && tables.take_dirty().is_empty());
         tables.finish(Block::Linear(1), true);

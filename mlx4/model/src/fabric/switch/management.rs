@@ -8,8 +8,8 @@ use mlx4_wire::mad::smp::{Smp, SmpAttribute};
 use mlx4_wire::mad::{LID_PERMISSIVE, QP1_QKEY};
 use zerocopy::FromBytes;
 
-use super::smi::{self, Step};
 use super::Switch;
+use super::smi::{self, Step};
 use crate::fabric::datagram::Datagram;
 use crate::fabric::packet::Packet;
 use crate::node::counters::Counter;
@@ -31,9 +31,9 @@ impl Switch {
         }
         let here = self.unicast_port(datagram.headers.dlid) == Some(0);
         match smp.header.mgmt_class {
-            MgmtClass::SUBN_DIRECTED_ROUTE if here => self.step(ingress, smp, |smp| {
-                smi::route(smp, ingress, self.node.num_ports())
-            }),
+            MgmtClass::SUBN_DIRECTED_ROUTE if here => {
+                self.step(ingress, smp, |smp| smi::route(smp, ingress, self.node.num_ports()))
+            }
             MgmtClass::SUBN_LID_ROUTED if here => self.serve_smp(ingress, &datagram),
             MgmtClass::SUBN_DIRECTED_ROUTE | MgmtClass::SUBN_LID_ROUTED => self.send_by_lid(&datagram),
             _ => (),
