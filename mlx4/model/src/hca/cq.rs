@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx4_wire::cmd::Status;
-use mlx4_wire::cqe::{CQE_BYTES, CQE_FILL, CQE_OPCODE_RESIZE, Cqe};
+use mlx4_wire::cqe::{CQE_BYTES, CQE_FILL, Cqe, CqeOpcode};
 use mlx4_wire::ctx::cq::{CqContext, CqState, CqStatus};
 use mlx4_wire::doorbell::{CQ_RECORD_ARM, CqArmCommand, CqArmRecord, CqDoorbell};
 use mlx4_wire::eqe::{CqErrorEvent, CqErrorSyndrome, CqEvent, Eqe, EventType};
@@ -181,7 +181,7 @@ impl Cq {
         let memory = ring(burst, request, false)?;
         let mut state = self.lock();
         let mut marker = Cqe::new_zeroed();
-        marker.owner.set_opcode(CQE_OPCODE_RESIZE);
+        marker.owner.set_opcode(CqeOpcode::RESIZE);
         if state.failed || !self.has_room(burst, &mut state) || state.write(burst, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }

@@ -33,6 +33,7 @@ mod table;
 mod tpt;
 mod uar;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -110,6 +111,8 @@ pub struct Hca {
     engine: engine::Engine,
     half_doorbell: uar::HalfDoorbell,
     counters: Counters,
+    /// Transaction id of the next trap.
+    traps: AtomicU64,
 }
 
 impl Hca {
@@ -139,6 +142,7 @@ impl Hca {
             engine: engine::Engine::new(),
             half_doorbell: Mutex::default(),
             counters: Counters::default(),
+            traps: AtomicU64::new(1),
         });
         let plugs = (1..=hca.config.ports)
             .map(|number| fabric.plug(Arc::new(port::PortEndpoint::new(&hca, number))))

@@ -1,20 +1,23 @@
 //! The HCA's ports: cables, what subnet management changes, and the events that the driver hears of.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use mlx4_wire::eqe::{
     Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoChange, PortInfoEvent, PortManagementSubtype,
     SlToVlEvent, TableChangeEvent,
 };
+use mlx4_wire::mad::DEFAULT_PKEY;
 use mlx4_wire::mad::notice::Notice;
 use mlx4_wire::{U16, U32, U64};
 use zerocopy::FromZeros;
 
 use super::{Hca, engine};
 use crate::fabric::Endpoint;
-use crate::fabric::packet::Packet;
+use crate::fabric::packet::{Headers, Packet};
+use crate::mem::VolatileSlice;
 use crate::node::port::PortState;
-use crate::node::{BlockChange, LinkRequest, PortChanges};
+use crate::node::{BlockChange, LinkRequest, PortChanges, trap};
 
 /// A port as the fabric sees it. It doesn't keep the HCA alive.
 pub(super) struct PortEndpoint {
@@ -82,9 +85,16 @@ impl Hca {
         }
     }
 
-    /// Sends a trap from a port's QP0 to the subnet manager.
+    /// Has a trap sent to the subnet manager. As on the card, the driver does the sending: the trap arrives at
+    /// the port's QP0 from LID 0, and the driver forwards it. It isn't repeated.
     pub(super) fn send_trap(&self, number: u8, notice: &Notice) {
-        engine::send_trap(self, number, notice);
+        let id = self.traps.fetch_add(1, Ordering::Relaxed);
+        let smp = self.node.port(number).and_then(|port| trap::trap(port, notice, id));
+        let Some(smp) = smp else { return };
+        let mut mad = smp.to_mad();
+        let headers = Headers { vl15: true, pkey: DEFAULT_PKEY, ..Headers::default() };
+        let payload = [VolatileSlice::from(&mut mad[..])];
+        engine::receive_datagram(self, number, &Packet { headers, payload: &payload });
     }
 }
 
@@ -102,7 +112,7 @@ fn events(number: u8, port: &PortState, changes: &PortChanges) -> Vec<Eqe> {
     if changes.sl_to_vl {
         let mut data = SlToVlEvent::new_zeroed();
         data.port = number;
-        data.table = port.sl_to_vl_table();
+        data.table = port.sl_to_vl_pairs();
         events.push(management(PortManagementSubtype::SL_TO_VL, data));
     }
     if changes.left_active {

@@ -118,14 +118,10 @@ impl Srq {
         Ok(u16::from_be_bytes([high, low]))
     }
 
-    /// Arms the limit event (ARM_SRQ); 0 disarms it. The event is due at once if fewer work requests than
-    /// the limit are posted already.
-    pub(crate) fn arm(&self, burst: &Burst, limit: u16) -> Option<Eqe> {
-        let mut state = self.lock();
-        let left = self.posted(burst).map_or(0, |posted| posted.wrapping_sub(state.taken));
-        let due = limit != 0 && left < limit;
-        state.context.limit = U16::new(if due { 0 } else { limit });
-        due.then(|| event(EventType::SRQ_LIMIT, self.srqn))
+    /// Arms the limit event (ARM_SRQ): it is due when a work request is taken and fewer than the limit are
+    /// left. 0 disarms it.
+    pub(crate) fn arm(&self, limit: u16) {
+        self.lock().context.limit = U16::new(limit);
     }
 
     /// Gives the queue back to software: when this returns, no work request is taken any more.

@@ -351,6 +351,11 @@ impl PortState {
         vl & 0xf
     }
 
+    /// SLtoVLMappingTable as it stands in its attribute: the lower service level of a pair in the upper half.
+    pub fn sl_to_vl_pairs(&self) -> [u8; 8] {
+        self.sl_to_vl.load(Relaxed).to_be_bytes()
+    }
+
     /// Management key.
     pub fn m_key(&self) -> u64 {
         self.m_key.load(Relaxed)

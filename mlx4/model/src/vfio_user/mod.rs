@@ -16,13 +16,13 @@
 
 mod backend;
 mod irqs;
-mod socket;
+pub mod socket;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -37,7 +37,7 @@ use crate::device::PciFunction;
 use crate::mem::DmaSpace;
 use backend::Backend;
 pub use irqs::EventFdInterrupts;
-use socket::ServerSocket;
+use socket::{ServerSocket, SocketError};
 
 /// How long a server that is told to stop waits for its thread. Only a client that has sent the first half
 /// of a message and then nothing keeps it that long.
@@ -48,35 +48,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Why a server can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Longer than the address of a Unix socket.
-    #[error("socket path {path} has {len} bytes, a Unix socket's at most {}", socket::PATH_MAX)]
-    PathTooLong {
-        /// The path.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// Another process, or another server of this one, listens there.
-    #[error("socket {path} is in use by a running server")]
-    InUse {
-        /// The path.
-        path: PathBuf,
-    },
-    /// There is a file that no server left behind.
-    #[error("{path} exists and is not a socket")]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The socket can't be made.
-    #[error("can't listen on {path}")]
-    Listen {
-        /// The path.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    /// There is no socket at the path.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The server's thread can't be started.
     #[error("can't start the server's thread")]
     Thread(#[source] io::Error),

@@ -7,6 +7,7 @@ use mlx4_wire::cmd::mad_ifc::{MadIfc, MadIfcModifier, MadIfcOp};
 use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::cmd::port::{QueryPort, SetPortIb, SetPortOp};
 use mlx4_wire::mad::header::MadHeader;
+use mlx4_wire::mad::notice::LocalChanges;
 use mlx4_wire::mad::portinfo::{Mtu, PhysState, VlCap};
 use zerocopy::{FromBytes, FromZeros};
 
@@ -41,6 +42,9 @@ pub(super) fn query_port(hca: &Hca, command: &Command) -> Outcome {
     query.width.set_ib_port_width(info.link_width_supported & 0xf);
     query.tables.set_log2_max_gids(caps::LOG2_PORT_TABLE);
     query.tables.set_log2_max_pkeys(caps::LOG2_PORT_TABLE);
+    // A port that can't be Ethernet has these tables too; Linux complains of smaller ones.
+    query.eth_tables.set_log2_max_macs(caps::LOG2_PORT_TABLE);
+    query.eth_tables.set_log2_max_vlans(caps::LOG2_PORT_TABLE);
     query.vls.set_max_vl_ib(caps::MAX_VLS);
     write_mailbox(&hca.enter_bare(), command.output, &query)
 }
@@ -75,7 +79,7 @@ pub(super) fn set_port(hca: &Hca, running: &Running, command: &Command) -> Outco
         port.q_key_violations.clear();
     }
     if port.set_capability_mask(request.cap_mask.get()) {
-        announce(hca, number);
+        announce(hca, number, LocalChanges::new());
     }
     Ok(0)
 }
@@ -91,10 +95,10 @@ fn vl_cap(lanes: u8) -> Result<VlCap, Status> {
     }
 }
 
-/// Sends the subnet manager the notice of a changed capability mask or node description.
-fn announce(hca: &Hca, number: u8) {
-    if let Some(notice) = hca.node.local_changes(number) {
-        hca.send_trap(number, &notice);
+/// Tells the subnet manager of a changed capability mask (no flag) or node description.
+fn announce(hca: &Hca, number: u8, changes: LocalChanges) {
+    if let Some(port) = hca.node.port(number) {
+        hca.send_trap(number, &hca.node.local_changes(port, changes));
     }
 }
 
@@ -122,7 +126,7 @@ pub(super) fn set_node(hca: &Hca, running: &Running, command: &Command) -> Outco
     let request: SetNode = read_mailbox(&hca.command_burst(running), command.input)?;
     if hca.node.set_description(&request.node_desc) {
         for number in 1..=hca.config.ports {
-            announce(hca, number);
+            announce(hca, number, LocalChanges::new().with_node_description(true));
         }
     }
     Ok(0)
