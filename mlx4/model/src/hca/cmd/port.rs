@@ -21,7 +21,7 @@ use crate::node::port::PortState;
 /// Base version of management datagrams.
 const MAD_BASE_VERSION: u8 = 1;
 
-fn port<'h>(hca: &'h Hca, number: u32) -> Result<(u8, &'h PortState), Status> {
+fn port(hca: &Hca, number: u32) -> Result<(u8, &PortState), Status> {
     let number = u8::try_from(number).map_err(|_| Status::BAD_PARAM)?;
     hca.node.port(number).map(|port| (number, port)).ok_or(Status::BAD_PARAM)
 }
