@@ -1,1 +1,29 @@
-//! The rig.
+//! The rig: virtual machines with a stock kernel and stock RDMA programs, and the processes they are
+//! plugged into, for tests and for people.
+//!
+//! [`Rig::prepare`] brings everything that a VM needs into `target/rig` (QEMU, a kernel and a guest's
+//! programs, from Debian's archive, with signatures checked) and builds an initial file system from it.
+//! [`Rig::boot`] starts a [`Vm`]; [`Model::start`] starts the software HCA that VMs are plugged into.
+//! Everything has a time limit, and everything that was started ends when its handle is dropped, or
+//! when the process that holds the handle dies.
+//!
+//! Needs apt, dpkg and Debian's archive keyring on the host; needs neither root nor a chroot.
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+mod cargo;
+pub mod dmesg;
+pub mod fetch;
+pub mod image;
+pub mod model;
+mod paths;
+pub mod process;
+mod rig;
+pub mod stock;
+pub mod vm;
+
+pub use cargo::program;
+pub use model::Model;
+pub use rig::Rig;
+pub use vm::{Output, Process, Vm, VmConfig};

@@ -1,2 +1,78 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask --help`.
+
+#![forbid(unsafe_code)]
+
+mod console;
+mod edges;
+mod licences;
+mod test;
+mod unsafe_code;
+mod vm;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check the edges, prepare the rig, and run the workspace's tests
+    Test(test::Args),
+    /// Start a rig of VMs, for a shell in one or to run commands
+    Vm(vm::Args),
+    /// Attach the terminal to a VM's console
+    Console {
+        /// The console's socket, as `vm` printed it
+        socket: PathBuf,
+    },
+    /// Hold the dependencies between the workspace's crates to the table
+    Edges,
+    /// Hold the licences of everything that is linked in to a list
+    Licences,
+    /// Hold the files that may contain unsafe code to a list
+    Unsafe,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
+        Task::Console { socket } => console::attach(&socket),
+        Task::Edges => edges::run(),
+        Task::Licences => licences::run(),
+        Task::Unsafe => unsafe_code::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+/// Runs cargo in the workspace.
+fn cargo(args: &[&str], envs: &[(&str, &Path)]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(args).envs(envs.iter().copied()).current_dir(root());
+    let status = command.status().context("start cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed ({status})", args.join(" "));
+    }
+    Ok(())
+}

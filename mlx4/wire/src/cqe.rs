@@ -26,14 +26,31 @@ pub const CQE_OWNER: u64 = 0x1f;
 /// opcode that is none.
 pub const CQE_FILL: u8 = 0xcc;
 
-/// Opcode (5 bits) of a CQE with an error.
-pub const CQE_OPCODE_ERROR: u8 = 0x1e;
+open_enum! {
+    /// Opcode of a CQE of either kind (5 bits). Without an error it is the WQE's [`Opcode`] in a send CQE and
+    /// a [`ReceiveOpcode`] in a receive CQE.
+    pub enum CqeOpcode: u8 {
+        /// The mark that ends a ring that was resized.
+        RESIZE = 0x16,
+        /// The entry is an [`ErrorCqe`].
+        ERROR = 0x1e,
+    }
+}
 
-/// Opcode (5 bits) of the mark that ends a ring that was resized.
-pub const CQE_OPCODE_RESIZE: u8 = 0x16;
+impl From<Opcode> for CqeOpcode {
+    fn from(opcode: Opcode) -> Self {
+        Self(opcode.0)
+    }
+}
+
+impl From<ReceiveOpcode> for CqeOpcode {
+    fn from(opcode: ReceiveOpcode) -> Self {
+        Self(opcode.0)
+    }
+}
 
 open_enum! {
-    /// Opcode of a receive CQE (5 bits). The opcode of a send CQE is the WQE's [`Opcode`].
+    /// Opcode of a receive CQE (5 bits).
     pub enum ReceiveOpcode: u8 {
         /// RDMA write with immediate.
         RDMA_WRITE_IMM = 0,
@@ -136,36 +153,39 @@ bits! {
         pub is_send: bool,
         /// The data is in the receive WQE.
         pub inline_scatter: bool,
-        /// Opcode: [`Opcode`] or [`ReceiveOpcode`], [`CQE_OPCODE_ERROR`] or [`CQE_OPCODE_RESIZE`].
+        /// Opcode.
         #[bits(5)]
-        pub opcode: u8,
+        pub opcode: CqeOpcode,
     }
 }
+
+/// The bits of an opcode.
+const OPCODE_MASK: u8 = 0x1f;
 
 impl CqeOwner {
     /// The last byte of a send CQE, with owner bit 0; only the low 5 bits of the opcode are used.
     pub const fn send(opcode: Opcode) -> Self {
-        Self::new().with_is_send(true).with_opcode(opcode.0 & 0x1f)
+        Self::new().with_is_send(true).with_opcode(CqeOpcode(opcode.0 & OPCODE_MASK))
     }
 
     /// The last byte of a receive CQE, with owner bit 0; only the low 5 bits of the opcode are used.
     pub const fn receive(opcode: ReceiveOpcode) -> Self {
-        Self::new().with_opcode(opcode.0 & 0x1f)
+        Self::new().with_opcode(CqeOpcode(opcode.0 & OPCODE_MASK))
     }
 
     /// The last byte of a CQE with an error, with owner bit 0.
     pub const fn error(is_send: bool) -> Self {
-        Self::new().with_is_send(is_send).with_opcode(CQE_OPCODE_ERROR)
+        Self::new().with_is_send(is_send).with_opcode(CqeOpcode::ERROR)
     }
 
     /// Whether the CQE is an [`ErrorCqe`].
     pub const fn is_error(self) -> bool {
-        self.opcode() == CQE_OPCODE_ERROR
+        self.opcode().0 == CqeOpcode::ERROR.0
     }
 
     /// Whether the CQE is the mark that ends a ring that was resized.
     pub const fn is_resize(self) -> bool {
-        self.opcode() == CQE_OPCODE_RESIZE
+        self.opcode().0 == CqeOpcode::RESIZE.0
     }
 }
 
@@ -200,6 +220,23 @@ wire! {
         __0: [u8; 3],
         /// Owner and opcode.
         pub owner: CqeOwner,
+    }
+}
+
+impl Cqe {
+    /// The opcode: whether the entry is an error or a mark, or else what has completed.
+    pub const fn opcode(&self) -> CqeOpcode {
+        self.owner.opcode()
+    }
+
+    /// Sets the opcode, of which the low 5 bits are used.
+    pub const fn set_opcode(&mut self, opcode: CqeOpcode) {
+        self.owner = self.owner.with_opcode(CqeOpcode(opcode.0 & OPCODE_MASK));
+    }
+
+    /// Sets the owner bit.
+    pub const fn set_owner(&mut self, owner: bool) {
+        self.owner = self.owner.with_owner(owner);
     }
 }
 
@@ -276,7 +313,7 @@ wire! {
         vendor_error: u8,
         syndrome: u8,
         __1: [u8; 3],
-        /// Owner and opcode, which is [`CQE_OPCODE_ERROR`].
+        /// Owner and opcode, which is [`CqeOpcode::ERROR`].
         pub owner: CqeOwner,
     }
 }
@@ -373,6 +410,17 @@ mod tests {
     fn send_opcode_is_that_of_the_wqe() {
         assert_eq!(CqeOwner::send(Opcode::RDMA_READ).into_bits(), 0x50);
         assert_eq!(CqeOwner::send(Opcode(0xff)).into_bits(), 0x5f);
+        assert_eq!(CqeOwner::send(Opcode::LSO).opcode(), Opcode::LSO.into());
+    }
+
+    #[test]
+    fn opcode_and_owner_are_set_apart_from_the_rest_of_the_byte() {
+        let mut cqe = Cqe::new_zeroed();
+        cqe.owner = CqeOwner::send(Opcode::SEND);
+        cqe.set_opcode(CqeOpcode(0xf6));
+        cqe.set_owner(true);
+        assert_eq!(cqe.as_bytes()[0x1f], 0xd6);
+        assert_eq!(cqe.opcode(), CqeOpcode::RESIZE);
     }
 
     #[test]
@@ -418,6 +466,6 @@ mod tests {
     fn filled_entry_is_not_the_drivers_and_no_mark() {
         let fill = CqeOwner::from_bits(CQE_FILL);
         assert!(fill.owner() && !fill.is_error() && !fill.is_resize());
-        assert!(CqeOwner::new().with_opcode(0x16).is_resize());
+        assert!(CqeOwner::new().with_opcode(CqeOpcode::RESIZE).is_resize());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx4_wire::cmd::Status;
-use mlx4_wire::cqe::{CQE_BYTES, Cqe, CqeOpcode};
+use mlx4_wire::cqe::{CQE_BYTES, CQE_FILL, Cqe, CqeOpcode};
 use mlx4_wire::ctx::cq::{CqContext, CqState, CqStatus};
 use mlx4_wire::doorbell::{CQ_RECORD_ARM, CqArmCommand, CqArmRecord, CqDoorbell};
 use mlx4_wire::eqe::{CqErrorEvent, CqErrorSyndrome, CqEvent, Eqe, EventType};
@@ -167,9 +167,7 @@ impl Cq {
         state.armed = Armed::No;
         state.context.last_notified_index = Number24::wrapping(state.producer);
         if let Some(eq) = &self.eq {
-            let mut data = CqEvent::new_zeroed();
-            data.cqn = Number24::wrapping(self.cqn);
-            eq.push(burst, Eqe::new(EventType::COMPLETION, 0, data));
+            eq.push(burst, Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn)));
         }
     }
 
@@ -183,7 +181,7 @@ impl Cq {
         let memory = ring(burst, request, false)?;
         let mut state = self.lock();
         let mut marker = Cqe::new_zeroed();
-        marker.set_opcode(CqeOpcode::RESIZE);
+        marker.owner.set_opcode(CqeOpcode::RESIZE);
         if state.failed || !self.has_room(burst, &mut state) || state.write(burst, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }
@@ -230,7 +228,7 @@ impl State {
     fn write(&mut self, burst: &Burst, cqe: &Cqe) -> Result<(), super::ring::RingFault> {
         let entries = 1u32 << self.log2_entries;
         let mut cqe = *cqe;
-        cqe.set_owner(self.producer & entries != 0);
+        cqe.owner.set_owner(self.producer & entries != 0);
         let mut bytes = [0; CQE_BYTES as usize];
         bytes.copy_from_slice(cqe.as_bytes());
         let slot = u64::from(self.producer & (entries - 1)) * u64::from(CQE_BYTES);
@@ -249,7 +247,7 @@ fn ring(burst: &Burst, context: &CqContext, initialised: bool) -> Result<RingMem
     let bytes = u64::from(CQE_BYTES) << log2_entries;
     let memory = RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, bytes);
     if !initialised {
-        memory.fill(burst, 0xcc);
+        memory.fill(burst, CQE_FILL);
     }
     Ok(memory)
 }
@@ -262,10 +260,7 @@ fn fail(state: &mut State, status: CqStatus, syndrome: CqErrorSyndrome) -> CqFai
 
 /// The event of a CQ that has failed.
 pub(crate) fn error_event(cqn: u32, syndrome: CqErrorSyndrome) -> Eqe {
-    let mut data = CqErrorEvent::new_zeroed();
-    data.cqn = Number24::wrapping(cqn);
-    data.syndrome = syndrome;
-    Eqe::new(EventType::CQ_ERROR, 0, data)
+    Eqe::new(EventType::CQ_ERROR, 0, CqErrorEvent::new(cqn, syndrome))
 }
 
 impl std::fmt::Debug for Cq {

@@ -33,7 +33,11 @@ impl Hca {
 }
 
 fn dump_objects(out: &mut String, running: &Arc<Running>) {
-    list(out, "eqs", running.eqs.iter().map(|eq| format!("{{\"eqn\":{},\"dropped\":{}}}", eq.eqn, eq.dropped())));
+    list(
+        out,
+        "eqs",
+        running.eqs.iter().map(|eq| format!("{{\"eqn\":{},\"dropped\":{}}}", eq.eqn, eq.dropped())),
+    );
     list(out, "cqs", running.cqs.iter().map(|cq| cq.cqn.to_string()));
     list(out, "srqs", running.srqs.iter().map(|srq| srq.srqn.to_string()));
     list(

@@ -5,11 +5,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mlx4_wire::Number24;
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::eq::{EqContext, EqState, EqStatus};
 use mlx4_wire::doorbell::EqDoorbell;
 use mlx4_wire::eqe::{EQE_BYTES, Eqe};
-use mlx4_wire::Number24;
 use zerocopy::IntoBytes;
 
 use super::burst::Burst;
@@ -61,7 +61,10 @@ impl Eq {
     ) -> Result<Self, Status> {
         let log2_entries = context.size.log2_entries();
         let log2_page = context.pages.log2_page();
-        if log2_entries > super::caps::LOG2_MAX_EQ_ENTRIES || log2_page > 31 || context.page_offset.bytes() != 0 {
+        if log2_entries > super::caps::LOG2_MAX_EQ_ENTRIES
+            || log2_page > 31
+            || context.page_offset.bytes() != 0
+        {
             return Err(Status::BAD_PARAM);
         }
         let bytes = u64::from(EQE_BYTES) << log2_entries;
@@ -98,7 +101,7 @@ impl Eq {
         let used = state.producer.wrapping_sub(state.consumer) & INDEX_MASK;
         if !state.live || (used >= entries && !self.overrun_ignore) {
             state.dropped += 1;
-            log::debug!("EQ {:#x} drops {:?}: {used} of {entries} in use", self.eqn, event.event_type);
+            log::debug!("EQ {:#x} drops {:?}: {used} of {entries} in use", self.eqn, event.event_type());
             return;
         }
         event.owner.set_owner(state.producer & entries != 0);

@@ -2,7 +2,9 @@
 //! WRITE_MCG; the device walks it for each multicast packet.
 
 use mlx4_wire::cmd::Status;
-use mlx4_wire::ctx::mcg::{MCG_HEADER_BYTES, MCG_MEMBER_BYTES, McgHeader, McgMember, McgProtocol, mcg_capacity};
+use mlx4_wire::ctx::mcg::{
+    MCG_HEADER_BYTES, MCG_MEMBER_BYTES, McgHeader, McgMember, McgProtocol, mcg_capacity,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::{Burst, IcmFault};
@@ -14,9 +16,8 @@ const MAX_CHAIN: usize = 1 << 10;
 
 /// The value of MGID_HASH: a hash of the GID, below the number of hash heads.
 pub(crate) fn hash(gid: &[u8; 16], log2_heads: u8) -> u16 {
-    let folded = gid.chunks_exact(2).fold(0u16, |h, pair| {
-        h.rotate_left(3) ^ u16::from_be_bytes([pair[0], pair[1]])
-    });
+    let folded =
+        gid.chunks_exact(2).fold(0u16, |h, pair| h.rotate_left(3) ^ u16::from_be_bytes([pair[0], pair[1]]));
     let mask = (1u32 << log2_heads.min(16)) - 1;
     u16::try_from(u32::from(folded) & mask).unwrap_or(0)
 }

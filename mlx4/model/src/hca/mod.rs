@@ -33,7 +33,8 @@ mod table;
 mod tpt;
 mod uar;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use mlx4_wire::regs::{BAR0_BYTES, BAR2_BYTES};
@@ -41,11 +42,13 @@ use mlx4_wire::regs::{BAR0_BYTES, BAR2_BYTES};
 use crate::device::{Interrupts, PciFunction};
 use crate::fabric::{Fabric, FabricError, Plug};
 use crate::mem::DmaSpace;
-use crate::node::NodeState;
-use crate::pci::ConfigSpace;
+use crate::node::{NodeConfig, NodeError, NodeState};
+use crate::pci::{ConfigError, ConfigParams, ConfigSpace, MsixTable};
+use crate::trace::Trace;
 use burst::{Burst, IcmTables};
 use cmd::Firmware;
 pub use counters::Counters;
+pub use engine::{EngineThread, Progress};
 use icm::Icm;
 use regs::{Effect, Registers};
 use running::Running;
@@ -57,15 +60,49 @@ pub struct HcaConfig {
     pub node_guid: u64,
     /// Number of InfiniBand ports, 1 or 2.
     pub ports: u8,
+    /// Where to write a trace of the driver's commands.
+    pub trace: Option<Arc<Trace>>,
+}
+
+/// Why a card can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum HcaError {
+    /// The card's configuration space can't be laid out.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Subnet management can't describe the node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The fabric has no place for it.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+}
+
+/// What the function shows on the bus besides its registers.
+struct Pci {
+    config: ConfigSpace,
+    msix: MsixTable,
+}
+
+impl Pci {
+    fn new(config: &HcaConfig) -> Result<Self, ConfigError> {
+        let params = ConfigParams::new(config.node_guid, config.ports);
+        Ok(Self { config: ConfigSpace::new(&params)?, msix: MsixTable::new(params.msix_vectors) })
+    }
+
+    /// As after a reset.
+    fn wipe(&mut self) {
+        self.config.wipe();
+        self.msix.wipe();
+    }
 }
 
 /// A ConnectX-3.
 pub struct Hca {
-    me: Weak<Self>,
     config: HcaConfig,
     dma: Arc<DmaSpace>,
     interrupts: Arc<dyn Interrupts>,
-    pci: Mutex<ConfigSpace>,
+    pci: Mutex<Pci>,
     regs: Registers,
     icm: Icm,
     firmware: Mutex<Firmware>,
@@ -75,6 +112,8 @@ pub struct Hca {
     engine: engine::Engine,
     half_doorbell: uar::HalfDoorbell,
     counters: Counters,
+    /// Transaction id of the next trap.
+    traps: AtomicU64,
 }
 
 impl Hca {
@@ -82,17 +121,17 @@ impl Hca {
     /// [`Hca::start_engine`] gives it a thread of its own.
     ///
     /// # Errors
-    /// The fabric has no free switch port.
+    /// A number of ports other than 1 or 2, a node GUID of 0, or no free switch port.
     pub fn new(
         config: HcaConfig,
         dma: Arc<DmaSpace>,
         interrupts: Arc<dyn Interrupts>,
         fabric: &Arc<Fabric>,
-    ) -> Result<Arc<Self>, FabricError> {
-        let hca = Arc::new_cyclic(|me| Self {
-            me: me.clone(),
-            node: port::node_state(&config),
-            pci: Mutex::new(port::config_space(&config)),
+    ) -> Result<Arc<Self>, HcaError> {
+        let description = format!("ConnectX-3 {:016x}", config.node_guid);
+        let hca = Arc::new(Self {
+            node: NodeState::new(&NodeConfig::connectx3(config.node_guid, config.ports, &description))?,
+            pci: Mutex::new(Pci::new(&config)?),
             config,
             dma,
             interrupts,
@@ -104,10 +143,11 @@ impl Hca {
             engine: engine::Engine::new(),
             half_doorbell: Mutex::default(),
             counters: Counters::default(),
+            traps: AtomicU64::new(1),
         });
         let plugs = (1..=hca.config.ports)
             .map(|number| fabric.plug(Arc::new(port::PortEndpoint::new(&hca, number))))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, FabricError>>()?;
         let _first = hca.plugs.set(plugs);
         Ok(hca)
     }
@@ -142,7 +182,7 @@ impl Hca {
         self.firmware.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pci(&self) -> MutexGuard<'_, ConfigSpace> {
+    fn pci(&self) -> MutexGuard<'_, Pci> {
         self.pci.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,7 +198,7 @@ impl Hca {
         self.stop_running();
         self.icm.clear();
         self.dma.quiesce();
-        port::reset(&self.node);
+        self.node.reset();
         self.regs.reset();
         *firmware = Firmware::default();
     }
@@ -179,23 +219,42 @@ impl Hca {
         self.dma.quiesce();
     }
 
+    /// Notes a rare event in the log and the trace.
+    fn note(&self, what: &str) {
+        log::info!("HCA {:#018x}: {what}", self.config.node_guid);
+        if let Some(trace) = &self.config.trace {
+            trace.record(self.config.node_guid, what, &[]);
+        }
+    }
+
+    fn wipe_pci(&self) {
+        self.pci().wipe();
+        self.dma.set_enabled(false);
+    }
+
     fn bar0_write(&self, offset: u64, word: [u8; 4]) {
+        if MsixTable::covers(offset) {
+            self.pci().msix.write(offset, &word);
+            return;
+        }
         match self.regs.write(offset, word) {
             Effect::None => {}
             Effect::Command(hcr) => cmd::run(self, &hcr),
             Effect::Reset => {
-                log::info!("software reset of HCA {:#018x}", self.config.node_guid);
+                self.note("software reset");
                 self.reset_core();
-                let mut pci = self.pci();
-                pci.wipe();
-                self.dma.set_enabled(pci.bus_master());
+                self.wipe_pci();
             }
-            Effect::Msix => self.pci().msix_write(offset, word),
         }
     }
 
     fn bar0_read(&self, offset: u64) -> [u8; 4] {
-        self.pci().msix_read(offset).unwrap_or_else(|| self.regs.read(offset))
+        if MsixTable::covers(offset) {
+            let mut word = [0; 4];
+            self.pci().msix.read(offset, &mut word);
+            return word;
+        }
+        self.regs.read(offset)
     }
 }
 
@@ -207,18 +266,17 @@ fn words(offset: u64, len: usize, size: u64) -> Option<impl Iterator<Item = (u64
 
 impl PciFunction for Hca {
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        self.pci().read(offset, data);
+        self.pci().config.read(offset, data);
     }
 
     fn config_write(&self, offset: u64, data: &[u8]) {
-        let (flr, bus_master) = {
+        let (effects, bus_master) = {
             let mut pci = self.pci();
-            let effect = pci.write(offset, data);
-            (effect.flr, pci.bus_master())
+            (pci.config.write(offset, data), pci.config.bus_master())
         };
-        if flr {
+        if effects.flr_requested {
             self.reset();
-        } else {
+        } else if effects.bus_master_changed {
             self.dma.set_enabled(bus_master);
         }
     }
@@ -256,11 +314,9 @@ impl PciFunction for Hca {
     }
 
     fn reset(&self) {
-        log::info!("function reset of HCA {:#018x}", self.config.node_guid);
+        self.note("function reset");
         self.reset_core();
-        let mut pci = self.pci();
-        pci.reset();
-        self.dma.set_enabled(pci.bus_master());
+        self.wipe_pci();
     }
 }
 

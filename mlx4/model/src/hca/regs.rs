@@ -7,10 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mlx4_wire::cmd::Status;
-use mlx4_wire::regs::{
-    HCR_BYTES, HCR_OFFSET, Hcr, HcrControl, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, OWNER_OFFSET, RESET_BIT,
-    RESET_OFFSET, SEMAPHORE_OFFSET,
-};
+use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET, Hcr, OWNER_OFFSET, RESET_BIT, RESET_OFFSET, SEMAPHORE_OFFSET};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Where this firmware has its interrupt-clear register: two words.
@@ -27,7 +24,6 @@ pub(crate) const CLOCK_OFFSET: u64 = 0xf_1000;
 pub(crate) const CLOCK_MHZ: u16 = 427;
 
 const CONTROL_OFFSET: u64 = HCR_OFFSET + HCR_BYTES - 4;
-const MSIX_END: u64 = MSIX_PBA_OFFSET + 0x1000;
 
 /// What a store to BAR0 asks the device to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +34,6 @@ pub(crate) enum Effect {
     Command(Hcr),
     /// The software reset.
     Reset,
-    /// A store to the MSI-X table or its pending bits.
-    Msix,
 }
 
 /// The registers of BAR0.
@@ -100,7 +94,6 @@ impl Registers {
             OWNER_OFFSET => state.owned = u32::from_be_bytes(word) != 0,
             SEMAPHORE_OFFSET => state.semaphore = u32::from_be_bytes(word) != 0,
             RESET_OFFSET if u32::from_be_bytes(word) & RESET_BIT != 0 => return Effect::Reset,
-            MSIX_TABLE_OFFSET..MSIX_END => return Effect::Msix,
             _ => {
                 if let Some(i) = word_of(offset, HCR_OFFSET, state.hcr.len()) {
                     return post(&mut state, i, word);
@@ -161,7 +154,6 @@ fn word_of(offset: u64, base: u64, words: usize) -> Option<usize> {
     (index < words).then_some(index)
 }
 
-
 impl std::fmt::Debug for Registers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Registers({:?})", *self.lock())
@@ -171,6 +163,7 @@ impl std::fmt::Debug for Registers {
 #[cfg(test)]
 mod tests {
     use mlx4_wire::cmd::Opcode;
+    use mlx4_wire::regs::HcrControl;
 
     use super::*;
 

@@ -176,11 +176,11 @@ impl Running {
     /// Raises an asynchronous event on the EQ that its type is routed to; without one it is lost, as on the
     /// card.
     pub(crate) fn raise(&self, burst: &Burst, event: Eqe) {
-        let Some(route) = self.routes.get(usize::from(event.event_type.0)) else { return };
+        let Some(route) = self.routes.get(usize::from(event.event_type().0)) else { return };
         let eqn = route.load(Ordering::Acquire);
         match (eqn != NO_EQ).then(|| self.eqs.get(eqn)).flatten() {
             Some(eq) => eq.push(burst, event),
-            None => log::debug!("{:?} event has no EQ", event.event_type),
+            None => log::debug!("{:?} event has no EQ", event.event_type()),
         }
     }
 
@@ -264,10 +264,7 @@ fn context_tables(p: &HcaParams, logs: &Logs) -> [Vec<ContextTable>; 4] {
             table("RDMARC", p.rdmarc.base(), logs.qps, responder),
             cmpt("cMPT of QPs", logs.qps, 0),
         ],
-        vec![
-            table("SRQC", p.srqc.base(), logs.srqs, caps::SRQC_BYTES),
-            cmpt("cMPT of SRQs", logs.srqs, 1),
-        ],
+        vec![table("SRQC", p.srqc.base(), logs.srqs, caps::SRQC_BYTES), cmpt("cMPT of SRQs", logs.srqs, 1)],
         vec![table("CQC", p.cqc.base(), logs.cqs, caps::CQC_BYTES), cmpt("cMPT of CQs", logs.cqs, 2)],
         vec![table("EQC", p.eqc.base(), logs.eqs, caps::EQC_BYTES), cmpt("cMPT of EQs", logs.eqs, 3)],
     ]

@@ -103,7 +103,8 @@ mod tests {
             })
         };
         let mut total = 0;
-        let serve = |total: &mut u32| set.drain(|n| *total += counts[(n / 2000) as usize].swap(0, Ordering::SeqCst));
+        let serve =
+            |total: &mut u32| set.drain(|n| *total += counts[(n / 2000) as usize].swap(0, Ordering::SeqCst));
         while !ringer.is_finished() {
             serve(&mut total);
         }

@@ -6,11 +6,10 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mlx4_wire::U16;
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
-use mlx4_wire::{Number24, U16};
-use zerocopy::FromZeros;
 
 use super::burst::Burst;
 use super::cq::Cq;
@@ -90,11 +89,16 @@ impl Srq {
     }
 
     /// Takes the next work request and copies it to `wqe`, whose length is the stride; `None` if none is
-    /// posted.
+    /// posted, or if the copy isn't one that `fits`: then it stays where it is.
     ///
     /// # Errors
     /// The ring or the doorbell record can't be read.
-    pub(crate) fn take(&self, burst: &Burst, wqe: &mut [u8]) -> Result<Option<Taken>, RingFault> {
+    pub(crate) fn take_if(
+        &self,
+        burst: &Burst,
+        wqe: &mut [u8],
+        fits: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<Taken>, RingFault> {
         let mut state = self.lock();
         let posted = self.posted(burst)?;
         let left = posted.wrapping_sub(state.taken);
@@ -103,6 +107,9 @@ impl Srq {
         }
         let slot = state.head & (self.entries - 1);
         self.memory.read(burst, u64::from(slot) * u64::from(self.stride), wqe)?;
+        if !fits(wqe) {
+            return Ok(None);
+        }
         state.head = u32::from(u16::from_be_bytes([wqe[2], wqe[3]]));
         state.taken = state.taken.wrapping_add(1);
         let limit = state.context.limit.get();
@@ -119,14 +126,10 @@ impl Srq {
         Ok(u16::from_be_bytes([high, low]))
     }
 
-    /// Arms the limit event (ARM_SRQ); 0 disarms it. The event is due at once if fewer work requests than
-    /// the limit are posted already.
-    pub(crate) fn arm(&self, burst: &Burst, limit: u16) -> Option<Eqe> {
-        let mut state = self.lock();
-        let left = self.posted(burst).map_or(0, |posted| posted.wrapping_sub(state.taken));
-        let due = limit != 0 && left < limit;
-        state.context.limit = U16::new(if due { 0 } else { limit });
-        due.then(|| event(EventType::SRQ_LIMIT, self.srqn))
+    /// Arms the limit event (ARM_SRQ): it is due when a work request is taken and fewer than the limit are
+    /// left. 0 disarms it.
+    pub(crate) fn arm(&self, limit: u16) {
+        self.lock().context.limit = U16::new(limit);
     }
 
     /// Gives the queue back to software: when this returns, no work request is taken any more.
@@ -151,9 +154,7 @@ impl Srq {
 
 /// An event of an SRQ.
 pub(crate) fn event(event_type: EventType, srqn: u32) -> Eqe {
-    let mut data = SrqEvent::new_zeroed();
-    data.srqn = Number24::wrapping(srqn);
-    Eqe::new(event_type, 0, data)
+    Eqe::new(event_type, 0, SrqEvent::new(srqn))
 }
 
 impl std::fmt::Debug for Srq {

@@ -81,7 +81,7 @@ bits! {
         pub dif_memory: bool,
         /// `w_dif` of iPXE's header: data integrity field on the wire.
         pub dif_wire: bool,
-        /// Remote access may be enabled (Linux sets it with `fast_register`).
+        /// A fast register WQE may give remote rights (Linux sets it with `fast_register`).
         pub remote_access_enable: bool,
         /// A fast register WQE may change the entry.
         pub fast_register: bool,
@@ -106,7 +106,7 @@ bits! {
         pub first_byte_offset_enable: bool,
         /// Bit 64 of the length: the region is the whole address space.
         pub length_64: bool,
-        /// Pages are blocks of any size (iPXE's header).
+        /// `log2_page` is the size of a block in bytes, which need be no power of two (iPXE's header).
         pub block_mode: bool,
         #[bits(17)]
         __: u32,
@@ -143,7 +143,7 @@ wire! {
         pub start: U64,
         /// Length in bytes; all ones with a start of zero is the whole address space.
         pub length: U64,
-        /// Lkey of the region to which a window is bound; output only.
+        /// Lkey of the region to which a window is bound, in index form; output only.
         pub lkey: U32,
         /// How many windows are bound to the region; output only.
         pub window_count: Number24,
@@ -151,7 +151,7 @@ wire! {
         pub options: MptOptions,
         /// Bits 39:0: byte offset of the first entry in the MTT table, a multiple of 8.
         pub mtt_address: U64,
-        /// Number of MTT entries; the capacity of a fast-register region.
+        /// Number of MTT entries of a fast-register region; not to be relied on otherwise.
         pub mtt_entries: U32,
         /// log2 of the page size in bytes.
         pub log2_page: Number21,

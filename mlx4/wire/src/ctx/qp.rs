@@ -104,7 +104,7 @@ impl Mtu {
 bits! {
     /// First word of a QP context.
     pub struct QpFlags: u32 {
-        /// State; output only.
+        /// State. In a transition the driver repeats the state that the command leads to.
         #[bits(4)]
         pub state: QpState,
         #[bits(8)]
@@ -420,7 +420,7 @@ impl QpContext {
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::{FromZeros, IntoBytes};
+    use zerocopy::FromZeros;
 
     use super::*;
     use crate::ctx::path::SchedQueue;

@@ -120,7 +120,7 @@ pub(super) fn mod_stat_cfg(hca: &Hca, command: &Command) -> Outcome {
         }
         ModStatCfgOp::QUERY => {
             let port = u8::try_from(command.modifier >> 8 & 0xff).unwrap_or(0);
-            let guid = hca.node.port(port).ok_or(Status::BAD_PARAM)?.guid();
+            let guid = hca.node.port(port).and_then(|port| port.guid(0)).ok_or(Status::BAD_PARAM)?;
             let mut cfg = ModStatCfg::new_zeroed();
             cfg.guid_hi.set(u32::try_from(guid >> 32).unwrap_or(0));
             cfg.guid_lo.set(u32::try_from(guid & 0xffff_ffff).unwrap_or(0));

@@ -10,18 +10,19 @@ mod port;
 mod qp;
 mod queues;
 mod tpt;
+mod trace;
+
+use std::sync::Arc;
 
 use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::{MAILBOX_BYTES, Opcode, Status};
 use mlx4_wire::eqe::{CommandEvent, Eqe, EventType};
 use mlx4_wire::regs::Hcr;
-use mlx4_wire::{U16, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Hca;
 use super::burst::Burst;
 use super::running::Running;
-use std::sync::Arc;
 
 /// What a command carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +67,9 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         input: hcr.in_param.get(),
         output: hcr.out_param.get(),
     };
+    let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
     let outcome = execute(hca, &command);
+    trace::record(hca, hcr, &command, outcome, below);
     let (status, result) = match outcome {
         Ok(result) => (Status::OK, result),
         Err(status) => (status, 0),
@@ -91,11 +94,7 @@ fn report(hca: &Hca, token: u16, status: Status, result: u64) {
         log::debug!("command {token:#x} wants an event before INIT_HCA");
         return;
     };
-    let mut data = CommandEvent::new_zeroed();
-    data.token = U16::new(token);
-    data.status = status.0;
-    data.out_param = U64::new(result);
-    running.raise(&burst, Eqe::new(EventType::COMMAND, 0, data));
+    running.raise(&burst, Eqe::new(EventType::COMMAND, 0, CommandEvent::new(token, status.0, result)));
 }
 
 fn execute(hca: &Hca, command: &Command) -> Outcome {
@@ -106,7 +105,11 @@ fn execute(hca: &Hca, command: &Command) -> Outcome {
         Opcode::UNMAP_FA => return firmware::unmap_fa(hca, &mut firmware),
         Opcode::RUN_FW => return firmware::run_fw(&mut firmware),
         _ if !firmware.running => {
-            return if command.opcode.name().is_some() { Err(Status::BAD_SYS_STATE) } else { Err(Status::BAD_OP) };
+            return if command.opcode.name().is_some() {
+                Err(Status::BAD_SYS_STATE)
+            } else {
+                Err(Status::BAD_OP)
+            };
         }
         Opcode::NOP => return Ok(0),
         Opcode::QUERY_DEV_CAP => return firmware::query_dev_cap(hca, command),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mlx4_wire::cmd::misc::SqdModifier;
 use mlx4_wire::cmd::{Opcode, Status};
-use mlx4_wire::{Number24, U32};
 use mlx4_wire::ctx::qp::{QpMailbox, QpState};
+use mlx4_wire::{Number24, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Command, Outcome, read_mailbox, write_mailbox};

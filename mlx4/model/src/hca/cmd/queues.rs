@@ -124,12 +124,8 @@ pub(super) fn query_srq(hca: &Hca, running: &Running, command: &Command) -> Outc
     write_mailbox(&burst, command.output, &srq.context(&burst))
 }
 
-pub(super) fn arm_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+pub(super) fn arm_srq(_hca: &Hca, running: &Running, command: &Command) -> Outcome {
     let srq = live(&running.srqs, command.modifier)?;
-    let limit = u16::try_from(command.input).map_err(|_| Status::BAD_PARAM)?;
-    let burst = hca.command_burst(running);
-    if let Some(event) = srq.arm(&burst, limit) {
-        running.raise(&burst, event);
-    }
+    srq.arm(u16::try_from(command.input).map_err(|_| Status::BAD_PARAM)?);
     Ok(0)
 }

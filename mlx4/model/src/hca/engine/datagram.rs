@@ -1,9 +1,9 @@
 //! Sending datagrams: UD work requests, and the way of a packet out of the HCA.
 
+use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::mad::LID_PERMISSIVE;
 use mlx4_wire::wqe::DatagramSeg;
-use mlx4_wire::Number24;
 use vm_memory::VolatileSlice;
 
 use super::deliver::deliver;

@@ -16,12 +16,12 @@ use super::sg::{CopyFault, Slices, Walk, copy, empty};
 use super::side::Side;
 use super::traffic;
 use crate::fabric::packet::{Grh, Headers, Packet};
+use crate::hca::Hca;
 use crate::hca::burst::Burst;
 use crate::hca::mcg;
 use crate::hca::qp::{Half, Qp};
 use crate::hca::running::Running;
 use crate::hca::tpt::{KeyFault, Rights};
-use crate::hca::Hca;
 use crate::node::counters::Counter;
 use crate::node::port::{PortState, p_keys_match};
 
@@ -75,7 +75,8 @@ struct Target<'a> {
 
 impl Target<'_> {
     fn receive(self, packet: &Packet<'_>) {
-        let received = self.running.packet_qp(self.port, self.number).is_some_and(|qp| self.give(&qp, packet));
+        let received =
+            self.running.packet_qp(self.port, self.number).is_some_and(|qp| self.give(&qp, packet));
         let counters = &self.hca.counters;
         if received { &counters.datagrams } else { &counters.dropped_datagrams }.add(1);
     }

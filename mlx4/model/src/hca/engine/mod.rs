@@ -27,8 +27,7 @@ mod send;
 mod sg;
 mod side;
 mod special;
-#[cfg(test)]
-mod tests;
+
 mod thread;
 mod timers;
 mod traffic;

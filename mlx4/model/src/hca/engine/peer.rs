@@ -18,8 +18,10 @@ use crate::hca::running::Running;
 use crate::node::port::{PortState, p_keys_match};
 
 /// The queue pair at the other end, with the snapshots of its HCA.
-pub(super) struct Peer {
-    hca: Arc<Hca>,
+pub(super) struct Peer<'s> {
+    own: &'s Hca,
+    /// The other HCA, unless it is our own.
+    other: Option<Arc<Hca>>,
     burst: Burst,
     running: Arc<Running>,
     pub(super) qp: Arc<Qp>,
@@ -27,27 +29,32 @@ pub(super) struct Peer {
     port: u8,
     /// The LID that our packets come from.
     slid: u16,
-    /// The packets don't leave our HCA.
-    loopback: bool,
 }
 
-impl Peer {
+impl<'s> Peer<'s> {
     /// Follows the path of a queue pair. `None` if a packet sent there reaches no queue pair.
-    pub(super) fn find(side: &Side<'_>) -> Option<Self> {
+    pub(super) fn find(side: &Side<'s>) -> Option<Self> {
         let path = &side.attrs.path;
         let port = side.port().filter(|port| port.is_active())?;
         let (lid, lmc) = port.lid_and_lmc();
         let (slid, dlid) = (own_lid(lid, lmc, u16::from(path.source.path_bits())), path.remote_lid.get());
         let loopback = path.flags.force_loopback() || port.has_lid(dlid);
-        let (hca, number) = if loopback {
-            (side.hca.me.upgrade()?, side.attrs.port)
+        let (other, number) = if loopback {
+            (None, side.attrs.port)
         } else {
-            side.hca.plug(side.attrs.port)?.route(slid, dlid, path.sched_queue.sl())?.hca_port()?
+            let plug = side.hca.plug(side.attrs.port)?;
+            let (hca, number) = plug.route(slid, dlid, path.sched_queue.sl())?.hca_port()?;
+            (Some(hca), number)
         };
+        let hca = other.as_deref().unwrap_or(side.hca);
         hca.node.port(number).filter(|port| port.is_active())?;
         let (burst, running) = hca.enter()?;
         let qp = running.packet_qp(number, side.attrs.remote_qpn)?;
-        Some(Self { hca, burst, running, qp, port: number, slid, loopback })
+        Some(Self { own: side.hca, burst, running, qp, port: number, slid, other })
+    }
+
+    fn hca(&self) -> &Hca {
+        self.other.as_deref().unwrap_or(self.own)
     }
 
     /// The responder at the other end, if it takes packets from our queue pair; `half` is its locked half.
@@ -57,7 +64,7 @@ impl Peer {
         half: &'a mut Half<ReceiveWork>,
     ) -> Option<Responder<'a>> {
         let Half { attrs, work } = half;
-        let (hca, burst, running, qp) = (&*self.hca, &self.burst, &*self.running, &*self.qp);
+        let (hca, burst, running, qp) = (self.hca(), &self.burst, &*self.running, &*self.qp);
         let side = Side { hca, burst, running, qp, attrs };
         let (from, to) = (own.port()?, hca.node.port(self.port)?);
         let same = attrs.service == own.attrs.service && attrs.port == self.port && attrs.special.is_none();
@@ -65,7 +72,9 @@ impl Peer {
             return None;
         }
         let key = |port: &PortState, path: &AddressPath| port.pkey(usize::from(path.pkey_index & 0x7f));
-        if !attrs.path.pkey_check.disable() && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?) {
+        if !attrs.path.pkey_check.disable()
+            && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?)
+        {
             to.p_key_violations.count();
             return None;
         }
@@ -88,10 +97,8 @@ impl Peer {
 
     /// Counts packets that went there, and those that came back.
     pub(super) fn count(&self, own: &Side<'_>, there: Run, back: Run) {
-        if self.loopback {
-            return;
-        }
-        if let (Some(here), Some(far)) = (own.port(), self.hca.node.port(self.port)) {
+        let Some(other) = &self.other else { return };
+        if let (Some(here), Some(far)) = (own.port(), other.node.port(self.port)) {
             there.count(here, far);
             back.count(far, here);
         }

@@ -3,11 +3,11 @@
 
 use std::sync::atomic::Ordering;
 
+use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::wqe::{DataSeg, INVALID_LKEY};
-use mlx4_wire::Number24;
 use zerocopy::FromBytes;
 
 use super::flush::Backoff;

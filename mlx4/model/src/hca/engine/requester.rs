@@ -44,7 +44,7 @@ struct Requester<'a, 'b> {
     side: &'a Side<'b>,
     work: &'a mut SendWork,
     /// The other end, if there is one that listens.
-    far: Option<(&'a Peer, Responder<'a>)>,
+    far: Option<(&'a Peer<'b>, Responder<'a>)>,
     budget: Budget,
 }
 
@@ -169,7 +169,9 @@ impl Requester<'_, '_> {
         let immediate = if part.is_last() && current.header.immediate.is_some() { IMMEDIATE } else { 0 };
         self.count_packets(match current.header.request {
             Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
-            Request::Write(_) if part.is_first() => [(packets, part.len, RETH + immediate), (ack, 0, AETH * ack)],
+            Request::Write(_) if part.is_first() => {
+                [(packets, part.len, RETH + immediate), (ack, 0, AETH * ack)]
+            }
             _ => [(packets, part.len, immediate), (ack, 0, AETH * ack)],
         });
     }

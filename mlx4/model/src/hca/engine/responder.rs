@@ -213,7 +213,9 @@ impl<'a> Responder<'a> {
             return Err(self.end(None, Some(EventType::WQ_ACCESS_ERROR), Nak::InvalidRequest));
         }
         let before = match self.check(&part, remote, Rights::RemoteAtomic)? {
-            Some(mut region) => operate(&self.side, &mut region, op).map_err(|fault| self.no_access(&fault))?,
+            Some(mut region) => {
+                operate(&self.side, &mut region, op).map_err(|fault| self.no_access(&fault))?
+            }
             None => return Err(Answer::Silence),
         };
         self.step(&part);

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
 use mlx4_wire::eqe::EventType;
-use mlx4_wire::Number24;
 
 use super::side::Side;
 use super::wqe::{Header, Taken, WqeCopy};
@@ -241,8 +241,8 @@ impl SendWork {
 
 /// Delays of the RNR NAK timer codes in units of 10 µs (IBTA vol. 1, table 45).
 const RNR_DELAYS: [u32; 32] = [
-    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072,
-    4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
+    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
+    3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
 ];
 
 fn rnr_delay(timer: u8) -> Duration {

@@ -6,8 +6,8 @@
 use mlx4_wire::U32;
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::wqe::{
-    AtomicSeg, BYTE_COUNT_BYTES, ByteCount, Completion, CtrlOpcode, CtrlSeg, DataSeg, DatagramSeg, MlxCtrlSeg,
-    Opcode, RemoteAddressSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
+    AtomicSeg, BYTE_COUNT_BYTES, ByteCount, Completion, CtrlOpcode, CtrlSeg, DataSeg, DatagramSeg,
+    MlxCtrlSeg, Opcode, RemoteAddressSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
 };
 use vm_memory::VolatileSlice;
 use zerocopy::FromBytes;

@@ -120,5 +120,8 @@ fn take_responder(context: &mut QpContext, new: &QpContext, optional: OptPar) {
 
 /// The address, without the P_Key index and the acknowledgement timeout, which have mask bits of their own.
 fn take_path(path: &mut AddressPath, new: &AddressPath) {
-    *path = AddressPath { pkey_index: path.pkey_index, timeout: path.timeout, ..*new };
+    let (pkey_index, timeout) = (path.pkey_index, path.timeout);
+    *path = *new;
+    path.pkey_index = pkey_index;
+    path.timeout = timeout;
 }

@@ -1,0 +1,92 @@
+//! The guest's initial file system: kernel modules, stock RDMA programs, and the agent.
+//!
+//! Built from the unpacked trees into one uncompressed cpio archive (under emulation, unpacking costs
+//! more than loading), and built again only when something that goes into it has changed.
+
+mod cpio;
+mod modules;
+mod userland;
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::fetch::Tree;
+use cpio::Archive;
+
+/// Raise this when images are put together in another way.
+const LAYOUT: u32 = 1;
+/// The guest's first program.
+const INIT: &str = include_str!("init.sh");
+/// Where the agent is in the guest.
+const AGENT: &str = "usr/sbin/rig-agent";
+
+/// What a VM boots.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The kernel's image.
+    pub kernel: PathBuf,
+    /// The initial file system.
+    pub initrd: PathBuf,
+}
+
+impl Image {
+    /// The image made of a kernel's tree, a guest's tree and the agent's program, in `folder`.
+    ///
+    /// # Errors
+    /// A tree lacks what the guest needs, or the image can't be written.
+    pub fn obtain(kernel: &Tree, guest: &Tree, agent: &Path, folder: &Path) -> Result<Self> {
+        let release = modules::release(kernel)?;
+        let vmlinuz = kernel.path(&format!("boot/vmlinuz-{release}"));
+        let agent_bytes = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
+        let mut key = DefaultHasher::new();
+        (LAYOUT, INIT, modules::ROOTS).hash(&mut key);
+        (kernel.manifest(), guest.manifest(), &agent_bytes).hash(&mut key);
+        let initrd = folder.join(format!("initrd-{:016x}.cpio", key.finish()));
+        if !initrd.is_file() {
+            eprintln!("rig: building the guest's file system");
+            remove_older(folder)?;
+            let bytes = build(kernel, guest, &release, agent, &agent_bytes)
+                .context("build the guest's file system")?;
+            let part = initrd.with_extension("part");
+            fs::write(&part, bytes).with_context(|| format!("write {}", part.display()))?;
+            fs::rename(&part, &initrd).context("put the image into its place")?;
+        }
+        Ok(Self { kernel: vmlinuz, initrd })
+    }
+}
+
+/// Removes the images of other keys. A VM that booted from one has read it already.
+fn remove_older(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "cpio") {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn build(kernel: &Tree, guest: &Tree, release: &str, agent: &Path, agent_bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        archive.folder(&format!("usr/{link}"));
+        archive.link(link, &format!("usr/{link}"));
+    }
+    for folder in ["dev", "proc", "sys", "run", "root", "etc"] {
+        archive.folder(folder);
+    }
+    archive.folder_with_mode("tmp", 0o1777);
+    archive.console();
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");
+    modules::add(&mut archive, kernel, guest, release)?;
+    userland::add(&mut archive, guest)?;
+    userland::add_program(&mut archive, guest, agent, AGENT, agent_bytes)?;
+    Ok(archive.finish())
+}

@@ -1,0 +1,117 @@
+//! The software HCA as a process: `paraverbs model`, one socket for each VM.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::Child;
+use crate::{Rig, cargo, paths};
+
+/// How long the model may take until its sockets are there, and to stop.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take to answer for its resources.
+const DUMP_LIMIT: Duration = Duration::from_secs(10);
+const TAIL: usize = 40;
+
+/// HCAs of the model, plugged into one fabric. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Model {
+    process: Child,
+    folder: TempDir,
+    sockets: Vec<PathBuf>,
+}
+
+impl Model {
+    /// Starts a model with `hcas` HCAs; returns when all its sockets are there. `args` are added to the
+    /// command line of `paraverbs model`.
+    ///
+    /// # Errors
+    /// The program can't be built, or ends early. The message has its output.
+    pub fn start(rig: &Rig, hcas: usize, args: &[&str]) -> Result<Self> {
+        let program = cargo::program("paraverbs-cli", "paraverbs")?;
+        let folder = tempfile::Builder::new().prefix("rig-").tempdir().context("create a folder")?;
+        let sockets: Vec<PathBuf> =
+            (0..hcas).map(|index| folder.path().join(format!("hca{index}"))).collect();
+        let dump = folder.path().join("dump");
+        let mut command = Command::new(program);
+        command.arg("model");
+        for socket in &sockets {
+            command.arg("--socket").arg(socket);
+        }
+        command.arg("--dump-socket").arg(&dump).args(args);
+        let logs = paths::logs(rig.folder());
+        std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+        let log = logs.join(format!("{}.log", paths::unused("model")));
+        let mut process = Child::spawn("paraverbs model", &command, &log)?;
+        let deadline = Instant::now() + LIMIT;
+        while !sockets.iter().chain([&dump]).all(|socket| socket.exists()) {
+            if let Some(status) = process.status()? {
+                bail!("paraverbs model ended with {status}: {}", process.tail(TAIL));
+            }
+            if Instant::now() >= deadline {
+                bail!("paraverbs model made no sockets within {LIMIT:?}: {}", process.tail(TAIL));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Self { process, folder, sockets })
+    }
+
+    /// The vfio-user socket of HCA number `index`, from 0.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn socket(&self, index: usize) -> &Path {
+        &self.sockets[index]
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The resources of every HCA, as the model itself counts them.
+    ///
+    /// # Errors
+    /// The model doesn't answer, or with something that isn't JSON.
+    pub fn dump(&self) -> Result<Value> {
+        let mut stream =
+            UnixStream::connect(self.folder.path().join("dump")).context("connect to the model's dump")?;
+        stream.set_read_timeout(Some(DUMP_LIMIT))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).context("read the model's dump")?;
+        serde_json::from_str(&text).with_context(|| format!("the model's dump is no JSON: {text}"))
+    }
+
+    /// The model's log so far.
+    pub fn log(&self) -> String {
+        self.process.tail(usize::MAX)
+    }
+
+    /// Stops the model in order.
+    ///
+    /// # Errors
+    /// It doesn't end in time, or not with success.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(LIMIT)?;
+        if !status.success() {
+            bail!("paraverbs model ended with {status}: {}", self.process.tail(TAIL));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.process.log().display();
+            eprintln!("rig: the model's log ({log}) ends:\n{}", self.process.tail(TAIL));
+        }
+    }
+}

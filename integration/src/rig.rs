@@ -1,0 +1,64 @@
+//! What every VM needs, made ready once.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::fetch::{self, Tree};
+use crate::image::Image;
+use crate::{Vm, VmConfig, cargo, paths};
+
+/// QEMU, a kernel and a guest's file system, ready to boot.
+#[derive(Clone, Debug)]
+pub struct Rig {
+    folder: PathBuf,
+    qemu: Tree,
+    image: Image,
+}
+
+impl Rig {
+    /// Fetches and builds what isn't there yet. Several processes may do so at once: one works, the
+    /// others wait.
+    ///
+    /// # Errors
+    /// Something is missing on this machine, or in the archive; the message says what.
+    pub fn prepare() -> Result<Self> {
+        let folder = paths::rig();
+        let trees = folder.join("trees");
+        fs::create_dir_all(&trees).with_context(|| format!("create {}", trees.display()))?;
+        let folder = folder.canonicalize()?;
+        let trees = folder.join("trees");
+        let agent = cargo::agent()?;
+        let lock = File::create(folder.join("lock")).context("open the rig's lock")?;
+        lock.lock().context("wait for the rig's lock")?;
+        let qemu = Tree::obtain(&fetch::QEMU, &trees)?;
+        let kernel = Tree::obtain(&fetch::KERNEL, &trees)?;
+        let guest = Tree::obtain(&fetch::GUEST, &trees)?;
+        let image = Image::obtain(&kernel, &guest, &agent, &folder)?;
+        Ok(Self { folder, qemu, image })
+    }
+
+    /// Boots a VM; returns when its agent answers.
+    ///
+    /// # Errors
+    /// QEMU ends early, or the guest doesn't come up in time. The message has the end of its console.
+    pub fn boot(&self, config: VmConfig) -> Result<Vm> {
+        Vm::boot(self, config)
+    }
+
+    /// The folder of everything that was fetched, built and logged.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// QEMU's tree.
+    pub fn qemu(&self) -> &Tree {
+        &self.qemu
+    }
+
+    /// What VMs boot.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+}

@@ -1,0 +1,62 @@
+//! The model, judged by the stock Linux driver: it comes up, says what it is, and goes without a trace.
+
+use integration::{Model, Rig, VmConfig, stock};
+
+/// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
+fn field<'a>(text: &'a str, key: &str) -> &'a str {
+    let lines = || text.lines().filter_map(|line| line.trim().split_once(':'));
+    let found = lines().find(|(name, _)| name.trim() == key);
+    found.unwrap_or_else(|| panic!("no {key} in {text}")).1.trim()
+}
+
+#[test]
+fn stock_driver_brings_the_port_up_and_describes_the_hca() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 1, &[]).unwrap();
+    let vm = rig.boot(VmConfig::new("a").hca(model.socket(0))).unwrap();
+    stock::bring_up(&vm).unwrap();
+
+    let devinfo = vm.check("ibv_devinfo -v").unwrap();
+    assert_eq!(field(&devinfo, "hca_id"), "mlx4_0");
+    assert_eq!(field(&devinfo, "transport"), "InfiniBand (0)");
+    assert_eq!(field(&devinfo, "vendor_id"), "0x02c9");
+    assert_eq!(field(&devinfo, "vendor_part_id"), "4099");
+    assert_eq!(field(&devinfo, "state"), "PORT_ACTIVE (4)");
+    assert_eq!(field(&devinfo, "link_layer"), "InfiniBand");
+    assert_ne!(field(&devinfo, "port_lid"), "0");
+
+    let ibstat = vm.check("ibstat mlx4_0 1").unwrap();
+    assert_eq!(field(&ibstat, "State"), "Active");
+    assert_eq!(field(&ibstat, "Physical state"), "LinkUp");
+    assert_ne!(field(&ibstat, "SM lid"), "0");
+    vm.check("ip link show ib0").unwrap();
+
+    assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+    vm.shutdown().unwrap();
+    model.stop().unwrap();
+}
+
+#[test]
+fn stock_driver_unloaded_and_loaded_again_leaves_nothing_behind() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 1, &[]).unwrap();
+    let vm = rig.boot(VmConfig::new("a").hca(model.socket(0))).unwrap();
+    let untouched = model.dump().unwrap();
+    for _ in 0..2 {
+        stock::bring_up(&vm).unwrap();
+        assert_ne!(model.dump().unwrap(), untouched);
+        vm.check("ibv_devinfo").unwrap();
+        stock::unload(&vm).unwrap();
+        assert_eq!(model.dump().unwrap(), untouched);
+    }
+    assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+}
+
+#[test]
+fn stock_driver_comes_up_behind_an_iommu() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 1, &[]).unwrap();
+    let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
+    stock::bring_up(&vm).unwrap();
+    assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+}

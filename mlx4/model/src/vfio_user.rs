@@ -1,1 +1,0 @@
-//! Serves an HCA to a VMM over vfio-user.

@@ -1,0 +1,93 @@
+//! `cargo xtask vm`: a rig of VMs for a person.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use integration::vm::Shell;
+use integration::{Model, Rig, Vm, VmConfig};
+
+/// The time limit of one command.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which VMs and devices
+    rig: Kind,
+    /// Commands to run in the first VM, one after the other, instead of giving a shell
+    commands: Vec<String>,
+    /// Memory of each VM in MiB
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    /// Processors of each VM
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// One VM without devices
+    Plain,
+    /// One VM without devices, with a virtual IOMMU
+    Iommu,
+    /// One VM with an HCA of the model
+    Mlx4,
+    /// One VM with an HCA of the model behind a virtual IOMMU
+    Mlx4Iommu,
+    /// Two VMs with an HCA of the model each, on one fabric
+    Pair,
+}
+
+impl Kind {
+    fn hcas(self) -> usize {
+        match self {
+            Self::Plain | Self::Iommu => 0,
+            Self::Mlx4 | Self::Mlx4Iommu => 1,
+            Self::Pair => 2,
+        }
+    }
+
+    fn has_iommu(self) -> bool {
+        matches!(self, Self::Iommu | Self::Mlx4Iommu)
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    crate::cargo(&["build", "--quiet", "--package", "integration", "--bin", "rig-agent"], &[])?;
+    let rig = Rig::prepare()?;
+    let hcas = args.rig.hcas();
+    let model = if hcas > 0 { Some(Model::start(&rig, hcas, &[])?) } else { None };
+    let mut configs = ["a", "b"][..hcas.max(1)].iter().enumerate().map(|(index, name)| {
+        let config = VmConfig::new(name).memory_mib(args.memory).cpus(args.cpus);
+        let config = if args.rig.has_iommu() { config.iommu() } else { config };
+        match &model {
+            Some(model) => config.hca(model.socket(index)),
+            None => config,
+        }
+    });
+    let Some(first) = configs.next() else {
+        bail!("a rig without VMs");
+    };
+    if args.commands.is_empty() {
+        let mut others = Vec::new();
+        for config in configs {
+            let shell = Shell::start(&rig, &config)?;
+            let socket = shell.socket().display();
+            println!("VM {}: in another terminal, cargo xtask console {socket}", config.name());
+            others.push(shell);
+        }
+        println!("VM {}: its shell follows; leave it to stop, or press Ctrl-A X", first.name());
+        return Shell::run_here(&rig, &first);
+    }
+    let first = rig.boot(first)?;
+    let _others = configs.map(|config| rig.boot(config)).collect::<Result<Vec<Vm>>>()?;
+    for command in &args.commands {
+        let output = first.run_within(COMMAND_LIMIT, command)?;
+        print!("{}", output.stdout);
+        eprint!("{}", output.stderr);
+        if output.status != 0 {
+            bail!("`{command}` ended with status {}", output.status);
+        }
+    }
+    first.shutdown()
+}
