@@ -48,6 +48,7 @@ use crate::trace::Trace;
 use burst::{Burst, IcmTables};
 use cmd::Firmware;
 pub use counters::Counters;
+pub use engine::{EngineThread, Progress};
 use icm::Icm;
 use regs::{Effect, Registers};
 use running::Running;
