@@ -162,6 +162,12 @@ impl Hca {
         &self.counters
     }
 
+    /// Makes the firmware fail, for tests of drivers: the catastrophic-error buffer shows `code` (0 counts as
+    /// 1), and commands are dead until the next reset.
+    pub fn fail_firmware(&self, code: u32) {
+        self.regs.catastrophe(code);
+    }
+
     /// Snapshots for a burst of work, while the HCA runs.
     fn enter(&self) -> Option<(Burst, Arc<Running>)> {
         let running = self.running.load_full()?;
