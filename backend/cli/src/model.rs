@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use mlx4_model::fabric::{Fabric, FabricConfig};
-use mlx4_model::hca::{Hca, HcaConfig};
+use mlx4_model::hca::{EngineThread, Hca, HcaConfig};
 use mlx4_model::mem::DmaSpace;
 use mlx4_model::pci::ConfigParams;
 use mlx4_model::trace::Trace;
@@ -46,6 +46,7 @@ pub(crate) struct ModelArgs {
 /// A card that is served. Fields drop in order: the server stops before the card goes.
 struct Card {
     server: VfioUserServer,
+    _engine: EngineThread,
     hca: Arc<Hca>,
 }
 
@@ -89,9 +90,10 @@ fn serve(path: &Path, config: HcaConfig, fabric: &Arc<Fabric>) -> Result<Card> {
     let interrupts = Arc::clone(&irqs);
     let hca = Hca::new(config, Arc::clone(&dma), interrupts, fabric)
         .with_context(|| format!("can't plug in a card for {}", path.display()))?;
+    let engine = hca.start_engine().context("can't start the card's thread")?;
     let function = Arc::clone(&hca);
     let server = VfioUserServer::start(path, function, dma, irqs).map_err(advise)?;
-    Ok(Card { server, hca })
+    Ok(Card { server, _engine: engine, hca })
 }
 
 /// Says on stdout that a card can be used; whoever started the program may wait for the line.
