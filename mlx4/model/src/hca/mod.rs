@@ -48,6 +48,7 @@ use crate::trace::Trace;
 use burst::{Burst, IcmTables};
 use cmd::Firmware;
 pub use counters::Counters;
+pub use engine::{EngineThread, Progress};
 use icm::Icm;
 use regs::{Effect, Registers};
 use running::Running;
@@ -161,6 +162,12 @@ impl Hca {
         &self.counters
     }
 
+    /// Makes the firmware fail, for tests of drivers: the catastrophic-error buffer shows `code` (0 counts as
+    /// 1), and commands are dead until the next reset.
+    pub fn fail_firmware(&self, code: u32) {
+        self.regs.catastrophe(code);
+    }
+
     /// Snapshots for a burst of work, while the HCA runs.
     fn enter(&self) -> Option<(Burst, Arc<Running>)> {
         let running = self.running.load_full()?;
@@ -259,7 +266,7 @@ impl Hca {
 
 /// Cuts an access into aligned 32-bit words; `None` where it can't be.
 fn words(offset: u64, len: usize, size: u64) -> Option<impl Iterator<Item = (u64, std::ops::Range<usize>)>> {
-    let whole = offset % 4 == 0 && len % 4 == 0 && offset.checked_add(len as u64)? <= size;
+    let whole = offset.is_multiple_of(4) && len.is_multiple_of(4) && offset.checked_add(len as u64)? <= size;
     whole.then(|| (0..len / 4).map(move |i| (offset + 4 * i as u64, 4 * i..4 * i + 4)))
 }
 

@@ -101,7 +101,7 @@ impl NodeConfig {
             system_image_guid: node_guid.wrapping_add(3),
             node_guid,
             device_id: 0x1003,
-            revision: 0,
+            revision: 1,
             vendor_id: VENDOR_MELLANOX,
             description: description.to_owned(),
             kind: NodeKind::ChannelAdapter {
