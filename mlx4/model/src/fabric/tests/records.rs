@@ -248,7 +248,7 @@ fn alias_guid_in_a_group_stays_until_it_left() {
     member.scope_join = ScopeJoin::new().with_join_state(1);
     let join = one(&mut lab, &adapters[0], Method::SET, SaAttribute::MC_MEMBER_RECORD, 0x1_0003, &member);
     assert_eq!(join.status(), Status::GOOD);
-    let mut delete =
+    let delete =
         |lab: &mut Lab| one(lab, &adapters[0], Method::DELETE, SaAttribute::GUID_INFO_RECORD, GUID3, &record);
     assert_eq!(delete(&mut lab).status(), Status::SA_REQ_DENIED);
     one(&mut lab, &adapters[0], Method::DELETE, SaAttribute::MC_MEMBER_RECORD, 0x1_0003, &member);
@@ -327,7 +327,7 @@ fn report_without_response_is_repeated_a_few_times() {
 fn subscription_is_listed_and_ended() {
     let (mut lab, adapters) = Lab::with_adapters(2);
     let mut info = everything();
-    let mut set = |lab: &mut Lab, info: &InformInfo| {
+    let set = |lab: &mut Lab, info: &InformInfo| {
         one(lab, &adapters[0], Method::SET, SaAttribute::INFORM_INFO, 0, info).status()
     };
     let security = InformInfo { trap_number: U16::new(Trap::BAD_M_KEY.0), ..info };
