@@ -1,5 +1,7 @@
 //! The model, judged by the stock Linux driver: it comes up, says what it is, and goes without a trace.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use integration::{Model, Rig, VmConfig, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
