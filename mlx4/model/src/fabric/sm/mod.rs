@@ -56,7 +56,10 @@ impl SubnetManager {
 impl Drop for SubnetManager {
     fn drop(&mut self) {
         self.inbox.close();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.take() else { return };
+        // Dropped by an endpoint that it handed a packet to: it ends by itself.
+        let is_own = thread.thread().id() == std::thread::current().id();
+        if !is_own && thread.join().is_err() {
             log::error!("the subnet manager's thread panicked");
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mlx4_wire::mad::attr::NodeInfo;
 use mlx4_wire::mad::header::{Method, MgmtClass, Status};
+use mlx4_wire::mad::notice::LocalChanges;
 use mlx4_wire::mad::portinfo::{Mtu, PhysState, PortInfo, PortState, VlCap};
 use mlx4_wire::mad::smp::{Smp, SmpAttribute};
 use mlx4_wire::mad::{LID_PERMISSIVE, MAD_SIZE};
@@ -16,6 +17,7 @@ use super::{Adapter, Lab, SWITCH_GUID};
 use crate::fabric::datagram::Datagram;
 use crate::fabric::sm::SmConfig;
 use crate::fabric::{Endpoint, Fabric, FabricConfig};
+use crate::node::trap;
 
 #[test]
 fn ports_come_up_with_lids_of_their_own() {
@@ -147,6 +149,52 @@ fn second_manager_takes_over_a_subnet_that_is_up() {
     lab.settle();
     assert_eq!(adapters.iter().map(|adapter| adapter.lid()).collect::<Vec<_>>(), lids);
     assert_eq!(lab.manager.subnet().iter().count(), 3);
+}
+
+#[test]
+fn request_that_overtakes_the_last_smp_is_answered() {
+    let mut lab = Lab::new(SmConfig::default());
+    let adapter = Arc::new(Adapter::new(0x1000));
+    adapter.set_eager();
+    let endpoint: Arc<dyn Endpoint> = adapter.clone();
+    assert!(lab.switch.plug_at(1, &endpoint));
+    adapter.connect(crate::fabric::plug::Plug::new(lab.switch.clone(), 1));
+    lab.settle();
+    let answers = adapter.received();
+    assert_eq!(answers.len(), 1);
+    assert_eq!((answers[0].mad[1], answers[0].mad[3]), (0x03, 0x81));
+}
+
+#[test]
+fn new_description_is_read_after_trap_144() {
+    let (mut lab, adapters) = Lab::with_adapters(1);
+    let node = &adapters[0].node;
+    assert!(node.set_description(&crate::node::node_description("renamed")));
+    let port = node.port(1).unwrap();
+    let notice = node.local_changes(port, LocalChanges::new().with_node_description(true));
+    let trap = trap::trap(port, &notice, 5).unwrap();
+    adapters[0].send(&Datagram::lid_routed(port.lid(), port.sm_lid(), trap.to_mad()));
+    lab.settle();
+    assert!(lab.manager.subnet().end(1).unwrap().description.starts_with(b"renamed\0"));
+}
+
+#[test]
+fn trap_is_repressed_by_its_transaction_id() {
+    let (mut lab, adapters) = Lab::with_adapters(1);
+    let port = adapters[0].node.port(1).unwrap();
+    let notice = adapters[0].node.local_changes(port, LocalChanges::new());
+    let trap = trap::trap(port, &notice, 0x99).unwrap();
+    let mut seen = None;
+    let datagram = Datagram::lid_routed(port.lid(), port.sm_lid(), trap.to_mad());
+    adapters[0].send(&datagram);
+    lab.manager.receive(lab.now, &lab.collector.0.lock().unwrap().pop_front().unwrap());
+    for out in lab.manager.take_out() {
+        let smp = Smp::from_mad(&out.mad);
+        if smp.header.method == Method::TRAP_REPRESS {
+            seen = Some((out.headers.dlid, smp.header.transaction_id.get()));
+        }
+    }
+    assert_eq!(seen, Some((port.lid(), 0x99)));
 }
 
 #[test]
