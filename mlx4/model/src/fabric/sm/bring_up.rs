@@ -113,6 +113,7 @@ impl Manager {
         }
         bring_up.stage = Stage::Down;
         bring_up.pause = Duration::ZERO;
+        self.requests.be_impatient(port);
         self.reset_port(port);
     }
 

@@ -157,7 +157,9 @@ impl Adapter {
         let mut smp = Smp::from_mad(&datagram.mad);
         let directed = smp.header.mgmt_class == MgmtClass::SUBN_DIRECTED_ROUTE;
         if directed {
-            assert_eq!(smp.hop_pointer(), smp.hop_count());
+            if smp.hop_pointer() != smp.hop_count() {
+                return;
+            }
             smp.return_path[usize::from(smp.hop_pointer())] = PORT;
             smp.set_hop_pointer(smp.hop_pointer() + 1);
         }

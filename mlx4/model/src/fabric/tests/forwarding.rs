@@ -93,6 +93,10 @@ fn counters_count_what_crosses() {
     assert_eq!(from.counters.get(View::Extended, Counter::UnicastRcvPkts), 3);
     assert_eq!(to.counters.get(View::Extended, Counter::UnicastXmitPkts), 3);
     assert_eq!(to.counters.get(View::Classic, Counter::XmitData), 3 * 72);
+    adapters[0].plug().count_direct(adapters[1].lid(), 500, 10);
+    adapters[0].plug().count_direct(0x99, 500, 10);
+    assert_eq!(from.counters.get(View::Classic, Counter::RcvPkts), 13);
+    assert_eq!(to.counters.get(View::Classic, Counter::XmitData), 3 * 72 + 500);
 }
 
 #[test]

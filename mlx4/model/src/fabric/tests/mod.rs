@@ -5,6 +5,7 @@ mod adapter;
 mod bring_up;
 mod forwarding;
 mod groups;
+mod hostile;
 mod paths;
 mod records;
 mod stress;
