@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mlx4_wire::mad::LID_PERMISSIVE;
 use mlx4_wire::mad::attr::NodeInfo;
 use mlx4_wire::mad::header::{Method, MgmtClass, Status};
 use mlx4_wire::mad::notice::LocalChanges;
 use mlx4_wire::mad::portinfo::{Mtu, PhysState, PortInfo, PortState, VlCap};
 use mlx4_wire::mad::smp::{Smp, SmpAttribute};
-use mlx4_wire::mad::{LID_PERMISSIVE, MAD_SIZE};
 use mlx4_wire::{U16, U32, U64};
 use zerocopy::FromZeros;
 

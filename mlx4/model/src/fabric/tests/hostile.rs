@@ -73,8 +73,8 @@ fn sense_for_the_administrator(random: &mut Random, mad: &mut [u8; 256], from: &
     ];
     mad[0x10..0x12].copy_from_slice(&random.pick(&attributes).0.to_be_bytes());
     mad[0x1a] &= random.pick(&[0xfe, 0xfe, 0xff]);
-    for byte in 0x30..0x38 {
-        mad[byte] = random.pick(&[0, 0xff, mad[byte]]);
+    for byte in &mut mad[0x30..0x38] {
+        *byte = random.pick(&[0, 0xff, *byte]);
     }
     let gid_at = random.pick(&[0x38, 0x40, 0x48, 0x50]);
     mad[gid_at..gid_at + 16].copy_from_slice(&from.gid());
