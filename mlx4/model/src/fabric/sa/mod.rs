@@ -43,6 +43,9 @@ use subscriptions::{Subscriptions, gid_notice};
 /// The administrator answers within 4.096 µs × 2^n.
 const RESPONSE_TIME: u32 = 16;
 
+/// Bit of ClassPortInfo's capability mask 2: GUIDInfoRecord gives out alias GUIDs.
+const ALIAS_GUIDS: u32 = 1 << 5;
+
 /// The subnet administrator.
 #[derive(Default)]
 pub(crate) struct Administrator {
@@ -275,9 +278,11 @@ fn class_port_info() -> ClassPortInfo {
     let mut info = ClassPortInfo::new_zeroed();
     info.base_version = MadHeader::BASE_VERSION;
     info.class_version = SaMad::CLASS_VERSION;
-    info.capability_mask.set(capability::OPTIONAL_RECORDS | capability::UD_MULTICAST);
+    info.capability_mask.set(
+        capability::OPTIONAL_RECORDS | capability::UD_MULTICAST | capability::PORT_INFO_CAPABILITY_MASK_MATCH,
+    );
     info.capability2 = ClassCapability2::new()
-        .with_capability_mask2(capability2::SEND_ONLY_FULL_MEMBER)
+        .with_capability_mask2(capability2::SEND_ONLY_FULL_MEMBER | ALIAS_GUIDS)
         .with_resp_time_value(RESPONSE_TIME);
     info
 }
