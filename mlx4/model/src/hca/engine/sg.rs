@@ -110,13 +110,13 @@ impl<'b> Walk<'b> {
         let elements = &list.elements[..];
         let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, pd, rights };
         walk.current = walk.region(index, skip, len)?;
-        let mut checked = elements.get(index).map_or(0, |element| element.len() - skip);
-        for later in index + 1..elements.len() {
-            if checked >= len {
+        let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
+        for (later, element) in elements.iter().enumerate().skip(index + 1) {
+            if ahead >= len {
                 break;
             }
-            walk.region(later, 0, len - checked)?;
-            checked += elements[later].len();
+            walk.region(later, 0, len - ahead)?;
+            ahead += element.len();
         }
         Ok(walk)
     }
@@ -284,7 +284,7 @@ mod tests {
     fn copy_of_any_length_crosses_pieces_of_other_sizes() {
         for len in 0..=100 {
             let mut data: Vec<u8> = (1..=100).collect();
-            let mut to = vec![0u8; 100];
+            let mut to = [0u8; 100];
             let from = VolatileSlice::from(&mut data[..]);
             let cuts = [(0, 1), (1, 40), (40, 40), (40, 100)];
             let pieces = cuts.map(|(a, b)| from.subslice(a, b - a).unwrap());

@@ -284,3 +284,63 @@ fn packets_are_counted_at_both_ports() {
     // Besides it there were MADs only.
     assert_eq!(lab.machine(&b).hca.counters().payload_bytes.get() % 256, 2050 % 256);
 }
+
+#[test]
+fn path_with_grh_is_taken_where_both_ends_have_it() {
+    let lab = Lab::new(2);
+    let config = QpConfig::new(ServiceType::RC);
+    let gid = |machine: usize| lab.machines[machine].port().gid(0).unwrap();
+    let global = |to: usize, gid: [u8; 16]| {
+        let mut path = lab.path(to);
+        path.source.set_grh(true);
+        path.remote_gid = gid;
+        path
+    };
+    let lost = Done::Failed(mlx4_wire::cqe::Syndrome::TRANSPORT_RETRY_EXC_ERR);
+    let cases = [
+        (global(1, gid(1)), global(0, gid(0)), good(Opcode::RDMA_WRITE, 0)),
+        (global(1, gid(1)), lab.path(0), lost),
+        (lab.path(1), global(0, gid(0)), lost),
+        (global(1, gid(0)), global(0, gid(0)), lost),
+        (global(1, gid(1)), global(0, gid(1)), lost),
+    ];
+    for (there, back, expected) in cases {
+        let (a, b) = (lab.end(0, config), lab.end(1, config));
+        a.qp.to_rtr(lab.machine(&a), b.qp.qpn, there, 0);
+        a.qp.to_rts(lab.machine(&a), 0);
+        b.qp.to_rtr(lab.machine(&b), a.qp.qpn, back, 0);
+        a.qp.post(lab.machine(&a), ctrl(Opcode::RDMA_WRITE), &[[0; 16]]);
+        assert_eq!(a.sent(&lab), expected);
+    }
+}
+
+#[test]
+fn partition_is_not_checked_where_the_path_says_so() {
+    let lab = Lab::new(2);
+    let (config, other) =
+        (QpConfig::new(ServiceType::RC), QpConfig { pkey_index: 1, ..QpConfig::new(ServiceType::RC) });
+    let (a, b) = (lab.end(0, config), lab.end(1, other));
+    let mut unchecked = lab.path(0);
+    unchecked.pkey_check.set_disable(true);
+    a.qp.to_rtr(lab.machine(&a), b.qp.qpn, lab.path(1), 0);
+    a.qp.to_rts(lab.machine(&a), 0);
+    b.qp.to_rtr(lab.machine(&b), a.qp.qpn, unchecked, 0);
+    a.qp.post(lab.machine(&a), ctrl(Opcode::RDMA_WRITE), &[[0; 16]]);
+    assert_eq!(a.sent(&lab), good(Opcode::RDMA_WRITE, 0));
+}
+
+#[test]
+fn receive_queue_of_the_larger_stride_comes_first_in_the_buffer() {
+    let lab = Lab::new(2);
+    let config = QpConfig { strides: (6, 7), ..QpConfig::new(ServiceType::RC) };
+    let (a, b) = lab.connect((0, config), (1, config));
+    let to = lab.machine(&b).buffer(64);
+    for round in 0..100u8 {
+        // All eight entries that the stride has room for, without an end.
+        b.qp.post_receive(lab.machine(&b), &[0; 8].map(|_| part(&to, 0, 4)));
+        a.qp.post(lab.machine(&a), ctrl(Opcode::SEND), &inline(16, &[round; 32]));
+        assert_eq!(a.sent(&lab), good(Opcode::SEND, 0));
+        assert_eq!(b.received(&lab), Done::Good { opcode: 1, bytes: 32 });
+        assert_eq!(lab.machine(&b).contents(&to)[..4], [round; 4]);
+    }
+}

@@ -6,6 +6,7 @@
 mod connections;
 mod datagrams;
 mod failures;
+mod hostile;
 mod lab;
 mod limits;
 mod machine;

@@ -31,12 +31,13 @@ fn queue_pairs_share_a_queue_by_its_links() {
     let buffers = [0; 3].map(|_| far.register(64, super::machine::ALL, PD + 3));
     let slots = buffers.map(|buffer| srq.post(far, &[whole(&buffer)]));
     assert_eq!(slots, [0, 3, 6]);
+    let seed = |i: usize| u8::try_from(slots[i]).unwrap();
     for (i, (a, b)) in [&pairs[0], &pairs[1], &pairs[0]].into_iter().enumerate() {
-        a.qp.post(lab.machine(a), ctrl(Opcode::SEND), &inline(16, &pattern(9, slots[i] as u8)));
+        a.qp.post(lab.machine(a), ctrl(Opcode::SEND), &inline(16, &pattern(9, seed(i))));
         assert_eq!(a.sent(&lab), good(Opcode::SEND, 0));
         let cqe = lab.cqe(1, &b.receive);
         assert_eq!((cqe.wqe_index.get(), cqe.byte_count.get(), cqe.qp.qpn()), (slots[i], 9, b.qp.qpn));
-        assert_eq!(far.contents(&buffers[i])[..9], pattern(9, slots[i] as u8));
+        assert_eq!(far.contents(&buffers[i])[..9], pattern(9, seed(i)));
     }
     // Empty now: not ready until one is posted, without a doorbell.
     let (a, b) = &pairs[1];
