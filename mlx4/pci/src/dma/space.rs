@@ -124,8 +124,11 @@ impl DmaSpace {
             self.inner.epoch.fetch_add(1, Ordering::SeqCst);
             std::mem::take(&mut state.quarantine)
         };
-        let results = quarantine.into_iter().map(|mapping| self.unmap(mapping));
-        results.fold(Ok(()), |first, result| first.and(result))
+        let mut result = Ok(());
+        for mapping in quarantine {
+            result = result.and(self.unmap(mapping));
+        }
+        result
     }
 
     /// How many resets there have been, from 1.
