@@ -167,9 +167,9 @@ pub enum RegisterError {
 #[derive(Debug, thiserror::Error)]
 pub enum InterruptError {
     /// The MSI-X table is shorter.
-    #[error("interrupt vectors up to {vector} asked for, device has {vectors}")]
+    #[error("device has {vectors} interrupt vectors, not one numbered {vector}")]
     NoVector {
-        /// Highest vector asked for.
+        /// Vector asked for, from 0.
         vector: u16,
         /// Vectors of the device.
         vectors: u16,

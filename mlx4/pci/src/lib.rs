@@ -18,10 +18,12 @@ pub mod barrier;
 mod device;
 mod dma;
 mod doorbell;
+mod vectors;
 
 pub use device::{Identity, InterruptError, PciDevice, RegisterError, ResetError, ResetKind};
 pub use dma::{
     DmaAccess, DmaBuffer, DmaError, DmaSlice, DmaSpace, Geometry, HostMemory, Iommu, Limits, MemoryError,
 };
-pub use doorbell::{Doorbell, DoorbellKind};
+pub use doorbell::{Doorbell, DoorbellKind, DoorbellPlace};
+pub use vectors::Vectors;
 pub use vmm_sys_util::eventfd::EventFd;
