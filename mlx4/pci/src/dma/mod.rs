@@ -12,6 +12,8 @@ mod buffer;
 mod iova;
 mod memory;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
