@@ -89,11 +89,16 @@ impl Srq {
     }
 
     /// Takes the next work request and copies it to `wqe`, whose length is the stride; `None` if none is
-    /// posted.
+    /// posted, or if the copy isn't one that `fits`: then it stays where it is.
     ///
     /// # Errors
     /// The ring or the doorbell record can't be read.
-    pub(crate) fn take(&self, burst: &Burst, wqe: &mut [u8]) -> Result<Option<Taken>, RingFault> {
+    pub(crate) fn take_if(
+        &self,
+        burst: &Burst,
+        wqe: &mut [u8],
+        fits: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<Taken>, RingFault> {
         let mut state = self.lock();
         let posted = self.posted(burst)?;
         let left = posted.wrapping_sub(state.taken);
@@ -102,6 +107,9 @@ impl Srq {
         }
         let slot = state.head & (self.entries - 1);
         self.memory.read(burst, u64::from(slot) * u64::from(self.stride), wqe)?;
+        if !fits(wqe) {
+            return Ok(None);
+        }
         state.head = u32::from(u16::from_be_bytes([wqe[2], wqe[3]]));
         state.taken = state.taken.wrapping_add(1);
         let limit = state.context.limit.get();

@@ -43,6 +43,7 @@ pub(super) enum PortAsk {
     Verify,
     Description,
     Guids(u8),
+    SetGuids(u8),
     /// PortInfo once more.
     Refresh,
 }
@@ -172,7 +173,7 @@ impl Manager {
         self.requests.forget(port);
         let gone = self.subnet.ends.get_mut(usize::from(port)).and_then(Option::take);
         if let Some(end) = &gone {
-            self.administrator.port_is_gone(end, &self.subnet);
+            self.administrator.port_is_gone(port, end, &self.subnet);
         }
         if let Some(end) = gone.or(unfinished).filter(|end| end.lid != 0) {
             self.tables.set_unicast(end.lid, None);
@@ -307,15 +308,14 @@ impl Manager {
 
     fn finish(&mut self, port: u8) -> Option<Stage> {
         let bring_up = &mut self.ports[usize::from(port)];
-        let mut end = bring_up.end.take()?;
+        let end = bring_up.end.take()?;
         bring_up.pause = Duration::ZERO;
         bring_up.stage = Stage::Active;
         let recheck = std::mem::take(&mut bring_up.recheck);
-        end.pkeys.retain(|pkey| pkey & !PKeyTable::FULL_MEMBER != 0);
         log::debug!("port {port}: GUID {:016x} is ACTIVE with LID {}", end.guid(), end.lid);
         let blocks = end.port_info.guid_cap.div_ceil(8);
-        self.administrator.port_is_up(&end, &self.subnet);
         self.subnet.ends[usize::from(port)] = Some(end);
+        self.administrator.port_is_up(port, &self.subnet);
         self.release_held(port);
         self.ask_port(port, port, Question::get(SmpAttribute::NODE_DESCRIPTION, 0), PortAsk::Description);
         for block in 0..blocks {
@@ -340,9 +340,8 @@ impl Manager {
             }
             (PortAsk::Description, Some(smp)) => end.description = smp.attribute::<NodeDescription>(),
             (PortAsk::Refresh, Some(smp)) => end.port_info = smp.attribute::<PortInfo>(),
-            (PortAsk::Guids(block), Some(smp)) => {
-                self.learn_guids(port, block, &smp.attribute());
-            }
+            (PortAsk::Guids(block), Some(smp)) => self.learn_guids(port, block, &smp.attribute()),
+            (PortAsk::SetGuids(block), good) => self.guids_written(port, block, good),
             _ => (),
         }
     }
@@ -377,7 +376,7 @@ impl Manager {
         Some(())
     }
 
-    fn ask_port(&mut self, port: u8, path: u8, question: Question, ask: PortAsk) {
+    pub(super) fn ask_port(&mut self, port: u8, path: u8, question: Question, ask: PortAsk) {
         let bring_up = &mut self.ports[usize::from(port)];
         bring_up.pending += 1;
         let epoch = bring_up.epoch;

@@ -6,6 +6,7 @@ mod bring_up;
 mod forwarding;
 mod groups;
 mod paths;
+mod records;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
