@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_REGION_INFO_FLAG_MMAP,
 };
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 
@@ -56,20 +57,32 @@ impl Card {
     }
 
     /// Number of MSI-X vectors.
-    pub(super) fn vectors(&self) -> u16 {
+    pub(super) fn vectors(&self) -> Result<u16, OpenError> {
+        // vfio-ioctls leaves out what it can't read.
         let irq = self.device.get_irq_info(VFIO_PCI_MSIX_IRQ_INDEX);
-        irq.map_or(0, |irq| u16::try_from(irq.count).unwrap_or(u16::MAX))
+        let irq = irq.ok_or_else(|| self.failed("find its interrupts", io::ErrorKind::NotFound.into()))?;
+        Ok(u16::try_from(irq.count).unwrap_or(u16::MAX))
     }
 
-    /// Size of a BAR in bytes; 0 if it isn't there.
-    pub(super) fn bar_bytes(&self, bar: u8) -> u64 {
-        ioctl::region_info(self.fd(), bar.into()).map_or(0, |info| info.size)
+    /// Size of each BAR in bytes; 0 for one that isn't there.
+    pub(super) fn bar_bytes(&self) -> Result<[u64; 6], OpenError> {
+        let mut sizes = [0; 6];
+        for (bar, size) in (VFIO_PCI_BAR0_REGION_INDEX..).zip(&mut sizes) {
+            let info = ioctl::region_info(self.fd(), bar);
+            *size = info.map_err(|source| self.failed("find its BARs", source))?.size;
+        }
+        Ok(sizes)
+    }
+
+    /// A step that the kernel refused.
+    pub(super) fn failed(&self, what: &'static str, source: io::Error) -> OpenError {
+        OpenError::Kernel { address: self.address, what, source }
     }
 
     /// Maps a BAR, as much of it as the kernel lets a program map.
     pub(super) fn map_bar(self: &Arc<Self>, bar: u8, name: &'static str) -> Result<Bar, OpenError> {
         let address = self.address;
-        let failed = |source| OpenError::Kernel { address, what: "map a BAR", source };
+        let failed = |source| self.failed("map a BAR", source);
         let info = ioctl::region_info(self.fd(), bar.into()).map_err(failed)?;
         if info.size == 0 || info.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
             return Err(OpenError::NoBar { address, bar });

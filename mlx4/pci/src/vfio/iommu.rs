@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn refusal_by_a_limit_names_the_limit_and_how_to_raise_it() {
         let error = refused(libc::ENOMEM, Some(0x80_0000));
-        assert!(error.contains("0x800000") && error.contains("LimitMEMLOCK=infinity"), "{error}");
+        assert!(error.contains("8388608") && error.contains("LimitMEMLOCK=infinity"), "{error}");
         let error = refused(libc::ENOSPC, None);
         assert!(error.contains("65535") && error.contains("dma_entry_limit"), "{error}");
     }

@@ -73,12 +73,11 @@ impl VfioPci {
             return Err(OpenError::Processor);
         }
         let card = Arc::new(Card::open(address, Host::new(root, address))?);
-        let failed = |what| move |source| OpenError::Kernel { address, what, source };
-        let registers = failed("read its configuration space");
-        let identity = identity(&card).map_err(|error| registers(io::Error::other(error)))?;
+        let identity = identity(&card)?;
         let bar0 = card.map_bar(0, "BAR0")?;
         let bar2 = Arc::new(card.map_bar(2, "BAR2")?);
-        let dma = iommu::space(&card).map_err(failed("find out what its IOMMU can do"))?;
+        let dma =
+            iommu::space(&card).map_err(|source| card.failed("find out what its IOMMU can do", source))?;
         let vectors = Vectors::new(identity.vectors);
         Ok(Self { card, identity, bar0, bar2, dma, vectors, enabled: Mutex::new(0) })
     }
@@ -181,18 +180,20 @@ impl fmt::Debug for VfioPci {
     }
 }
 
-fn identity(card: &Card) -> Result<Identity, RegisterError> {
-    let mut revision = [0];
-    card.config_read(0x08, &mut revision)?;
+fn identity(card: &Card) -> Result<Identity, OpenError> {
+    let mut header = [0; 0x30];
+    card.config_read(0, &mut header)
+        .map_err(|error| card.failed("read its configuration space", io::Error::other(error)))?;
+    let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     Ok(Identity {
         name: format!("vfio:{}", card.address),
-        vendor: card.config16(0x00)?,
-        device: card.config16(0x02)?,
-        subsystem_vendor: card.config16(0x2c)?,
-        subsystem: card.config16(0x2e)?,
-        revision: revision[0],
-        bar_bytes: [0, 1, 2, 3, 4, 5].map(|bar| card.bar_bytes(bar)),
-        vectors: card.vectors(),
+        vendor: word(0x00),
+        device: word(0x02),
+        subsystem_vendor: word(0x2c),
+        subsystem: word(0x2e),
+        revision: header[0x08],
+        bar_bytes: card.bar_bytes()?,
+        vectors: card.vectors()?,
         numa_node: card.host.numa_node(),
     })
 }
