@@ -305,7 +305,7 @@ impl TestSrq {
         context.pd = Number24::wrapping(pd);
         context.record_address = U64::new(record);
         let srqn = machine.number();
-        let srq = Arc::new(Srq::new(&machine.burst(), srqn, &context, None).unwrap());
+        let srq = Arc::new(Srq::new(&machine.burst(), srqn, &context).unwrap());
         machine.running().srqs.insert(srqn, srq.clone());
         Self { srqn, srq, ring, record, head: Cell::new(0), posted: Cell::new(0) }
     }
