@@ -9,6 +9,7 @@ use mlx4_wire::ctx::mcg::McgMember;
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
 use mlx4_wire::packet::{GRH_IP_VERSION, GRH_NEXT_HEADER, GrhHeader, GrhStart};
 use mlx4_wire::{Number24, U16, U32};
+use vm_memory::VolatileSlice;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::receive::ReceiveWork;
@@ -28,7 +29,7 @@ use crate::node::port::{PortState, p_keys_match};
 /// Destination queue pair of multicast packets.
 const MULTICAST_QP: u32 = Number24::MAX;
 /// Room that each receive WQE of a datagram service has for a GRH, before the payload.
-const GRH_BYTES: u64 = 40;
+const GRH_BYTES: u64 = size_of::<GrhHeader>() as u64;
 
 /// A packet arrives at a port from the fabric.
 pub(crate) fn receive_datagram(hca: &Hca, port: u8, packet: &Packet<'_>) {
@@ -168,9 +169,8 @@ fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u
     let mut body = walk(GRH_BYTES, payload)?;
     let mut head = walk(0, GRH_BYTES)?;
     if let Some(grh) = &packet.headers.grh {
-        let mut bytes = [0; GRH_BYTES as usize];
-        bytes.copy_from_slice(grh_header(grh, &packet.headers, payload).as_bytes());
-        let slice = [vm_memory::VolatileSlice::from(&mut bytes[..])];
+        let mut header = grh_header(grh, &packet.headers, payload);
+        let slice = [VolatileSlice::from(header.as_mut_bytes())];
         copy(&mut Slices { slices: &slice }, &mut head, GRH_BYTES).map_err(CopyFault::key)?;
     }
     copy(&mut Slices { slices: packet.payload }, &mut body, payload).map_err(CopyFault::key)?;

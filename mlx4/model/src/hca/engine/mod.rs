@@ -27,6 +27,8 @@ mod send;
 mod sg;
 mod side;
 mod special;
+#[cfg(test)]
+mod tests;
 
 mod thread;
 mod timers;

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn rnr_delays_are_those_of_the_table() {
-        let ms = |code| rnr_delay(code).as_secs_f64() * 1e3;
-        assert_eq!([ms(0), ms(1), ms(12), ms(25), ms(31)], [655.36, 0.01, 0.64, 61.44, 491.52]);
+        let micros = [0, 1, 12, 25, 31].map(|code| rnr_delay(code).as_micros());
+        assert_eq!(micros, [655_360, 10, 640, 61_440, 491_520]);
     }
 }

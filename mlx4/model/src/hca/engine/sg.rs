@@ -110,13 +110,13 @@ impl<'b> Walk<'b> {
         let elements = &list.elements[..];
         let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, pd, rights };
         walk.current = walk.region(index, skip, len)?;
-        let mut checked = elements.get(index).map_or(0, |element| element.len() - skip);
-        for later in index + 1..elements.len() {
-            if checked >= len {
+        let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
+        for (later, element) in elements.iter().enumerate().skip(index + 1) {
+            if ahead >= len {
                 break;
             }
-            walk.region(later, 0, len - checked)?;
-            checked += elements[later].len();
+            walk.region(later, 0, len - ahead)?;
+            ahead += element.len();
         }
         Ok(walk)
     }
@@ -252,7 +252,7 @@ fn copy_tail_last(from: VolatileSlice<'_>, to: VolatileSlice<'_>, n: usize) {
         from.copy_to_volatile_slice(head);
     }
     fence(Ordering::Release);
-    let mut tail = [0; TAIL];
+    let mut tail = [0u8; TAIL];
     if let (Ok(from), Ok(to)) = (from.offset(body), to.offset(body)) {
         let bytes = from.copy_to(&mut tail[..n - body]);
         to.copy_from(&tail[..bytes]);
@@ -268,27 +268,39 @@ pub(super) fn empty<'a>() -> VolatileSlice<'a> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn copy_crosses_pieces_of_other_sizes() {
-        let mut data: Vec<u8> = (0..100).collect();
-        let mut to = vec![0u8; 100];
-        {
-            let (from, to) = (VolatileSlice::from(&mut data[..]), VolatileSlice::from(&mut to[..]));
-            let from: Vec<_> = [(0, 1), (1, 40), (40, 40), (40, 100)]
-                .map(|(a, b)| from.subslice(a, b - a).unwrap())
-                .to_vec();
-            struct Small<'b>(VolatileSlice<'b>, usize);
-            impl<'b> Pieces<'b> for Small<'b> {
-                fn next(&mut self, max: u64) -> Result<VolatileSlice<'b>, KeyFault> {
-                    let n = 7.min(usize::try_from(max).unwrap());
-                    let piece = self.0.subslice(self.1, n).unwrap();
-                    self.1 += n;
-                    Ok(piece)
-                }
-            }
-            copy(&mut Slices { slices: &from }, &mut Small(to, 0), 100).unwrap();
+    /// Memory in pieces of at most seven bytes.
+    struct Small<'b>(VolatileSlice<'b>);
+
+    impl<'b> Pieces<'b> for Small<'b> {
+        fn next(&mut self, max: u64) -> Result<VolatileSlice<'b>, KeyFault> {
+            let n = usize::try_from(max).unwrap().min(7).min(self.0.len());
+            let (piece, rest) = self.0.split_at(n).unwrap();
+            self.0 = rest;
+            Ok(piece)
         }
-        assert_eq!(data, to);
+    }
+
+    #[test]
+    fn copy_of_any_length_crosses_pieces_of_other_sizes() {
+        for len in 0..=100 {
+            let mut data: Vec<u8> = (1..=100).collect();
+            let mut to = [0u8; 100];
+            let from = VolatileSlice::from(&mut data[..]);
+            let cuts = [(0, 1), (1, 40), (40, 40), (40, 100)];
+            let pieces = cuts.map(|(a, b)| from.subslice(a, b - a).unwrap());
+            let mut target = Small(VolatileSlice::from(&mut to[..]));
+            copy(&mut Slices { slices: &pieces }, &mut target, len as u64).unwrap();
+            assert_eq!((&to[..len], &to[len..]), (&data[..len], &vec![0; 100 - len][..]));
+        }
+    }
+
+    #[test]
+    fn copy_ends_with_the_shorter_list() {
+        let (mut data, mut to) = ([1; 9], [0; 9]);
+        let pieces = [VolatileSlice::from(&mut data[..5])];
+        copy(&mut Slices { slices: &pieces }, &mut Small(VolatileSlice::from(&mut to[..])), 9).unwrap();
+        assert_eq!(to[4..], [1, 0, 0, 0, 0]);
+        copy(&mut Slices { slices: &pieces }, &mut Small(VolatileSlice::from(&mut to[..3])), 9).unwrap();
     }
 
     #[test]
