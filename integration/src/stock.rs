@@ -10,11 +10,17 @@ use crate::Vm;
 /// The modules that make up the stock driver and what stands on it, in the order of loading.
 pub const MODULES: &[&str] = &["mlx4_core", "mlx4_ib", "ib_uverbs", "ib_umad", "ib_ipoib"];
 
+/// The same in an order in which each is free when its turn comes (mlx4_ib stands on ib_uverbs), with
+/// what the kernel itself may have added.
+const UNLOADED: &str = "ib_ipoib ib_umad mlx4_ib mlx4_en ib_uverbs mlx4_core";
+
 /// Whose lines in a kernel's log are the driver's.
 pub const LOG_NAMES: &[&str] = &["mlx4", "ib_", "infiniband", "ib0", "ib1", "ibp", "umad", "uverbs", "vfio"];
 
 /// Probing reads the port's tables by hundreds of commands.
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
+/// The subnet manager sweeps, and talks to the driver, which is slow.
+const ACTIVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Loads the stock driver and what stands on it.
 ///
@@ -32,15 +38,21 @@ pub fn load(vm: &Vm) -> Result<()> {
 /// # Errors
 /// A module is in use, or doesn't end in time.
 pub fn unload(vm: &Vm) -> Result<()> {
-    for module in MODULES.iter().rev() {
-        vm.check_within(LOAD_LIMIT, &format!("modprobe -r {module}"))?;
-    }
-    // Loaded by the kernel itself, or on behalf of the others.
+    vm.check_within(LOAD_LIMIT, &format!("modprobe -r -a {UNLOADED}"))?;
     let left = vm.check("lsmod | grep -E '^(mlx4_|ib_ipoib|ib_umad|ib_uverbs)' || true")?;
     if !left.is_empty() {
         bail!("on {}: still loaded: {left}", vm.name());
     }
     Ok(())
+}
+
+/// Loads the driver and waits until the first port of `mlx4_0` is ACTIVE.
+///
+/// # Errors
+/// As for [`load`] and [`wait_for_active`].
+pub fn bring_up(vm: &Vm) -> Result<()> {
+    load(vm)?;
+    wait_for_active(vm, "mlx4_0", 1, ACTIVE_LIMIT)
 }
 
 /// Waits until a port of the HCA `device` (`mlx4_0`, say) is ACTIVE. Ports count from 1.

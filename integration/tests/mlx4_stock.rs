@@ -1,15 +1,6 @@
 //! The model, judged by the stock Linux driver: it comes up, says what it is, and goes without a trace.
 
-use std::time::Duration;
-
-use integration::{Model, Rig, Vm, VmConfig, stock};
-
-const ACTIVE_LIMIT: Duration = Duration::from_secs(60);
-
-fn load(vm: &Vm) {
-    stock::load(vm).unwrap();
-    stock::wait_for_active(vm, "mlx4_0", 1, ACTIVE_LIMIT).unwrap();
-}
+use integration::{Model, Rig, VmConfig, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
 fn field<'a>(text: &'a str, key: &str) -> &'a str {
@@ -23,7 +14,7 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
     let rig = Rig::prepare().unwrap();
     let model = Model::start(&rig, 1, &[]).unwrap();
     let vm = rig.boot(VmConfig::new("a").hca(model.socket(0))).unwrap();
-    load(&vm);
+    stock::bring_up(&vm).unwrap();
 
     let devinfo = vm.check("ibv_devinfo -v").unwrap();
     assert_eq!(field(&devinfo, "hca_id"), "mlx4_0");
@@ -52,7 +43,7 @@ fn stock_driver_unloaded_and_loaded_again_leaves_nothing_behind() {
     let vm = rig.boot(VmConfig::new("a").hca(model.socket(0))).unwrap();
     let untouched = model.dump().unwrap();
     for _ in 0..2 {
-        load(&vm);
+        stock::bring_up(&vm).unwrap();
         assert_ne!(model.dump().unwrap(), untouched);
         vm.check("ibv_devinfo").unwrap();
         stock::unload(&vm).unwrap();
@@ -66,6 +57,6 @@ fn stock_driver_comes_up_behind_an_iommu() {
     let rig = Rig::prepare().unwrap();
     let model = Model::start(&rig, 1, &[]).unwrap();
     let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
-    load(&vm);
+    stock::bring_up(&vm).unwrap();
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
 }

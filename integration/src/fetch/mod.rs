@@ -75,7 +75,9 @@ pub const GUEST: Request = Request {
     suites: &["bookworm", "bookworm-updates"],
     prefer: None,
     packages: Packages::WithDependencies(&[
+        "bash",
         "busybox-static",
+        "dash",
         "ibverbs-providers",
         "ibverbs-utils",
         "infiniband-diags",

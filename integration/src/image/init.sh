@@ -21,7 +21,7 @@ done
 
 if [ -n "$shell" ]; then
     echo "A shell in the guest; leave it to stop the VM."
-    setsid cttyhack sh -l
+    setsid cttyhack bash
 else
     # The kernel has the port only a moment after it has started this program.
     tries=0

@@ -23,8 +23,8 @@ const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const STATIC: i32 = 1;
 /// How the names of files start that are taken; documentation, start scripts, plug-ins stay out.
 const TAKEN: &[&str] = &["usr/bin/", "usr/sbin/", "usr/lib/x86_64-linux-gnu/lib", "etc/libibverbs.d/"];
-/// The one interpreter of scripts in the guest.
-const SHELL: &[u8] = b"#!/bin/sh";
+/// The interpreters of scripts that the guest has.
+const SHELLS: &[&[u8]] = &[b"#!/bin/sh", b"#!/bin/bash"];
 
 /// Puts the guest tree's programs into the archive.
 pub(super) fn add(archive: &mut Archive, guest: &Tree) -> Result<()> {
@@ -41,10 +41,12 @@ pub(super) fn add(archive: &mut Archive, guest: &Tree) -> Result<()> {
         let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         if is_elf(&bytes) {
             add_program(archive, guest, &path, name, &bytes)?;
-        } else if !bytes.starts_with(b"#!") || bytes.starts_with(SHELL) {
+        } else if !bytes.starts_with(b"#!") || SHELLS.iter().any(|shell| bytes.starts_with(shell)) {
             archive.file(name, fs::metadata(&path)?.permissions().mode() & 0o777, &bytes);
         }
     }
+    // Not busybox: its shell takes its own programs before those of the same name in PATH.
+    archive.link("usr/bin/sh", "dash");
     add_busybox(archive, guest)
 }
 

@@ -1,11 +1,33 @@
 //! The fabric: one switch, the packets that cross it, and its built-in subnet manager.
+//!
+//! An endpoint is plugged into a port of the switch, and gets a link as soon as its port is polling. The
+//! subnet manager then takes the link from INIT to ACTIVE, by MADs alone, which the endpoint has to answer.
+//!
+//! - [`packet`]: what crosses the switch
+//! - [`sm`]: the subnet manager and administrator
+//!
+//! Does not: inject faults, span several switches.
 
+mod datagram;
 pub mod packet;
+mod plug;
+mod sa;
+pub mod sm;
+mod switch;
+#[cfg(test)]
+mod tests;
 
+use std::io;
 use std::sync::Arc;
 
+use thiserror::Error;
+
 use crate::hca::Hca;
+use crate::node::{NodeConfig, NodeError};
 use packet::Packet;
+pub use plug::Plug;
+use sm::{SmConfig, SubnetManager};
+use switch::Switch;
 
 /// What hangs at the far end of a cable: an HCA's port, or a node without an HCA.
 pub trait Endpoint: Send + Sync {
@@ -21,18 +43,90 @@ pub trait Endpoint: Send + Sync {
         None
     }
 }
-#[derive(Debug)]
-pub struct Fabric;
-#[derive(Debug)]
-pub struct Plug;
-#[derive(Debug, thiserror::Error)]
-#[error("full")]
-pub struct FabricError;
-impl Fabric {
-    pub fn plug(&self, _e: Arc<dyn Endpoint>) -> Result<Plug, FabricError> {
-        Err(FabricError)
+
+/// Settings of a fabric.
+#[derive(Clone, Debug)]
+pub struct FabricConfig {
+    /// GUID of the switch and its port 0.
+    pub switch_guid: u64,
+    /// External ports of the switch, 1 to 254.
+    pub ports: u8,
+    /// Node description of the switch.
+    pub description: String,
+    /// The built-in subnet manager; without it every port stays in INIT until another one comes.
+    pub subnet_manager: Option<SmConfig>,
+}
+
+impl Default for FabricConfig {
+    fn default() -> Self {
+        Self {
+            switch_guid: 0x0002_c903_00f0_0000,
+            ports: 36,
+            description: "paraverbs model switch".into(),
+            subnet_manager: Some(SmConfig::default()),
+        }
     }
 }
-impl Plug {
-    pub fn set_link(&self, _u: bool) {}
+
+/// Why a fabric can't do something.
+#[derive(Debug, Error)]
+pub enum FabricError {
+    /// The settings don't make a switch.
+    #[error("invalid switch settings")]
+    Switch(#[source] NodeError),
+    /// The thread of the subnet manager doesn't start.
+    #[error("failed to start the subnet manager's thread")]
+    Thread(#[source] io::Error),
+    /// All ports of the switch are taken.
+    #[error("no free port among the {0} of the switch")]
+    NoFreePort(u8),
+    /// The port isn't there, or is taken.
+    #[error("port {0} of the switch doesn't exist or is taken")]
+    PortTaken(u8),
+}
+
+/// A switch with its subnet manager. The manager stops when the fabric is dropped; the switch lives on as
+/// long as something is plugged in.
+pub struct Fabric {
+    switch: Arc<Switch>,
+    _manager: Option<SubnetManager>,
+}
+
+impl Fabric {
+    /// Makes a fabric with nothing plugged in, and starts its subnet manager.
+    pub fn new(config: FabricConfig) -> Result<Arc<Self>, FabricError> {
+        let node = NodeConfig::switch(config.switch_guid, config.ports, &config.description);
+        let switch = Arc::new(Switch::new(&node).map_err(FabricError::Switch)?);
+        let connect = |endpoint| {
+            switch.set_manager(endpoint);
+            let switch = switch.clone();
+            move |datagram: &datagram::Datagram| switch.send_from_manager(datagram)
+        };
+        let start = |config| SubnetManager::start(config, connect).map_err(FabricError::Thread);
+        let manager = config.subnet_manager.map(start).transpose()?;
+        Ok(Arc::new(Self { switch, _manager: manager }))
+    }
+
+    /// Plugs an endpoint into the lowest free port of the switch. There is no link before
+    /// [`Plug::set_link`]. The fabric keeps the endpoint until its [`Plug`] is dropped, so an endpoint must
+    /// not own its plug.
+    pub fn plug(&self, endpoint: Arc<dyn Endpoint>) -> Result<Plug, FabricError> {
+        let port = self.switch.plug(&endpoint);
+        let port = port.ok_or_else(|| FabricError::NoFreePort(self.switch.node().num_ports()))?;
+        Ok(Plug::new(self.switch.clone(), port))
+    }
+
+    /// Plugs an endpoint into a certain port of the switch, from 1.
+    pub fn plug_at(&self, port: u8, endpoint: Arc<dyn Endpoint>) -> Result<Plug, FabricError> {
+        if !self.switch.plug_at(port, &endpoint) {
+            return Err(FabricError::PortTaken(port));
+        }
+        Ok(Plug::new(self.switch.clone(), port))
+    }
+}
+
+impl std::fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fabric").field("switch", self.switch.node()).finish_non_exhaustive()
+    }
 }

@@ -6,6 +6,11 @@
 
 use vm_memory::VolatileSlice;
 
+/// Bytes of the headers and check sum that every datagram has.
+const LRH_BTH_DETH_ICRC: usize = 8 + 12 + 8 + 4;
+/// Bytes of the global route header.
+const GRH_SIZE: usize = 40;
+
 /// The local route header, Global route header and transport headers of a datagram (IBTA vol. 1, ch. 7-9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
@@ -66,6 +71,16 @@ impl Packet<'_> {
         self.payload.iter().map(VolatileSlice::len).sum()
     }
 
+    /// Length from the local route header through the invariant CRC, in 4-byte words, as counters count it.
+    pub fn words(&self) -> u64 {
+        let headers = &self.headers;
+        let bytes = LRH_BTH_DETH_ICRC
+            + if headers.grh.is_some() { GRH_SIZE } else { 0 }
+            + headers.immediate.map_or(0, |immediate| immediate.len())
+            + self.payload_len();
+        u64::try_from(bytes.div_ceil(4)).unwrap_or(0)
+    }
+
     /// Copies as much of the payload as fits in `to`; returns the number of bytes copied.
     pub fn copy_payload(&self, to: &mut [u8]) -> usize {
         let mut done = 0;
@@ -78,5 +93,20 @@ impl Packet<'_> {
             done += n;
         }
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mad_counts_as_on_the_wire() {
+        let mut mad = [0; 256];
+        let payload = [VolatileSlice::from(&mut mad[..])];
+        let mut packet = Packet { headers: Headers::default(), payload: &payload };
+        assert_eq!(packet.words(), 72);
+        packet.headers.grh = Some(Grh::default());
+        assert_eq!(packet.words(), 82);
     }
 }

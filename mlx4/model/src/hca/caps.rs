@@ -73,7 +73,7 @@ pub(crate) fn query_dev_cap(ports: u8) -> QueryDevCap {
     cap.rate.set_log2_max_pkeys(LOG2_PORT_TABLE);
     cap.uar.set_num_rsvd_uars(1);
     cap.uar.set_log2_uar_sz_mb(LOG2_UARS - 8);
-    cap.uar.set_log2_min_page_sz(12);
+    cap.uar.set_log2_min_page_sz(9);
     cap.max_icm_sz.set(1 << 40);
     cap
 }

@@ -259,7 +259,7 @@ impl Hca {
 
 /// Cuts an access into aligned 32-bit words; `None` where it can't be.
 fn words(offset: u64, len: usize, size: u64) -> Option<impl Iterator<Item = (u64, std::ops::Range<usize>)>> {
-    let whole = offset % 4 == 0 && len % 4 == 0 && offset.checked_add(len as u64)? <= size;
+    let whole = offset.is_multiple_of(4) && len.is_multiple_of(4) && offset.checked_add(len as u64)? <= size;
     whole.then(|| (0..len / 4).map(move |i| (offset + 4 * i as u64, 4 * i..4 * i + 4)))
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Registers {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    hcr: [[u8; 4]; HCR_BYTES as usize / 4],
+    hcr: [[u8; 4]; size_of::<Hcr>() / 4],
     owned: bool,
     semaphore: bool,
     error: [u32; ERROR_BUFFER_WORDS],

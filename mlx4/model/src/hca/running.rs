@@ -14,7 +14,6 @@ use super::caps;
 use super::cq::Cq;
 use super::eq::Eq;
 use super::qp::Qp;
-use super::runset::RunSet;
 use super::srq::Srq;
 use super::table::Table;
 
@@ -245,7 +244,6 @@ impl Logs {
 }
 
 fn context_tables(p: &HcaParams, logs: &Logs) -> [Vec<ContextTable>; 4] {
-    assert!(RunSet::CAPACITY >= 1 << caps::LOG2_MAX_QPS);
     let table = |name, base, log2_entries, entry_bytes: u16| ContextTable {
         name,
         base,

@@ -101,7 +101,7 @@ impl NodeConfig {
             system_image_guid: node_guid.wrapping_add(3),
             node_guid,
             device_id: 0x1003,
-            revision: 0,
+            revision: 1,
             vendor_id: VENDOR_MELLANOX,
             description: description.to_owned(),
             kind: NodeKind::ChannelAdapter {
@@ -390,4 +390,74 @@ fn refuse(mad: &[u8; 256], status: Status) -> [u8; 256] {
     smp.header.method = Method::GET_RESP;
     smp.header.status.set(status.0);
     smp.to_mad()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{CA_GUID, active_ca, ca, switch};
+    use super::*;
+
+    #[test]
+    fn impossible_nodes_are_refused() {
+        let make = |change: &dyn Fn(&mut NodeConfig)| {
+            let mut config = NodeConfig::connectx3(CA_GUID, 1, "");
+            change(&mut config);
+            NodeState::new(&config).err()
+        };
+        let ports = |port_guids: Vec<u64>| NodeKind::ChannelAdapter { port_guids };
+        assert_eq!(make(&|config| config.kind = ports(vec![])), Some(NodeError::Ports(0)));
+        assert_eq!(make(&|config| config.kind = ports(vec![1; 255])), Some(NodeError::Ports(255)));
+        assert_eq!(make(&|config| config.kind = ports(vec![0])), Some(NodeError::ZeroGuid));
+        assert_eq!(make(&|config| config.node_guid = 0), Some(NodeError::ZeroGuid));
+        assert_eq!(make(&|config| config.vendor_id = 1 << 24), Some(NodeError::VendorId(1 << 24)));
+        assert_eq!(make(&|_| {}), None);
+    }
+
+    #[test]
+    fn link_down_takes_an_active_port_down_and_counts() {
+        let node = active_ca();
+        assert_eq!(node.link_down(1), LinkEffect { changed: true, left_active: true });
+        assert_eq!(node.link_down(1), LinkEffect::default());
+        let port = node.port(1).expect("port");
+        assert_eq!(port.counters.get(counters::View::Classic, counters::Counter::LinkDowned), 1);
+        assert_eq!((port.lid(), port.is_active()), (7, false));
+        assert_eq!(node.link_down(9), LinkEffect::default());
+    }
+
+    #[test]
+    fn reset_forgets_what_management_set() {
+        let node = active_ca();
+        node.port(1).expect("port").counters.sent(1, 1, false);
+        node.reset();
+        let port = node.port(1).expect("port");
+        assert_eq!((port.lid(), port.sm_lid(), port.is_active()), (0, 0, false));
+        assert_eq!(port.counters.get(counters::View::Extended, counters::Counter::XmitPkts), 0);
+        assert_eq!(port.guid(0), Some(CA_GUID + 1));
+    }
+
+    #[test]
+    fn description_is_cut_to_its_field_and_changes_are_told() {
+        let node = ca();
+        let long = node_description(&"x".repeat(80));
+        assert_eq!(long, [b'x'; 64]);
+        assert!(node.set_description(&long));
+        assert!(!node.set_description(&long));
+        assert_eq!(node.description(), long);
+    }
+
+    #[test]
+    fn capability_mask_change_is_told_once() {
+        let node = ca();
+        let port = node.port(1).expect("port");
+        assert!(port.set_capability_mask(0x0251_486a));
+        assert!(!port.set_capability_mask(0x0251_486a));
+        assert_eq!(port.capability_mask(), 0x0251_486a);
+    }
+
+    #[test]
+    fn ports_are_numbered_from_one_or_zero() {
+        assert!(ca().port(0).is_none() && ca().port(2).is_some() && ca().port(3).is_none());
+        assert!(switch().port(0).is_some() && switch().port(36).is_some() && switch().port(37).is_none());
+        assert_eq!((ca().num_ports(), switch().num_ports()), (2, 36));
+    }
 }

@@ -204,3 +204,163 @@ fn classic_value(request: &PortCounters, counter: Counter) -> u64 {
         | Counter::MulticastRcvPkts => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx4_wire::mad::header::MgmtClass;
+
+    use super::super::testing::{ca, switch};
+    use super::super::{MadInput, NodeState};
+    use super::*;
+
+    fn perf(method: Method, attribute: PerfAttribute) -> PerfMad {
+        let mut perf = PerfMad::new_zeroed();
+        perf.header.base_version = 1;
+        perf.header.class_version = 1;
+        perf.header.mgmt_class = MgmtClass::PERF_MGT;
+        perf.header.method = method;
+        perf.header.attribute_id.set(attribute.0);
+        perf
+    }
+
+    fn ask(node: &NodeState, port: u8, perf: &PerfMad) -> (Status, PerfMad) {
+        let reply = node.process_mad(port, &perf.to_mad(), &MadInput::default()).reply.expect("reply");
+        let reply = PerfMad::from_mad(&reply);
+        assert_eq!(reply.header.method, Method::GET_RESP);
+        (Status(reply.header.status.get()), reply)
+    }
+
+    fn classic(node: &NodeState, method: Method, request: PortCounters) -> PortCounters {
+        let mut mad = perf(method, PerfAttribute::PORT_COUNTERS);
+        mad.set_attribute(&request);
+        let (status, reply) = ask(node, 1, &mad);
+        assert_eq!(status, Status::GOOD);
+        reply.attribute()
+    }
+
+    fn of_port(port: u8) -> PortCounters {
+        PortCounters { port_select: port, ..PortCounters::new_zeroed() }
+    }
+
+    #[test]
+    fn counters_stop_at_their_width() {
+        let node = ca();
+        let counters = &node.port(1).expect("port").counters;
+        counters.sent(u64::from(u32::MAX) + 5, 7, false);
+        for counter in [Counter::SymbolError, Counter::LinkDowned, Counter::LocalLinkIntegrity] {
+            counters.add(counter, 70_000);
+        }
+        let shown = classic(&node, Method::GET, of_port(1));
+        assert_eq!((shown.port_xmit_data.get(), shown.port_xmit_pkts.get()), (u32::MAX, 7));
+        assert_eq!((shown.symbol_error_counter.get(), shown.link_downed_counter), (u16::MAX, u8::MAX));
+        assert_eq!((shown.small.local_link_integrity_errors(), shown.port_select), (0xf, 1));
+        assert_eq!(shown.small.excessive_buffer_overrun_errors(), 0);
+    }
+
+    #[test]
+    fn every_counter_is_shown_in_its_place_and_cleared_by_its_bit() {
+        for (counter, bit) in CLASSIC {
+            let node = ca();
+            let counters = &node.port(1).expect("port").counters;
+            counters.sent(3, 3, false);
+            counters.received(3, 3, false);
+            for (counter, _) in CLASSIC {
+                counters.add(counter, 3);
+            }
+            let before = classic(&node, Method::GET, of_port(1));
+            let mut request = of_port(1);
+            request.counter_select.set(u16::try_from(bit & 0xffff).expect("16 bits"));
+            request.counter_select2 = u8::try_from(bit >> 16).expect("8 bits");
+            let after = classic(&node, Method::SET, request);
+            for (other, _) in CLASSIC {
+                assert_eq!(classic_value(&before, other), 3, "{other:?}");
+                let expected = if other == counter { 0 } else { 3 };
+                assert_eq!(classic_value(&after, other), expected, "{other:?} after clearing {counter:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn selected_counters_take_the_value_written() {
+        let node = ca();
+        let mut request = of_port(1);
+        request.counter_select.set(PortCounters::SELECT_RCV_PKTS);
+        request.port_rcv_pkts.set(10);
+        request.port_rcv_data.set(10);
+        classic(&node, Method::SET, request);
+        node.port(1).expect("port").counters.received(5, 1, false);
+        let shown = classic(&node, Method::GET, of_port(1));
+        assert_eq!((shown.port_rcv_pkts.get(), shown.port_rcv_data.get()), (11, 5));
+    }
+
+    #[test]
+    fn extended_counters_are_wide_and_cleared_on_their_own() {
+        let node = ca();
+        node.port(1).expect("port").counters.received(1 << 40, 9, true);
+        let mut mad = perf(Method::SET, PerfAttribute::PORT_COUNTERS_EXTENDED);
+        let mut request = PortCountersExtended { port_select: 1, ..PortCountersExtended::new_zeroed() };
+        request.counter_select.set(1 << PortCountersExtended::RCV_PKTS);
+        mad.set_attribute(&request);
+        let (status, reply) = ask(&node, 1, &mad);
+        let shown: PortCountersExtended = reply.attribute();
+        assert_eq!((status, shown.data[PortCountersExtended::RCV_PKTS].get()), (Status::GOOD, 0));
+        assert_eq!(shown.data[PortCountersExtended::RCV_DATA].get(), 1 << 40);
+        assert_eq!(shown.data[PortCountersExtended::MULTICAST_RCV_PKTS].get(), 9);
+        assert_eq!(classic(&node, Method::GET, of_port(1)).port_rcv_pkts.get(), 9);
+    }
+
+    #[test]
+    fn ports_that_are_not_the_own_are_refused() {
+        let node = ca();
+        for select in [0, 2, ALL_PORTS] {
+            for attribute in [PerfAttribute::PORT_COUNTERS, PerfAttribute::PORT_COUNTERS_EXTENDED] {
+                let mut mad = perf(Method::GET, attribute);
+                mad.data[1] = select;
+                assert_eq!(ask(&node, 1, &mad).0, Status::INVALID_VALUE);
+            }
+        }
+        let mut modified = perf(Method::GET, PerfAttribute::PORT_COUNTERS);
+        modified.data[1] = 1;
+        modified.header.attribute_modifier.set(1);
+        assert_eq!(ask(&node, 1, &modified).0, Status::INVALID_VALUE);
+    }
+
+    #[test]
+    fn switch_answers_for_each_port_and_for_all() {
+        let node = switch();
+        node.port(3).expect("port").counters.add(Counter::XmitDiscards, 2);
+        node.port(36).expect("port").counters.add(Counter::XmitDiscards, 3);
+        let discards = |port| classic(&node, Method::GET, of_port(port)).port_xmit_discards.get();
+        assert_eq!((discards(0), discards(3), discards(36), discards(ALL_PORTS)), (0, 2, 3, 5));
+        let mut clear = of_port(ALL_PORTS);
+        clear.counter_select.set(PortCounters::SELECT_XMIT_DISCARDS);
+        classic(&node, Method::SET, clear);
+        assert_eq!((discards(3), discards(ALL_PORTS)), (0, 0));
+        let mut beyond = perf(Method::GET, PerfAttribute::PORT_COUNTERS);
+        beyond.data[1] = 37;
+        assert_eq!(ask(&node, 1, &beyond).0, Status::INVALID_VALUE);
+    }
+
+    #[test]
+    fn class_port_info_tells_of_wide_counters() {
+        let get = perf(Method::GET, PerfAttribute::CLASS_PORT_INFO);
+        let of = |node: &NodeState| ask(node, 1, &get).1.attribute::<ClassPortInfo>().capability_mask.get();
+        assert_eq!((of(&ca()), of(&switch())), (0x1200, 0x1300));
+    }
+
+    #[test]
+    fn unsupported_requests_get_their_status() {
+        let node = ca();
+        let status = |mad: &PerfMad| ask(&node, 1, mad).0;
+        let mut version = perf(Method::GET, PerfAttribute::CLASS_PORT_INFO);
+        version.header.class_version = 2;
+        assert_eq!(status(&version), Status::BAD_VERSION);
+        let table = perf(Method::GET_TABLE, PerfAttribute::CLASS_PORT_INFO);
+        assert_eq!(status(&table), Status::UNSUPPORTED_METHOD);
+        for attribute in [PerfAttribute::PORT_SAMPLES_CONTROL, PerfAttribute(0xffff)] {
+            assert_eq!(status(&perf(Method::GET, attribute)), Status::UNSUPPORTED_METHOD_ATTRIBUTE);
+        }
+        let set = perf(Method::SET, PerfAttribute::CLASS_PORT_INFO);
+        assert_eq!(status(&set), Status::UNSUPPORTED_METHOD_ATTRIBUTE);
+    }
+}

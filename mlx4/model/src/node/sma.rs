@@ -106,8 +106,8 @@ impl NodeState {
             },
             (SmpAttribute::SL_TO_VL_MAPPING_TABLE, switch) => match switch {
                 _ if !self.has_sl_mapping(access.request) => Status::UNSUPPORTED_METHOD_ATTRIBUTE,
-                Some(switch) => switch.sl_to_vl_table(smp, set),
-                None => access.request.receiver.sl_to_vl_table(smp, set, changes),
+                Some(switch) => switch.sl_to_vl_mapping(smp, set),
+                None => access.request.receiver.sl_to_vl_mapping(smp, set, changes),
             },
             (SmpAttribute::MLNX_EXTENDED_PORT_INFO, _) => match self.table_port(access, modifier & 0xff) {
                 // FDR10 isn't supported, so that a Set can't change anything.
@@ -204,5 +204,160 @@ impl NodeState {
         }
         smp.set_attribute(&info);
         Some(status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx4_wire::mad::attr::NodeType;
+    use mlx4_wire::mad::header::MgmtClass;
+
+    use super::super::testing::{CA_GUID, SWITCH_GUID, active_ca, ask, ca, port_info, send, smp, switch};
+    use super::*;
+    use mlx4_wire::mad::portinfo::PortState as LogicalState;
+
+    #[test]
+    fn node_info_of_a_channel_adapter_names_the_receiving_port() {
+        let info: NodeInfo = ask(&ca(), 2, &smp(Method::GET, SmpAttribute::NODE_INFO, 0)).attribute();
+        assert_eq!((info.node_type, info.num_ports), (NodeType::CHANNEL_ADAPTER, 2));
+        assert_eq!((info.node_guid.get(), info.port_guid.get()), (CA_GUID, CA_GUID + 2));
+        assert_eq!(info.system_image_guid.get(), CA_GUID + 3);
+        assert_eq!((info.device_id.get(), info.partition_cap.get()), (0x1003, 128));
+        assert_eq!((info.local_port_vendor.local_port_num(), info.local_port_vendor.vendor_id()), (2, 0x2c9));
+    }
+
+    #[test]
+    fn node_info_of_a_switch_has_the_guid_of_port_0() {
+        let info: NodeInfo = ask(&switch(), 17, &smp(Method::GET, SmpAttribute::NODE_INFO, 0)).attribute();
+        assert_eq!((info.node_type, info.num_ports), (NodeType::SWITCH, 36));
+        assert_eq!((info.node_guid.get(), info.port_guid.get()), (SWITCH_GUID, SWITCH_GUID));
+        assert_eq!(info.local_port_vendor.local_port_num(), 17);
+    }
+
+    #[test]
+    fn reply_echoes_the_header_and_route_with_the_d_bit_clear() {
+        let mut request = smp(Method::GET, SmpAttribute::NODE_DESCRIPTION, 0x1234);
+        request.header.mgmt_class = MgmtClass::SUBN_DIRECTED_ROUTE;
+        request.set_hop_count(2);
+        request.set_hop_pointer(3);
+        request.m_key.set(77);
+        request.initial_path[2] = 9;
+        request.return_path[1] = 8;
+        let reply = ask(&ca(), 1, &request);
+        let mut expected = request;
+        expected.header.method = Method::GET_RESP;
+        expected.set_attribute(&ca().description());
+        assert_eq!(reply, expected);
+        assert!(reply.data.starts_with(b"test ca\0"));
+    }
+
+    #[test]
+    fn unsupported_requests_get_their_status() {
+        let node = ca();
+        let status = |smp: &Smp| ask(&node, 1, smp).status();
+        let good = smp(Method::GET, SmpAttribute::NODE_INFO, 0);
+        let with = |change: &dyn Fn(&mut Smp)| {
+            let mut smp = good;
+            change(&mut smp);
+            status(&smp)
+        };
+        assert_eq!(with(&|smp| smp.header.base_version = 2), Status::BAD_VERSION);
+        assert_eq!(with(&|smp| smp.header.class_version = 2), Status::BAD_VERSION);
+        assert_eq!(with(&|smp| smp.header.mgmt_class = MgmtClass::CONG_MGT), Status::BAD_VERSION);
+        assert_eq!(with(&|smp| smp.header.method = Method::SEND), Status::UNSUPPORTED_METHOD);
+        assert_eq!(with(&|smp| smp.header.method = Method::SET), Status::UNSUPPORTED_METHOD_ATTRIBUTE);
+        for attribute in [
+            SmpAttribute::NOTICE,
+            SmpAttribute::SM_INFO,
+            SmpAttribute::LED_INFO,
+            SmpAttribute::VENDOR_DIAG,
+            SmpAttribute(0),
+            SmpAttribute(0xffff),
+        ] {
+            assert_eq!(status(&smp(Method::GET, attribute, 0)), Status::UNSUPPORTED_METHOD_ATTRIBUTE);
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_gets_no_answer() {
+        let node = ca();
+        for method in [Method::GET_RESP, Method::TRAP, Method::REPORT, Method::REPORT_RESP, Method(0xff)] {
+            assert_eq!(send(&node, 1, &smp(method, SmpAttribute::NODE_INFO, 0)).reply, None);
+        }
+        let mut connection = smp(Method::SEND, SmpAttribute::NODE_INFO, 0);
+        connection.header.mgmt_class = MgmtClass::COMM_MGT;
+        assert_eq!(send(&node, 1, &connection).reply, None);
+    }
+
+    #[test]
+    fn port_that_is_not_there_says_nothing() {
+        let request = smp(Method::GET, SmpAttribute::NODE_INFO, 0);
+        assert_eq!(send(&ca(), 0, &request).reply, None);
+        assert_eq!(send(&ca(), 3, &request).reply, None);
+        assert_eq!(send(&switch(), 37, &request).reply, None);
+    }
+
+    #[test]
+    fn port_info_of_the_other_port_can_be_read_only() {
+        let node = active_ca();
+        node.link_up(2);
+        let info: PortInfo = ask(&node, 2, &smp(Method::GET, SmpAttribute::PORT_INFO, 1)).attribute();
+        assert_eq!((info.lid.get(), info.local_port_num), (7, 2));
+        let mut request = smp(Method::SET, SmpAttribute::PORT_INFO, 1);
+        request.set_attribute(&port_info(LogicalState::DOWN));
+        let reply = ask(&node, 2, &request);
+        assert_eq!(reply.status(), Status::INVALID_VALUE);
+        assert_eq!(reply.attribute::<PortInfo>().link.port_state(), LogicalState::ACTIVE);
+    }
+
+    #[test]
+    fn port_number_is_checked_and_the_speed_bit_is_not_part_of_it() {
+        let node = ca();
+        let status = |modifier| ask(&node, 1, &smp(Method::GET, SmpAttribute::PORT_INFO, modifier)).status();
+        assert_eq!(status(0x8000_0001), Status::GOOD);
+        assert_eq!(status(0x8000_0000), Status::GOOD);
+        assert_eq!(status(3), Status::INVALID_VALUE);
+        assert_eq!(status(0x101), Status::INVALID_VALUE);
+        let switch = ask(&switch(), 1, &smp(Method::GET, SmpAttribute::PORT_INFO, 37));
+        assert_eq!(switch.status(), Status::INVALID_VALUE);
+    }
+
+    #[test]
+    fn extended_port_info_offers_no_fdr10() {
+        let mut request = smp(Method::SET, SmpAttribute::MLNX_EXTENDED_PORT_INFO, 1);
+        request.data = [1; 64];
+        let reply = ask(&ca(), 1, &request);
+        assert_eq!((reply.status(), reply.data), (Status::GOOD, [0; 64]));
+    }
+
+    #[test]
+    fn arbitrary_datagrams_do_no_harm() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed.to_be_bytes()
+        };
+        for node in [active_ca(), switch()] {
+            for round in 0..200_000 {
+                let mut bytes = [0; 256];
+                bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random()));
+                let mut smp = Smp::from_mad(&bytes);
+                smp.header.base_version = 1;
+                smp.header.class_version = 1;
+                smp.header.mgmt_class = [MgmtClass::SUBN_LID_ROUTED, MgmtClass::PERF_MGT][round % 2];
+                smp.header.method = [Method::GET, Method::SET][round / 2 % 2];
+                smp.header.attribute_id.set(0x10 + smp.header.attribute_id.get() % 0x10);
+                if round % 3 == 0 {
+                    smp.header.attribute_modifier.set(smp.header.attribute_modifier.get() % 64);
+                }
+                let input = MadInput { ignore_mkey: true, slid: 0 };
+                let answer = node.process_mad(bytes[255] % 40, &smp.to_mad(), &input);
+                if let Some(reply) = answer.reply {
+                    assert_eq!(Smp::from_mad(&reply).header.method, Method::GET_RESP);
+                }
+            }
+        }
     }
 }

@@ -247,7 +247,7 @@ impl SwitchState {
     }
 
     /// SLtoVLMappingTable of an ingress and an egress port. The optimized forms aren't offered.
-    pub(super) fn sl_to_vl_table(&self, smp: &mut Smp, set: bool) -> Status {
+    pub(super) fn sl_to_vl_mapping(&self, smp: &mut Smp, set: bool) -> Status {
         let [optimized, form, ingress, egress] = smp.header.attribute_modifier.get().to_be_bytes();
         let last = self.config.external_ports;
         if optimized != 0 || form != 0 || ingress > last || egress > last {
@@ -261,5 +261,180 @@ impl SwitchState {
             SlToVlTable { pairs: [0x01, 0x23, 0x45, 0x67, 0x01, 0x23, 0x45, 0x67].map(VlPair::from_bits) };
         smp.set_attribute(settings.sl_to_vl.get(&(ingress, egress)).unwrap_or(&default));
         Status::GOOD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx4_wire::mad::header::Method;
+    use mlx4_wire::mad::smp::SmpAttribute;
+
+    use super::super::testing::{ask, ca, smp, switch};
+    use super::super::{NodeConfig, NodeKind, NodeState};
+    use super::*;
+
+    fn set_info(node: &NodeState, change: impl FnOnce(&mut SwitchInfo)) -> (Status, SwitchInfo) {
+        let get = smp(Method::GET, SmpAttribute::SWITCH_INFO, 0);
+        let mut info: SwitchInfo = ask(node, 1, &get).attribute();
+        info.life.set_port_state_change(false);
+        change(&mut info);
+        let mut request = smp(Method::SET, SmpAttribute::SWITCH_INFO, 0);
+        request.set_attribute(&info);
+        let reply = ask(node, 1, &request);
+        (reply.status(), reply.attribute())
+    }
+
+    fn set_route(node: &NodeState, lid: u16, port: u8) {
+        let mut request = smp(Method::SET, SmpAttribute::LINEAR_FORWARDING_TABLE, u32::from(lid) / 64);
+        request.data = [NO_PORT; 64];
+        request.data[usize::from(lid) % 64] = port;
+        let reply = ask(node, 1, &request);
+        assert_eq!(reply.status(), Status::GOOD);
+        assert_eq!(reply.data, request.data);
+    }
+
+    fn state(node: &NodeState) -> &SwitchState {
+        node.switch().expect("switch")
+    }
+
+    #[test]
+    fn lids_are_routed_up_to_the_top() {
+        let node = switch();
+        set_route(&node, 3, 5);
+        set_route(&node, 200, 36);
+        assert_eq!(state(&node).unicast_port(3), None, "above the top");
+        set_info(&node, |info| info.linear_fdb_top.set(199));
+        assert_eq!(state(&node).unicast_port(3), Some(5));
+        assert_eq!(state(&node).unicast_port(200), None);
+        set_info(&node, |info| info.linear_fdb_top.set(200));
+        assert_eq!(state(&node).unicast_port(200), Some(36));
+        assert_eq!((state(&node).unicast_port(4), state(&node).unicast_port(0)), (None, None));
+    }
+
+    #[test]
+    fn route_to_a_port_that_is_not_there_drops() {
+        let node = switch();
+        set_route(&node, 3, 37);
+        set_info(&node, |info| info.linear_fdb_top.set(3));
+        assert_eq!(state(&node).unicast_port(3), None);
+    }
+
+    #[test]
+    fn top_beyond_the_table_is_refused_and_the_rest_set() {
+        let node = switch();
+        let (status, info) = set_info(&node, |info| {
+            info.linear_fdb_top.set(0xc000);
+            info.life.set_life_time_value(12);
+        });
+        assert_eq!(status, Status::INVALID_VALUE);
+        assert_eq!((info.linear_fdb_top.get(), info.life.life_time_value()), (0, 12));
+        assert_eq!((info.linear_fdb_cap.get(), info.multicast_fdb_cap.get()), (0xc000, 4096));
+    }
+
+    #[test]
+    fn port_state_change_is_set_by_links_and_cleared_by_a_one() {
+        let node = switch();
+        node.link_up(3);
+        assert!(state(&node).port_state_change());
+        assert!(set_info(&node, |_| {}).1.life.port_state_change());
+        let (_, info) = set_info(&node, |info| info.life.set_port_state_change(true));
+        assert!(!info.life.port_state_change());
+        node.link_up(3);
+        assert!(!state(&node).port_state_change(), "the link was up");
+        node.link_down(3);
+        assert!(state(&node).port_state_change());
+    }
+
+    #[test]
+    fn multicast_goes_to_the_ports_of_all_positions() {
+        let node = switch();
+        for (position, mask) in [(0u32, 0x8002u16), (2, 0x0010)] {
+            let mut request = smp(Method::SET, SmpAttribute::MULTICAST_FORWARDING_TABLE, position << 28 | 1);
+            let mut block = MulticastForwardingTable::new_zeroed();
+            block.port_masks[1].set(mask);
+            request.set_attribute(&block);
+            let reply = ask(&node, 1, &request);
+            assert_eq!(reply.status(), Status::GOOD);
+            assert_eq!(reply.attribute::<MulticastForwardingTable>(), block);
+        }
+        assert_eq!(state(&node).multicast_ports(0xc021, 1).collect::<Vec<_>>(), [1, 15, 36]);
+        assert_eq!(state(&node).multicast_ports(0xc020, 1).count(), 0);
+        assert_eq!(state(&node).multicast_ports(0x0021, 1).count(), 0);
+    }
+
+    #[test]
+    fn multicast_beyond_the_table_goes_to_the_default_ports() {
+        let node = switch();
+        assert_eq!(state(&node).multicast_ports(0xd000, 1).count(), 0);
+        set_info(&node, |info| {
+            info.default_multicast_primary_port = 4;
+            info.default_multicast_not_primary_port = 5;
+        });
+        assert_eq!(state(&node).multicast_ports(0xd000, 1).collect::<Vec<_>>(), [4]);
+        assert_eq!(state(&node).multicast_ports(0xd000, 4).collect::<Vec<_>>(), [5]);
+        assert_eq!(state(&node).multicast_ports(0xcfff, 1).count(), 0);
+    }
+
+    #[test]
+    fn blocks_beyond_the_tables_are_refused() {
+        let node = switch();
+        for (attribute, modifier) in [
+            (SmpAttribute::LINEAR_FORWARDING_TABLE, 768),
+            (SmpAttribute::LINEAR_FORWARDING_TABLE, u32::MAX),
+            (SmpAttribute::MULTICAST_FORWARDING_TABLE, 128),
+            (SmpAttribute::MULTICAST_FORWARDING_TABLE, 3 << 28),
+            (SmpAttribute::SL_TO_VL_MAPPING_TABLE, 37),
+            (SmpAttribute::SL_TO_VL_MAPPING_TABLE, 0x0001_0101),
+        ] {
+            for method in [Method::GET, Method::SET] {
+                let reply = ask(&node, 1, &smp(method, attribute, modifier));
+                assert_eq!(reply.status(), Status::INVALID_VALUE, "{attribute} {modifier:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn service_levels_are_mapped_for_each_pair_of_ports() {
+        let node = switch();
+        let mut request = smp(Method::SET, SmpAttribute::SL_TO_VL_MAPPING_TABLE, 0x0203);
+        request.set_attribute(&[0u8; 8]);
+        assert_eq!(ask(&node, 1, &request).status(), Status::GOOD);
+        let get = |modifier| {
+            ask(&node, 1, &smp(Method::GET, SmpAttribute::SL_TO_VL_MAPPING_TABLE, modifier)).data[..2]
+                .to_vec()
+        };
+        assert_eq!(get(0x0203), [0, 0]);
+        assert_eq!(get(0x0302), [0x01, 0x23]);
+    }
+
+    #[test]
+    fn channel_adapter_has_no_switch_attributes() {
+        for attribute in [
+            SmpAttribute::SWITCH_INFO,
+            SmpAttribute::LINEAR_FORWARDING_TABLE,
+            SmpAttribute::MULTICAST_FORWARDING_TABLE,
+        ] {
+            let reply = ask(&ca(), 1, &smp(Method::GET, attribute, 0));
+            assert_eq!(reply.status(), Status::UNSUPPORTED_METHOD_ATTRIBUTE);
+        }
+    }
+
+    #[test]
+    fn impossible_tables_are_refused() {
+        for (linear_fdb_cap, multicast_fdb_cap) in [(0, 0), (0xc001, 0), (64, 0x4000)] {
+            let mut config = NodeConfig::switch(1, 8, "");
+            config.kind =
+                NodeKind::Switch(SwitchConfig { linear_fdb_cap, multicast_fdb_cap, ..Default::default() });
+            assert!(matches!(NodeState::new(&config), Err(NodeError::ForwardingTables { .. })));
+        }
+    }
+
+    #[test]
+    fn switch_without_multicast_refuses_its_table() {
+        let mut config = NodeConfig::switch(1, 8, "");
+        config.kind = NodeKind::Switch(SwitchConfig { multicast_fdb_cap: 0, ..Default::default() });
+        let node = NodeState::new(&config).expect("node");
+        let reply = ask(&node, 1, &smp(Method::GET, SmpAttribute::MULTICAST_FORWARDING_TABLE, 0));
+        assert_eq!(reply.status(), Status::INVALID_VALUE);
     }
 }

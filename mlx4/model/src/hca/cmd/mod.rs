@@ -207,7 +207,7 @@ fn write_mailbox<T: IntoBytes + Immutable + ?Sized>(
 }
 
 fn check_mailbox(address: u64) -> Result<(), Status> {
-    if address % MAILBOX_BYTES as u64 == 0 {
+    if address.is_multiple_of(MAILBOX_BYTES as u64) {
         return Ok(());
     }
     log::debug!("mailbox address {address:#x} isn't a multiple of {MAILBOX_BYTES}");

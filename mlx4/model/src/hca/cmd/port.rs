@@ -21,7 +21,7 @@ use crate::node::port::PortState;
 /// Base version of management datagrams.
 const MAD_BASE_VERSION: u8 = 1;
 
-fn port<'h>(hca: &'h Hca, number: u32) -> Result<(u8, &'h PortState), Status> {
+fn port(hca: &Hca, number: u32) -> Result<(u8, &PortState), Status> {
     let number = u8::try_from(number).map_err(|_| Status::BAD_PARAM)?;
     hca.node.port(number).map(|port| (number, port)).ok_or(Status::BAD_PARAM)
 }
@@ -42,6 +42,9 @@ pub(super) fn query_port(hca: &Hca, command: &Command) -> Outcome {
     query.width.set_ib_port_width(info.link_width_supported & 0xf);
     query.tables.set_log2_max_gids(caps::LOG2_PORT_TABLE);
     query.tables.set_log2_max_pkeys(caps::LOG2_PORT_TABLE);
+    // A port that can't be Ethernet has these tables too; Linux complains of smaller ones.
+    query.eth_tables.set_log2_max_macs(caps::LOG2_PORT_TABLE);
+    query.eth_tables.set_log2_max_vlans(caps::LOG2_PORT_TABLE);
     query.vls.set_max_vl_ib(caps::MAX_VLS);
     write_mailbox(&hca.enter_bare(), command.output, &query)
 }

@@ -84,7 +84,7 @@ pub(super) fn query(hca: &Hca, running: &Running, command: &Command) -> Outcome 
 /// Names the special queue pairs: QP0 of both ports, then QP1 of both ports; 0 takes them back.
 pub(super) fn conf_special(_hca: &Hca, running: &Running, command: &Command) -> Outcome {
     let base = number(command);
-    if base % 8 != 0 || base >= running.qps.entries() {
+    if !base.is_multiple_of(8) || base >= running.qps.entries() {
         return Err(Status::BAD_PARAM);
     }
     running.set_special_base(base);

@@ -1,0 +1,96 @@
+//! Two guests with stock drivers, each with an HCA of the model on one fabric: IP over InfiniBand (UD and
+//! multicast), and RC, UC, UD and SRQ traffic by programs that others wrote.
+
+use std::time::Duration;
+
+use integration::{Model, Rig, Vm, VmConfig, stock};
+
+/// Guest code is translated, and two guests share the machine's processors with the model.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
+const ADDRESSES: [&str; 2] = ["10.9.8.1", "10.9.8.2"];
+
+/// Runs a program in both guests, the second one as the client of the first one's address, and expects
+/// both to succeed. Gives what they printed.
+fn both(vms: &[Vm; 2], listening: &str, program: &str) -> [String; 2] {
+    let server = vms[0].spawn(program).unwrap();
+    vms[0]
+        .check_within(PROGRAM_LIMIT, &format!("until ss -ltn | grep -q ':{listening} '; do sleep 0.1; done"))
+        .unwrap();
+    let client = vms[1].check_within(PROGRAM_LIMIT, &format!("{program} {}", ADDRESSES[0]));
+    let served = server.wait(PROGRAM_LIMIT).unwrap();
+    let client = client.unwrap_or_else(|error| panic!("{error:#}\nserver: {served}"));
+    assert_eq!(served.status, 0, "{program}: {served}");
+    [served.stdout, client]
+}
+
+fn ping_pong(vms: &[Vm; 2], program: &str) {
+    for output in both(vms, "18515", program) {
+        assert!(output.contains("1000 iters in"), "{program}: {output}");
+    }
+}
+
+/// Runs a program of perftest; it ends with a table whose last row has the size and the number of messages.
+fn perftest(vms: &[Vm; 2], program: &str, size: u32, iterations: u32) {
+    let program = format!("{program} -d mlx4_0 -F -s {size} -n {iterations}");
+    let [_, client] = both(vms, "18515", &program);
+    let row: Vec<&str> = client
+        .lines()
+        .filter(|line| line.split_whitespace().next() == Some(&size.to_string()))
+        .flat_map(str::split_whitespace)
+        .collect();
+    assert_eq!(row.get(1), Some(&iterations.to_string().as_str()), "{program}: {client}");
+}
+
+fn ip_over_infiniband(vms: &[Vm; 2]) {
+    for (vm, address) in vms.iter().zip(ADDRESSES) {
+        vm.check(&format!("ip link set ib0 up && ip addr add {address}/24 dev ib0")).unwrap();
+        assert_eq!(vm.check("cat /sys/class/net/ib0/mode").unwrap().trim(), "datagram");
+    }
+    let wait = "for i in $(seq 60); do ping -c 1 -W 1 10.9.8.2 >/dev/null && exit 0; done; exit 1";
+    vms[0].check_within(PROGRAM_LIMIT, wait).unwrap();
+    // Every size up to the datagram's MTU, without fragments.
+    for size in [56, 1500, 2016] {
+        let ping = vms[0].check(&format!("ping -c 5 -i 0.2 -M do -s {size} 10.9.8.2")).unwrap();
+        assert!(ping.contains("5 packets transmitted, 5 received"), "{ping}");
+    }
+    let too_long = vms[0].run("ping -c 1 -W 1 -M do -s 2020 10.9.8.2").unwrap();
+    assert_ne!(too_long.status, 0, "{too_long}");
+    // All nodes of the link answer a multicast ping: this one and the other.
+    let multicast = vms[0].check("ping -6 -c 3 -i 0.5 -I ib0 ff02::1 || true").unwrap();
+    let other = vms[1].check("cat /sys/class/net/ib0/address").unwrap();
+    assert!(multicast.lines().filter(|line| line.contains("bytes from fe80::")).count() >= 3, "{multicast}");
+    vms[1].check("ping -6 -c 2 -I ib0 ff02::1").unwrap();
+    assert!(!other.is_empty());
+}
+
+#[test]
+fn two_stock_drivers_exchange_data() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 2, &[]).unwrap();
+    let config = |name, hca| VmConfig::new(name).hca(model.socket(hca));
+    let vms = std::thread::scope(|scope| {
+        let other = scope.spawn(|| rig.boot(config("b", 1)).unwrap());
+        let one = rig.boot(config("a", 0)).unwrap();
+        [one, other.join().unwrap()]
+    });
+    for vm in &vms {
+        stock::bring_up(vm).unwrap();
+    }
+
+    ip_over_infiniband(&vms);
+    for program in ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong"] {
+        ping_pong(&vms, &format!("{program} -d mlx4_0"));
+    }
+    ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
+    ping_pong(&vms, "ibv_ud_pingpong -d mlx4_0 -s 1024");
+    for test in ["send", "write", "read"] {
+        perftest(&vms, &format!("ib_{test}_lat"), 8, 1000);
+        perftest(&vms, &format!("ib_{test}_bw"), 65536, 1000);
+    }
+    perftest(&vms, "ib_atomic_lat", 8, 500);
+
+    for vm in &vms {
+        assert_eq!(stock::problems(vm).unwrap(), [""; 0]);
+        stock::unload(vm).unwrap();
+    }
+}
