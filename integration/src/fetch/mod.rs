@@ -88,6 +88,7 @@ pub const GUEST: Request = Request {
         "qperf",
         "rdmacm-utils",
         "strace",
+        "tcpdump",
     ]),
 };
 

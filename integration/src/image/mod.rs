@@ -18,9 +18,11 @@ use crate::fetch::Tree;
 use cpio::Archive;
 
 /// Raise this when images are put together in another way.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// The guest's first program.
 const INIT: &str = include_str!("init.sh");
+/// The guest's users; tcpdump wants one of its own.
+const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\ntcpdump:x:100:100::/:/bin/false\n";
 /// Where the agent is in the guest.
 const AGENT: &str = "usr/sbin/rig-agent";
 
@@ -82,8 +84,8 @@ fn build(kernel: &Tree, guest: &Tree, release: &str, agent: &Path, agent_bytes: 
     archive.folder_with_mode("tmp", 0o1777);
     archive.console();
     archive.file("init", 0o755, INIT.as_bytes());
-    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
-    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    archive.file("etc/passwd", 0o644, PASSWD);
+    archive.file("etc/group", 0o644, b"root:x:0:\ntcpdump:x:100:\n");
     archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n");
     modules::add(&mut archive, kernel, guest, release)?;
     userland::add(&mut archive, guest)?;

@@ -1,7 +1,8 @@
 //! Named barriers: each orders two kinds of access that the processor or the compiler might swap.
 //!
-//! On x86-64 the hardware keeps these orders by itself for ordinary memory and uncached registers, and the
-//! functions only stop the compiler; on other processors they are the fence that reaches devices.
+//! On x86-64 the hardware keeps these orders by itself, for ordinary memory and for registers that are mapped
+//! uncached, and the functions only stop the compiler. On other processors they order accesses among
+//! processors, which is enough for the model but not for a card; VFIO is refused there.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -12,16 +13,16 @@ pub fn to_device() {
     fence(Ordering::Release);
 }
 
-/// Nothing is loaded from DMA memory before what has been loaded so far: between finding an entry's owner
-/// bit flipped and reading the rest of the entry.
+/// Nothing later is loaded from DMA memory before what has been loaded so far: between finding an entry's
+/// owner bit flipped and reading the rest of the entry.
 #[inline]
 pub fn from_device() {
     fence(Ordering::Acquire);
 }
 
-/// Stores to DMA memory so far are visible to the device before a later store to a register tells it to look,
-/// and register accesses on both sides stay in order: before the word that posts a command.
+/// Stores to DMA memory so far are visible to the device before a later store to a register tells it to look.
+/// Implementations of the seam have it before each store to a register or doorbell.
 #[inline]
 pub fn mmio_order() {
-    fence(Ordering::SeqCst);
+    fence(Ordering::AcqRel);
 }

@@ -19,6 +19,7 @@ mod device;
 mod dma;
 mod doorbell;
 mod vectors;
+mod vfio;
 
 pub use device::{Identity, InterruptError, PciDevice, RegisterError, ResetError, ResetKind};
 pub use dma::{
@@ -26,4 +27,5 @@ pub use dma::{
 };
 pub use doorbell::{Doorbell, DoorbellKind, DoorbellPlace};
 pub use vectors::Vectors;
+pub use vfio::{OpenError, PciAddress, VfioPci};
 pub use vmm_sys_util::eventfd::EventFd;

@@ -12,6 +12,8 @@ mod buffer;
 mod iova;
 mod memory;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
@@ -131,8 +133,8 @@ pub enum DmaError {
     },
     /// The limit on locked memory is too low.
     #[error(
-        "locking {len:#x} bytes more passes the limit of {limit:#x}; raise it (LimitMEMLOCK=infinity in a \
-         systemd unit, ulimit -l unlimited in root's shell)"
+        "the limit on locked memory, {limit} bytes, is too low for {len} more; raise it (LimitMEMLOCK=infinity in \
+         a systemd unit, `ulimit -l unlimited` in a shell of root's)"
     )]
     Memlock {
         /// Bytes to map.
