@@ -1,5 +1,6 @@
 //! The software HCA as a process: `paraverbs model`, one socket for each VM.
 
+use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub struct Model {
     process: Child,
     folder: TempDir,
     sockets: Vec<PathBuf>,
+    trace: PathBuf,
 }
 
 impl Model {
@@ -45,10 +47,12 @@ impl Model {
         for socket in &sockets {
             command.arg("--socket").arg(socket);
         }
-        command.arg("--dump-socket").arg(&dump).args(args);
         let logs = paths::logs(rig.folder());
-        std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-        let log = logs.join(format!("{}.log", paths::unused("model")));
+        fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+        let name = paths::unused("model");
+        let log = logs.join(format!("{name}.log"));
+        let trace = logs.join(format!("{name}.trace"));
+        command.arg("--dump-socket").arg(&dump).arg("--trace").arg(&trace).args(args);
         let mut process = Child::spawn("paraverbs model", &command, &log)?;
         let deadline = Instant::now() + LIMIT;
         while !sockets.iter().chain([&dump]).all(|socket| socket.exists()) {
@@ -60,7 +64,7 @@ impl Model {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(Self { process, folder, sockets })
+        Ok(Self { process, folder, sockets, trace })
     }
 
     /// The vfio-user socket of HCA number `index`, from 0.
@@ -92,6 +96,15 @@ impl Model {
     /// The model's log so far.
     pub fn log(&self) -> String {
         self.process.tail(usize::MAX)
+    }
+
+    /// The trace of what drivers have done with the HCAs so far.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn trace(&self) -> Result<String> {
+        let bytes = fs::read(&self.trace).with_context(|| format!("read {}", self.trace.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Stops the model in order.

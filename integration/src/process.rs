@@ -167,8 +167,11 @@ fn outcome(status: ExitStatus) -> String {
 
 /// The same command, killed by the kernel when the thread that starts it ends.
 fn dies_with_parent(command: &Command) -> Command {
+    // If this process has died before the request to the kernel was made, the parent is another by then.
+    const CHECKED: &str = r#"[ "$PPID" = "$1" ] || exit 1; shift; exec "$@""#;
     let mut wrapped = Command::new("setpriv");
-    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    wrapped.args(["--pdeathsig", "KILL", "--", "sh", "-c", CHECKED, "sh"]);
+    wrapped.arg(std::process::id().to_string()).arg(command.get_program()).args(command.get_args());
     for (key, value) in command.get_envs() {
         set_env(&mut wrapped, key, value);
     }

@@ -1,6 +1,8 @@
 //! Two guests with stock drivers, each with an HCA of the model on one fabric: IP over InfiniBand (UD and
 //! multicast), and RC, UC, UD and SRQ traffic by programs that others wrote.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::time::Duration;
 
 use integration::{Model, Rig, Vm, VmConfig, stock};

@@ -1,5 +1,7 @@
 //! The model, judged by the stock Linux driver: it comes up, says what it is, and goes without a trace.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use integration::{Model, Rig, VmConfig, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
@@ -7,6 +9,24 @@ fn field<'a>(text: &'a str, key: &str) -> &'a str {
     let lines = || text.lines().filter_map(|line| line.trim().split_once(':'));
     let found = lines().find(|(name, _)| name.trim() == key);
     found.unwrap_or_else(|| panic!("no {key} in {text}")).1.trim()
+}
+
+/// The states that the driver has reported for its port: PortState of every PortInfo that it got from the
+/// firmware, by IBTA 14.2.5.6 (1 DOWN, 2 INIT, 3 ARMED, 4 ACTIVE), repetitions left out.
+fn reported_states(trace: &str) -> Vec<u8> {
+    const GET_RESP: u8 = 0x81;
+    const PORT_INFO: [u8; 2] = [0x00, 0x15];
+    const PORT_STATE: usize = 64 + 32;
+    let mut states = Vec::new();
+    for hex in trace.lines().filter_map(|line| line.trim().strip_prefix("out hex ")) {
+        let mad: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+        if mad.len() == 256 && mad[3] == GET_RESP && mad[16..18] == PORT_INFO {
+            states.push(mad[PORT_STATE] & 0xf);
+        }
+    }
+    states.dedup();
+    states
 }
 
 #[test]
@@ -30,6 +50,10 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
     assert_eq!(field(&ibstat, "Physical state"), "LinkUp");
     assert_ne!(field(&ibstat, "SM lid"), "0");
     vm.check("ip link show ib0").unwrap();
+
+    // The subnet manager took the port through the states, by MADs that the driver answered.
+    let states = reported_states(&model.trace().unwrap());
+    assert!(states.ends_with(&[2, 3, 4]), "{states:?}");
 
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
     vm.shutdown().unwrap();

@@ -6,6 +6,7 @@
 //! - [`node`]: what subnet management sees of a node: its SMA and PMA, port state, tables, counters
 //! - [`fabric`]: the switch, packets, and the built-in subnet manager and administrator
 //! - [`hca`]: registers, command interface, ICM, queues and the data path
+//! - [`seam`]: gives an HCA to a driver in the same process
 //! - [`trace`]: a readable record of what a driver does
 //! - [`vfio_user`]: serves an HCA to a VMM
 #![deny(unsafe_code)]
@@ -16,5 +17,6 @@ pub mod hca;
 pub mod mem;
 pub mod node;
 pub mod pci;
+pub mod seam;
 pub mod trace;
 pub mod vfio_user;

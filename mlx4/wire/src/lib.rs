@@ -33,4 +33,5 @@ pub mod cqe;
 pub mod ctx;
 pub mod doorbell;
 pub mod eqe;
+pub mod packet;
 pub mod wqe;

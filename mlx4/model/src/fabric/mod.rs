@@ -23,7 +23,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::hca::Hca;
-use crate::node::{NodeConfig, NodeError};
+use crate::node::switch::SwitchConfig;
+use crate::node::{NodeConfig, NodeError, NodeKind};
 use packet::Packet;
 pub use plug::Plug;
 use sm::{SmConfig, SubnetManager};
@@ -53,6 +54,9 @@ pub struct FabricConfig {
     pub ports: u8,
     /// Node description of the switch.
     pub description: String,
+    /// Entries of the P_Key table by which each external port can drop packets; 0 for a switch that can't.
+    /// The built-in subnet manager turns it on where it can.
+    pub partition_enforcement_cap: u16,
     /// The built-in subnet manager; without it every port stays in INIT until another one comes.
     pub subnet_manager: Option<SmConfig>,
 }
@@ -63,8 +67,20 @@ impl Default for FabricConfig {
             switch_guid: 0x0002_c903_00f0_0000,
             ports: 36,
             description: "paraverbs model switch".into(),
+            partition_enforcement_cap: 0,
             subnet_manager: Some(SmConfig::default()),
         }
+    }
+}
+
+impl FabricConfig {
+    fn node(&self) -> NodeConfig {
+        let kind = NodeKind::Switch(SwitchConfig {
+            external_ports: self.ports,
+            partition_enforcement_cap: self.partition_enforcement_cap,
+            ..SwitchConfig::default()
+        });
+        NodeConfig { kind, ..NodeConfig::switch(self.switch_guid, self.ports, &self.description) }
     }
 }
 
@@ -95,8 +111,7 @@ pub struct Fabric {
 impl Fabric {
     /// Makes a fabric with nothing plugged in, and starts its subnet manager.
     pub fn new(config: FabricConfig) -> Result<Arc<Self>, FabricError> {
-        let node = NodeConfig::switch(config.switch_guid, config.ports, &config.description);
-        let switch = Arc::new(Switch::new(&node).map_err(FabricError::Switch)?);
+        let switch = Arc::new(Switch::new(&config.node()).map_err(FabricError::Switch)?);
         let connect = |endpoint| {
             switch.set_manager(endpoint);
             let switch = switch.clone();

@@ -45,6 +45,12 @@ impl Plug {
         }
         self.switch.route(self.port, dlid).map(|(_, far)| far)
     }
+
+    /// Counts packets that went directly to the endpoint that [`route`](Self::route) named, at the switch's
+    /// ports on their way. `words` is their length on the wire in 4-byte words.
+    pub fn count_direct(&self, dlid: u16, words: u64, packets: u64) {
+        self.switch.count_direct(self.port, dlid, words, packets);
+    }
 }
 
 impl Drop for Plug {

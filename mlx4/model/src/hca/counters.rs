@@ -56,6 +56,10 @@ counters! {
     rejected_rkeys,
     /// Receiver-not-ready NAKs sent.
     rnr_naks,
+    /// Requests that nobody answered in time.
+    timeouts,
+    /// Packets of connected services that weren't those expected next.
+    out_of_sequence,
     /// Datagrams received into a buffer.
     datagrams,
     /// Datagrams dropped: no such queue pair, wrong key, no buffer.

@@ -48,6 +48,7 @@ use crate::trace::Trace;
 use burst::{Burst, IcmTables};
 use cmd::Firmware;
 pub use counters::Counters;
+pub use engine::{EngineThread, Progress};
 use icm::Icm;
 use regs::{Effect, Registers};
 use running::Running;
@@ -159,6 +160,12 @@ impl Hca {
     /// What the HCA has counted since it was made.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Makes the firmware fail, for tests of drivers: the catastrophic-error buffer shows `code` (0 counts as
+    /// 1), and commands are dead until the next reset.
+    pub fn fail_firmware(&self, code: u32) {
+        self.regs.catastrophe(code);
     }
 
     /// Snapshots for a burst of work, while the HCA runs.

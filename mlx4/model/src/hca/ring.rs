@@ -2,8 +2,6 @@
 //! range and a page size. The addresses are resolved once, when the queue goes to hardware; an entry of
 //! the MTT that wasn't present then stays absent, and the access that needs it fails.
 
-use zerocopy::{FromBytes, IntoBytes};
-
 use super::burst::Burst;
 use super::tpt;
 use crate::mem::DmaFault;
@@ -93,16 +91,5 @@ impl RingMemory {
             }
             offset += n as u64;
         }
-    }
-
-    /// Reads a structure.
-    pub(crate) fn read_obj<T: FromBytes + IntoBytes>(
-        &self,
-        burst: &Burst,
-        offset: u64,
-    ) -> Result<T, RingFault> {
-        let mut object = T::new_zeroed();
-        self.read(burst, offset, object.as_mut_bytes())?;
-        Ok(object)
     }
 }

@@ -4,7 +4,7 @@
 //! the consumer rewrites it afterwards.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::U16;
 use mlx4_wire::cmd::Status;
@@ -12,7 +12,6 @@ use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
 
 use super::burst::Burst;
-use super::cq::Cq;
 use super::ring::{RingFault, RingMemory};
 
 /// Bytes of a shared receive WQE before its data segments; the link is at offset 2.
@@ -22,8 +21,6 @@ pub(crate) const NEXT_SEGMENT_BYTES: usize = 16;
 pub(crate) struct Srq {
     pub(crate) srqn: u32,
     pub(crate) pd: u32,
-    /// Completion queue of an XRC SRQ.
-    pub(crate) cq: Option<Arc<Cq>>,
     memory: RingMemory,
     entries: u32,
     stride: u32,
@@ -55,12 +52,7 @@ impl Srq {
     ///
     /// # Errors
     /// BAD_PARAM for a size or page out of range.
-    pub(crate) fn new(
-        burst: &Burst,
-        srqn: u32,
-        context: &SrqContext,
-        cq: Option<Arc<Cq>>,
-    ) -> Result<Self, Status> {
+    pub(crate) fn new(burst: &Burst, srqn: u32, context: &SrqContext) -> Result<Self, Status> {
         let log2_page = context.pages.log2_page();
         if context.size.log2_entries() > super::caps::LOG2_MAX_SRQ_ENTRIES
             || log2_page > 31
@@ -74,7 +66,6 @@ impl Srq {
         Ok(Self {
             srqn,
             pd: context.pd.number(),
-            cq,
             memory: RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, bytes),
             entries,
             stride,
@@ -89,11 +80,16 @@ impl Srq {
     }
 
     /// Takes the next work request and copies it to `wqe`, whose length is the stride; `None` if none is
-    /// posted.
+    /// posted, or if the copy isn't one that `fits`: then it stays where it is.
     ///
     /// # Errors
     /// The ring or the doorbell record can't be read.
-    pub(crate) fn take(&self, burst: &Burst, wqe: &mut [u8]) -> Result<Option<Taken>, RingFault> {
+    pub(crate) fn take_if(
+        &self,
+        burst: &Burst,
+        wqe: &mut [u8],
+        fits: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<Taken>, RingFault> {
         let mut state = self.lock();
         let posted = self.posted(burst)?;
         let left = posted.wrapping_sub(state.taken);
@@ -102,6 +98,9 @@ impl Srq {
         }
         let slot = state.head & (self.entries - 1);
         self.memory.read(burst, u64::from(slot) * u64::from(self.stride), wqe)?;
+        if !fits(wqe) {
+            return Ok(None);
+        }
         state.head = u32::from(u16::from_be_bytes([wqe[2], wqe[3]]));
         state.taken = state.taken.wrapping_add(1);
         let limit = state.context.limit.get();

@@ -24,6 +24,8 @@ pub(crate) enum KeyFault {
     Rights(u32),
     #[error("{len} bytes at {va:#x} are outside the region of memory key {key:#x}")]
     Bounds { key: u32, va: u64, len: u64 },
+    #[error("atomic access to {0:#x} isn't aligned in memory")]
+    Misaligned(u64),
     #[error("MTT entry for {0:#x} isn't present")]
     NotPresent(u64),
     #[error(transparent)]
@@ -151,9 +153,9 @@ pub(crate) fn check(
 }
 
 impl Region {
-    /// Bytes not yet walked.
-    pub(crate) fn left(&self) -> u64 {
-        self.left
+    /// Virtual address of the next byte.
+    pub(crate) fn va(&self) -> u64 {
+        self.va
     }
 
     /// The next piece of host memory, of at most `max` bytes, and steps over it; empty at the end.

@@ -1,6 +1,6 @@
 //! Host memory: mapping a file, and ranges of memory that outlive whoever accesses them.
 //!
-//! The only unsafe code of the crate. What it relies on: a [`HostRegion`] holds whatever keeps its memory
+//! With [`guard`](super::guard) the only unsafe code of the crate. What it relies on: a [`HostRegion`] holds whatever keeps its memory
 //! mapped, and no reference is ever made to that memory, only [`VolatileSlice`]s that borrow the region.
 #![expect(unsafe_code, reason = "mmap and access to shared memory")]
 
@@ -13,11 +13,14 @@ use std::sync::{Arc, Weak};
 
 use vm_memory::VolatileSlice;
 
+use super::guard::{State, Watch};
+
 /// A range of host memory, and what keeps it mapped. Cloning it shares both.
 #[derive(Clone)]
 pub struct HostRegion {
     base: NonNull<u8>,
     len: usize,
+    state: State,
     keep: Arc<dyn Any + Send + Sync>,
 }
 
@@ -34,9 +37,9 @@ impl HostRegion {
     ///
     /// The `len` bytes at `base` must stay mapped, readable and writable (readable only, if mapped
     /// read-only) as long as `keep` lives, and everybody else must access them by volatile or atomic
-    /// operations, or not hold references into them.
+    /// operations, or not hold references into them. If they are a file's, the file must not be cut short.
     pub unsafe fn new(base: NonNull<u8>, len: usize, keep: Arc<dyn Any + Send + Sync>) -> Self {
-        Self { base, len, keep }
+        Self { base, len, state: State::unwatched(), keep }
     }
 
     /// Maps the first `len` bytes of a file, shared.
@@ -48,7 +51,11 @@ impl HostRegion {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(addr.cast::<u8>()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { base, len, keep: Arc::new(Mapped { base, len }) })
+        // From here on dropped, and so unmapped, on error.
+        let mut mapped = Mapped { base, len, watch: None };
+        let watch = mapped.watch.insert(Watch::new(base, len)?);
+        let state = watch.state();
+        Ok(Self { base, len, state, keep: Arc::new(mapped) })
     }
 
     /// Bytes in the region.
@@ -66,9 +73,14 @@ impl HostRegion {
         self.base.addr().get() as u64
     }
 
+    /// Whether the memory is still what it was mapped as.
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
     /// A handle that doesn't keep the memory mapped.
     pub(super) fn downgrade(&self) -> WeakRegion {
-        WeakRegion { base: self.base, len: self.len, keep: Arc::downgrade(&self.keep) }
+        WeakRegion { base: self.base, len: self.len, state: self.state, keep: Arc::downgrade(&self.keep) }
     }
 
     /// Volatile access to a part of the region; None if it isn't all inside.
@@ -94,6 +106,7 @@ impl fmt::Debug for HostRegion {
 pub(super) struct WeakRegion {
     base: NonNull<u8>,
     len: usize,
+    state: State,
     keep: Weak<dyn Any + Send + Sync>,
 }
 
@@ -105,7 +118,8 @@ unsafe impl Sync for WeakRegion {}
 impl WeakRegion {
     /// The region, if somebody still keeps its memory mapped.
     pub(super) fn upgrade(&self) -> Option<HostRegion> {
-        Some(HostRegion { base: self.base, len: self.len, keep: self.keep.upgrade()? })
+        let keep = self.keep.upgrade()?;
+        Some(HostRegion { base: self.base, len: self.len, state: self.state, keep })
     }
 }
 
@@ -113,6 +127,7 @@ impl WeakRegion {
 struct Mapped {
     base: NonNull<u8>,
     len: usize,
+    watch: Option<Watch>,
 }
 
 // SAFETY: the pointer is used once more only, to unmap, by whoever drops the last reference.
@@ -122,6 +137,8 @@ unsafe impl Sync for Mapped {}
 
 impl Drop for Mapped {
     fn drop(&mut self) {
+        // The range may be somebody else's as soon as it is unmapped.
+        self.watch = None;
         // SAFETY: the range is one whole mapping made by `map_file`, and every region over it held an Arc
         // of this value, so none is left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };

@@ -14,11 +14,15 @@
 //! [`DmaFault`] and counted. Memory is shared with a hostile guest: it is only ever copied, or read and
 //! written atomically, never borrowed as `&[u8]` or `&T`.
 //!
-//! - `host`: mapping files and raw access, the only unsafe code of the crate
+//! Memory that a guest cuts short while it is mapped is lost to the device, and does no other harm.
+//!
+//! - `host`: mapping files and raw access
+//! - `guard`: what catches accesses to memory that was taken away; these two are the crate's unsafe code
 //! - `table`: the persistent map from addresses to regions
 //! - `space`: who may change it, and how views are waited for
 //! - `view`: the device's side
 
+mod guard;
 mod host;
 mod space;
 mod table;
@@ -138,6 +142,8 @@ pub enum FaultCause {
     ReadOnly,
     /// Bus mastering is off.
     Disabled,
+    /// The memory was taken away: its file was cut short, or has no pages left to give.
+    Lost,
     /// The range continues in another mapping, but must not. Not counted: nothing was accessed wrongly.
     NotContiguous,
     /// The address of an atomic access is not a multiple of its size.

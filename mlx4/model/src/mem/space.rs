@@ -239,7 +239,9 @@ impl Changes {
         };
         let candidates = [key, FileKey { writable: true, ..key }];
         let known = candidates.iter().filter_map(|key| self.files.get(key)?.upgrade());
-        if let Some(region) = known.into_iter().find(|region| region.len() as u64 >= end) {
+        if let Some(region) =
+            known.into_iter().find(|region| region.len() as u64 >= end && !region.state().lost())
+        {
             return Ok((region, start));
         }
         let region = HostRegion::map_file(file.as_fd(), whole, writable)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -116,6 +116,8 @@ fn access_over_adjacent_mappings_goes_piece_by_piece() {
     assert_eq!(lengths, [2, 2]);
     assert_eq!(cause(view.slice(edge, 4, Access::Read)), FaultCause::NotContiguous);
     assert_eq!(view.slice(edge, 2, Access::Read).unwrap().len(), 2);
+    assert_eq!(view.prefix(edge, 4, Access::Read).unwrap().len(), 2);
+    assert_eq!(view.prefix(BASE + PAGE, 4, Access::Read).unwrap().len(), 4);
     assert_eq!(space.refused(), 0);
 }
 
@@ -186,6 +188,48 @@ fn file_that_grew_or_shrank_is_measured_again() {
 }
 
 #[test]
+fn memory_cut_short_by_its_owner_is_lost_and_nothing_else() {
+    let space = enabled();
+    let (cut, whole) = (file(4), file(4));
+    space.map_fd(BASE, 4 * PAGE, &cut, 0, true).unwrap();
+    space.map_fd(BASE + 8 * PAGE, 4 * PAGE, &whole, 0, true).unwrap();
+    let view = space.snapshot();
+    view.write(BASE, &[7; 4096]).unwrap();
+    view.write(BASE + 8 * PAGE, &[8; 4096]).unwrap();
+    cut.set_len(PAGE).unwrap();
+    // The access that meets the hole reads zeroes; what comes after is refused, everywhere in the file.
+    assert_eq!(view.load_u32(BASE + 2 * PAGE, Ordering::Relaxed), Ok(0));
+    assert_eq!(cause(view.load_u32(BASE + 2 * PAGE, Ordering::Relaxed)), FaultCause::Lost);
+    assert_eq!(cause(view.write(BASE, &[1])), FaultCause::Lost);
+    assert_eq!(view.load_u8(BASE + 8 * PAGE, Ordering::Relaxed), Ok(8));
+    drop(view);
+    // What is left of the file can be mapped anew.
+    space.unmap(BASE, 4 * PAGE).unwrap();
+    space.map_fd(BASE, PAGE, &cut, 0, true).unwrap();
+    assert_eq!(space.snapshot().load_u8(BASE, Ordering::Relaxed), Ok(7));
+}
+
+#[test]
+fn write_into_memory_cut_short_ends_too() {
+    let space = enabled();
+    let memory = file(64);
+    space.map_fd(BASE, 64 * PAGE, &memory, 0, true).unwrap();
+    let view = space.snapshot();
+    memory.set_len(0).unwrap();
+    // One access in each thread, so that several may meet the hole at once.
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let view = &view;
+            scope.spawn(move || {
+                let result = view.write(BASE + thread * 16 * PAGE, &[1; 65536]);
+                assert!(result.is_ok() || cause(result) == FaultCause::Lost);
+            });
+        }
+    });
+    assert_eq!(cause(view.write(BASE, &[1])), FaultCause::Lost);
+}
+
+#[test]
 fn unmap_that_splits_a_mapping_is_refused() {
     let space = enabled();
     space.map_fd(BASE, 4 * PAGE, file(4), 0, true).unwrap();
@@ -232,43 +276,68 @@ fn unmap_returns_only_after_the_views_that_show_the_mapping() {
 }
 
 #[test]
+fn quiesce_waits_for_every_view_and_changes_nothing() {
+    let space = enabled();
+    space.map_fd(BASE, PAGE, file(1), 0, true).unwrap();
+    let view = space.snapshot();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            space.quiesce();
+            done.store(true, Ordering::SeqCst);
+        });
+        thread::sleep(Duration::from_millis(50));
+        assert!(!done.load(Ordering::SeqCst));
+        drop(view);
+    });
+    assert!(done.into_inner());
+    assert_eq!(space.snapshot().load_u8(BASE, Ordering::Relaxed), Ok(0));
+}
+
+#[test]
 fn no_access_succeeds_after_unmap_or_disable_returned() {
-    let space = Arc::new(enabled());
+    let space = enabled();
     let memory = file(1);
     // Odd while the page can't be accessed.
-    let (phase, stop) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(false)));
-    let readers: Vec<_> = (0..2)
-        .map(|_| {
-            let (space, phase, stop) = (Arc::clone(&space), Arc::clone(&phase), Arc::clone(&stop));
-            thread::spawn(move || {
-                let mut reads = 0u64;
+    let phase = AtomicU64::new(1);
+    let (met, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let before = phase.load(Ordering::SeqCst);
                     let result = space.snapshot().load_u32(BASE, Ordering::Relaxed);
                     let gone = before % 2 == 1 && phase.load(Ordering::SeqCst) == before;
                     assert!(!(gone && result.is_ok()), "read after unmap");
-                    reads += u64::from(result.is_ok());
+                    met.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
                 }
-                reads
-            })
-        })
-        .collect();
-    for round in 0..2000 {
-        phase.fetch_add(1, Ordering::SeqCst);
-        space.map_fd(BASE, PAGE, &memory, 0, true).unwrap();
-        if round % 2 == 0 {
-            space.unmap(BASE, PAGE).unwrap();
-        } else {
-            space.set_enabled(false);
+            });
         }
-        phase.fetch_add(1, Ordering::SeqCst);
-        thread::yield_now();
-        space.unmap_all();
-        space.set_enabled(true);
-    }
-    stop.store(true, Ordering::Relaxed);
-    let reads: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
-    assert!(reads > 0, "the readers never met a mapping");
+        let started = Instant::now();
+        for round in 0.. {
+            phase.fetch_add(1, Ordering::SeqCst);
+            space.map_fd(BASE, PAGE, &memory, 0, true).unwrap();
+            thread::yield_now();
+            if round % 2 == 0 {
+                space.unmap(BASE, PAGE).unwrap();
+            } else {
+                space.set_enabled(false);
+            }
+            phase.fetch_add(1, Ordering::SeqCst);
+            thread::yield_now();
+            space.unmap_all();
+            space.set_enabled(true);
+            // Long enough for readers to come between, however few processors there are.
+            let elapsed = started.elapsed();
+            if elapsed > Duration::from_millis(300) && met.load(Ordering::Relaxed) > 100
+                || elapsed > Duration::from_secs(20)
+            {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(met.into_inner() > 100, "the readers hardly met a mapping");
 }
 
 #[test]

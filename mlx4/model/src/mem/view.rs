@@ -181,6 +181,12 @@ impl DmaView {
         let cause = match self.snapshot.table.find(iova) {
             _ if !self.snapshot.enabled => FaultCause::Disabled,
             None => FaultCause::Unmapped,
+            Some(map) if map.region.state().lost() => {
+                if map.region.state().tell() {
+                    log::warn!("memory behind bus address {iova:#x} was taken away by its owner");
+                }
+                FaultCause::Lost
+            }
             Some(map) if access == Access::Write && !map.writable => FaultCause::ReadOnly,
             Some(map) => return Ok(map),
         };

@@ -76,11 +76,12 @@ impl Group {
     }
 }
 
-/// What happened to a group, for those who subscribed to it.
+/// A group came or went, for those who subscribed to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GroupEvent {
-    Created([u8; 16]),
-    Deleted([u8; 16]),
+pub(super) struct GroupEvent {
+    pub(super) created: bool,
+    pub(super) mgid: [u8; 16],
+    pub(super) pkey: u16,
 }
 
 /// No room for another group or member.
@@ -143,7 +144,7 @@ impl Groups {
         self.mlids.insert(mlid);
         let group = Group { mgid, mlid, parameters, configured: false, members: BTreeMap::new() };
         self.by_mgid.insert(mgid, group);
-        self.events.push(GroupEvent::Created(mgid));
+        self.events.push(GroupEvent { created: true, mgid, pkey: parameters.pkey });
         Ok(())
     }
 
@@ -174,7 +175,7 @@ impl Groups {
         self.remove_if_unused(mgid);
     }
 
-    /// Takes a port out of all groups.
+    /// Takes GUIDs out of all groups.
     pub(super) fn leave_all(&mut self, guids: &[u64]) {
         let mgids: Vec<_> = self.by_mgid.keys().copied().collect();
         for mgid in mgids {
@@ -216,10 +217,11 @@ impl Groups {
         if group.configured || group.has_full_member() {
             return;
         }
+        let pkey = group.parameters.pkey;
         self.changed.insert(group.mlid);
         self.mlids.remove(&group.mlid);
         self.by_mgid.remove(mgid);
-        self.events.push(GroupEvent::Deleted(*mgid));
+        self.events.push(GroupEvent { created: false, mgid: *mgid, pkey });
     }
 }
 
@@ -265,7 +267,8 @@ mod tests {
         assert_eq!(groups.get(&mgid).unwrap().join_state(1), 8);
         groups.leave(&mgid, 1, join_state::SEND_ONLY_FULL_MEMBER);
         assert!(groups.get(&mgid).is_none());
-        assert_eq!(groups.take_events(), [GroupEvent::Created(mgid), GroupEvent::Deleted(mgid)]);
+        let event = |created| GroupEvent { created, mgid, pkey: 0xffff };
+        assert_eq!(groups.take_events(), [event(true), event(false)]);
         assert_eq!(groups.take_changed(), BTreeSet::from([0xc001]));
     }
 

@@ -51,7 +51,7 @@ impl<'a> Request<'a> {
 
     /// Whether the requester may know of a port: they are in one partition at least.
     pub(super) fn may_see(&self, end: &End) -> bool {
-        end.pkeys.iter().any(|pkey| self.end.shares_pkey(*pkey))
+        super::may_see(self.end, end)
     }
 
     /// The single-packet answer: one record, or a status without one.

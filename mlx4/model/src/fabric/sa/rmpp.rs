@@ -185,11 +185,7 @@ impl Transfer {
         mad.rmpp = RmppHeader {
             version: RmppHeader::VERSION,
             rmpp_type: RmppType::DATA,
-            flags: RmppFlags::new()
-                .with_resp_time(RmppFlags::NO_RESP_TIME)
-                .with_first(first)
-                .with_last(last)
-                .with_active(true),
+            flags: RmppFlags::new().with_first(first).with_last(last).with_active(true),
             status: RmppStatus::NORMAL,
             segment_number: U32::new(number),
             length_or_window: U32::new(u32::try_from(length).unwrap_or(0)),

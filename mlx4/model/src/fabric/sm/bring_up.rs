@@ -20,8 +20,9 @@ use super::sweep::set;
 const PKEYS_PER_BLOCK: usize = 32;
 /// P_Key table entries of a node that are managed.
 const MAX_PKEYS: usize = 256;
-/// The first pause before a node is asked again; each one is twice as long, up to the sweep interval.
+/// The first pause before a node is asked again; each one is twice as long, up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is asked about a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) enum PortAsk {
     PortInfo,
     PKeys(u16),
     SetPKeys(u16),
+    /// P_Keys that the switch's side lets pass.
+    SetPKeysHere,
     /// PortInfo of the node: LID and all else that doesn't change the state.
     Configure,
     /// PortInfo of the switch's side, likewise.
@@ -43,6 +46,7 @@ pub(super) enum PortAsk {
     Verify,
     Description,
     Guids(u8),
+    SetGuids(u8),
     /// PortInfo once more.
     Refresh,
 }
@@ -109,6 +113,7 @@ impl Manager {
         }
         bring_up.stage = Stage::Down;
         bring_up.pause = Duration::ZERO;
+        self.requests.be_impatient(port);
         self.reset_port(port);
     }
 
@@ -172,7 +177,7 @@ impl Manager {
         self.requests.forget(port);
         let gone = self.subnet.ends.get_mut(usize::from(port)).and_then(Option::take);
         if let Some(end) = &gone {
-            self.administrator.port_is_gone(end, &self.subnet);
+            self.administrator.port_is_gone(port, end, &self.subnet);
         }
         if let Some(end) = gone.or(unfinished).filter(|end| end.lid != 0) {
             self.tables.set_unicast(end.lid, None);
@@ -211,9 +216,10 @@ impl Manager {
     fn fail_port(&mut self, port: u8) {
         self.reset_port(port);
         let bring_up = &mut self.ports[usize::from(port)];
-        let pause = (2 * bring_up.pause).clamp(FIRST_PAUSE, self.config.sweep_interval.max(FIRST_PAUSE));
+        let pause = (2 * bring_up.pause).clamp(FIRST_PAUSE, LAST_PAUSE);
         bring_up.pause = pause;
         bring_up.stage = Stage::Failed;
+        self.requests.be_patient(port);
         self.request_sweep(pause);
     }
 
@@ -267,11 +273,27 @@ impl Manager {
             share_link_parameters(&mut there, &mut here_wanted);
         }
         there.timeout = there.timeout.with_client_reregister(there.capability_mask.client_reregistration());
+        self.enforce_partitions(port, guid, &mut here_wanted);
         let number = end.node_info.local_port_vendor.local_port_num();
         self.ask_port(port, port, set(SmpAttribute::PORT_INFO, number, &there), PortAsk::Configure);
         let question = set(SmpAttribute::PORT_INFO, u32::from(port), &here_wanted);
         self.ask_port(port, 0, question, PortAsk::ConfigureHere);
         Some(Stage::Configure)
+    }
+
+    /// Has the switch drop packets of partitions that the port isn't in, if it can.
+    fn enforce_partitions(&mut self, port: u8, guid: u64, here: &mut PortInfo) {
+        let entries = self.subnet.switch_info.map_or(0, |info| info.partition_enforcement_cap.get());
+        let enforced = entries != 0 && self.config.pkey_count(guid) <= usize::from(entries);
+        here.limits.set_partition_enforcement_inbound(enforced);
+        here.limits.set_partition_enforcement_outbound(enforced);
+        let blocks = if enforced { usize::from(entries).min(MAX_PKEYS).div_ceil(PKEYS_PER_BLOCK) } else { 0 };
+        for block in 0..u16::try_from(blocks).unwrap_or(0) {
+            let table = PKeyTable { p_keys: self.config.pkey_block(guid, block).map(U16::new) };
+            let modifier = u32::from(port) << 16 | u32::from(block);
+            let question = set(SmpAttribute::P_KEY_TABLE, modifier, &table);
+            self.ask_port(port, 0, question, PortAsk::SetPKeysHere);
+        }
     }
 
     fn is_routed(&self, port: u8) -> bool {
@@ -307,15 +329,15 @@ impl Manager {
 
     fn finish(&mut self, port: u8) -> Option<Stage> {
         let bring_up = &mut self.ports[usize::from(port)];
-        let mut end = bring_up.end.take()?;
+        let end = bring_up.end.take()?;
         bring_up.pause = Duration::ZERO;
         bring_up.stage = Stage::Active;
+        self.requests.be_impatient(port);
         let recheck = std::mem::take(&mut bring_up.recheck);
-        end.pkeys.retain(|pkey| pkey & !PKeyTable::FULL_MEMBER != 0);
         log::debug!("port {port}: GUID {:016x} is ACTIVE with LID {}", end.guid(), end.lid);
         let blocks = end.port_info.guid_cap.div_ceil(8);
-        self.administrator.port_is_up(&end, &self.subnet);
         self.subnet.ends[usize::from(port)] = Some(end);
+        self.administrator.port_is_up(port, &self.subnet);
         self.release_held(port);
         self.ask_port(port, port, Question::get(SmpAttribute::NODE_DESCRIPTION, 0), PortAsk::Description);
         for block in 0..blocks {
@@ -332,17 +354,16 @@ impl Manager {
         let good = answer.filter(|smp| smp.status() == Status::GOOD);
         let Some(end) = self.subnet.ends.get_mut(usize::from(port)).and_then(Option::as_mut) else { return };
         match (ask, good) {
-            (PortAsk::Verify, None) => self.start_port(port),
-            (PortAsk::Verify, Some(smp)) => {
-                if smp.attribute::<NodeInfo>().port_guid != end.node_info.port_guid {
+            (PortAsk::Verify, good) => {
+                let guid = good.map(|smp| smp.attribute::<NodeInfo>().port_guid);
+                if guid != Some(end.node_info.port_guid) {
                     self.start_port(port);
                 }
             }
             (PortAsk::Description, Some(smp)) => end.description = smp.attribute::<NodeDescription>(),
             (PortAsk::Refresh, Some(smp)) => end.port_info = smp.attribute::<PortInfo>(),
-            (PortAsk::Guids(block), Some(smp)) => {
-                self.learn_guids(port, block, &smp.attribute());
-            }
+            (PortAsk::Guids(block), Some(smp)) => self.learn_guids(port, block, &smp.attribute()),
+            (PortAsk::SetGuids(block), good) => self.guids_written(port, block, good),
             _ => (),
         }
     }
@@ -377,7 +398,7 @@ impl Manager {
         Some(())
     }
 
-    fn ask_port(&mut self, port: u8, path: u8, question: Question, ask: PortAsk) {
+    pub(super) fn ask_port(&mut self, port: u8, path: u8, question: Question, ask: PortAsk) {
         let bring_up = &mut self.ports[usize::from(port)];
         bring_up.pending += 1;
         let epoch = bring_up.epoch;
@@ -395,6 +416,7 @@ impl BringUp {
                 let Some(end) = &mut self.end else { return false };
                 store(&mut end.pkeys, usize::from(block), &smp.attribute::<PKeyTable>().p_keys.map(U16::get));
             }
+            PortAsk::SetPKeysHere if good => (),
             PortAsk::PortInfo if good => self.take_there(smp),
             PortAsk::Configure if good => {
                 self.take_there(smp);

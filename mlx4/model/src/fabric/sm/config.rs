@@ -50,13 +50,22 @@ impl Default for SmConfig {
 impl SmConfig {
     /// The P_Keys that a port shall have in a block of its table.
     pub(super) fn pkey_block(&self, port_guid: u64, block: u16) -> [u16; PKEYS_PER_BLOCK] {
-        let table = self.port_pkeys.get(&port_guid).unwrap_or(&self.pkeys);
+        let table = self.table(port_guid);
         let from = usize::from(block) * PKEYS_PER_BLOCK;
         let mut wanted = [0; PKEYS_PER_BLOCK];
         for (entry, pkey) in wanted.iter_mut().zip(table.iter().skip(from)) {
             *entry = *pkey;
         }
         wanted
+    }
+
+    /// How many P_Keys a port shall have.
+    pub(super) fn pkey_count(&self, port_guid: u64) -> usize {
+        self.table(port_guid).len()
+    }
+
+    fn table(&self, port_guid: u64) -> &[u16] {
+        self.port_pkeys.get(&port_guid).unwrap_or(&self.pkeys)
     }
 
     /// All partitions, as the P_Keys of full members.

@@ -57,7 +57,7 @@ impl Manager {
         Self {
             now: Duration::ZERO,
             requests: Requests::new(config.smp_timeout, config.smp_tries),
-            subnet: Subnet { gid_prefix: config.gid_prefix, ..Subnet::default() },
+            subnet: Subnet { gid_prefix: config.gid_prefix, priority: config.priority, ..Subnet::default() },
             lids: Lids::new(0),
             tables: Tables::default(),
             sweep: Sweep::default(),
@@ -72,7 +72,7 @@ impl Manager {
 
     /// Takes in a MAD; answers and more come out of [`take_out`](Self::take_out).
     pub(crate) fn receive(&mut self, now: Duration, datagram: &Datagram) {
-        self.now = now;
+        self.set_time(now);
         if datagram.headers.vl15 {
             self.receive_smp(datagram);
         } else {
@@ -83,13 +83,13 @@ impl Manager {
 
     /// Does what is due by now.
     pub(crate) fn poll(&mut self, now: Duration) {
-        self.now = now;
+        self.set_time(now);
         let out = &mut self.out;
         for purpose in self.requests.expire(now, |smp| out.push(Datagram::directed(smp.to_mad()))) {
             self.take_in(purpose, None);
         }
         self.poll_sweep();
-        self.administrator.poll(now, &self.subnet);
+        self.administrator.poll();
         self.settle();
     }
 
@@ -112,6 +112,11 @@ impl Manager {
         &self.subnet
     }
 
+    fn set_time(&mut self, now: Duration) {
+        self.now = now;
+        self.administrator.set_time(now);
+    }
+
     fn receive_smp(&mut self, datagram: &Datagram) {
         let smp = Smp::from_mad(&datagram.mad);
         match smp.header.method {
@@ -130,7 +135,7 @@ impl Manager {
     fn receive_request(&mut self, datagram: &Datagram) {
         let slid = datagram.headers.slid;
         if self.subnet.by_lid(slid).is_some() {
-            self.administrator.receive(self.now, &self.subnet, datagram);
+            self.administrator.receive(&self.subnet, datagram);
         } else if let Some(port) = self.coming_port(slid).filter(|_| self.held.len() < MAX_HELD) {
             self.held.push((port, *datagram));
         }
@@ -142,7 +147,7 @@ impl Manager {
             if from != port {
                 self.held.push((from, datagram));
             } else if self.subnet.end(port).is_some() {
-                self.administrator.receive(self.now, &self.subnet, &datagram);
+                self.administrator.receive(&self.subnet, &datagram);
             }
         }
     }
@@ -168,6 +173,8 @@ impl Manager {
     fn settle(&mut self) {
         self.advance_sweep();
         self.advance_ports();
+        self.administrator.report_groups(&self.subnet);
+        self.write_guids();
         for mlid in self.administrator.take_changed_groups() {
             let ports = self.administrator.ports_of(mlid, &self.subnet);
             self.tables.set_multicast(mlid, ports);

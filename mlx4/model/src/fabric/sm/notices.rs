@@ -25,6 +25,9 @@ impl Manager {
         if !notice.kind.is_generic() {
             return;
         }
+        if let Some((port, _)) = self.subnet.by_lid(datagram.headers.slid) {
+            self.administrator.forward_notice(port, notice, &self.subnet);
+        }
         match Trap(notice.trap_number.get()) {
             Trap::LINK_STATE_CHANGED => self.request_sweep(Duration::ZERO),
             Trap::LOCAL_CHANGES | Trap::SYSTEM_IMAGE_GUID_CHANGED => {
@@ -53,7 +56,7 @@ impl Manager {
             sm_key: U64::new(0),
             act_count: U32::new(self.act_count),
             priority_state: SmPriorityState::new()
-                .with_priority(self.config.priority & 0xf)
+                .with_priority(self.subnet.priority & 0xf)
                 .with_state(state),
         });
         smp.header.method = Method::GET_RESP;

@@ -49,6 +49,11 @@ struct Request<T> {
     deadline: Duration,
 }
 
+/// How often an SMP may be sent at most.
+const MAX_TRIES: u32 = 100;
+/// Nodes that were given up are asked up to this many times more often: they may just be slow.
+const MAX_PATIENCE: u32 = 4;
+
 /// All SMPs of the manager that wait for an answer, or to be sent. `T` says what the answer is for.
 pub(super) struct Requests<T> {
     timeout: Duration,
@@ -57,6 +62,8 @@ pub(super) struct Requests<T> {
     hasher: RandomState,
     under_way: HashMap<u64, Request<T>>,
     waiting: Vec<VecDeque<(Question, T)>>,
+    /// How many times more often than usual SMPs are sent, by path.
+    patience: HashMap<u8, u32>,
 }
 
 impl<T> Requests<T> {
@@ -64,12 +71,24 @@ impl<T> Requests<T> {
     pub(super) fn new(timeout: Duration, tries: u32) -> Self {
         Self {
             timeout,
-            tries: tries.max(1),
+            tries: tries.clamp(1, MAX_TRIES),
             counter: 0,
             hasher: RandomState::new(),
             under_way: HashMap::new(),
             waiting: Vec::new(),
+            patience: HashMap::new(),
         }
+    }
+
+    /// The node at `path` was given up: next time it is given more time.
+    pub(super) fn be_patient(&mut self, path: u8) {
+        let patience = self.patience.entry(path).or_insert(1);
+        *patience = (2 * *patience).min(MAX_PATIENCE);
+    }
+
+    /// The node at `path` answers well.
+    pub(super) fn be_impatient(&mut self, path: u8) {
+        self.patience.remove(&path);
     }
 
     /// Queues a question for the node at `path`.
@@ -94,7 +113,8 @@ impl<T> Requests<T> {
                 let deadline = now + self.timeout;
                 self.counter += 1;
                 let id = self.hasher.hash_one(self.counter);
-                let request = Request { path, question, tag, tries_left: self.tries - 1, deadline };
+                let tries = self.tries * self.patience.get(&path).unwrap_or(&1);
+                let request = Request { path, question, tag, tries_left: tries - 1, deadline };
                 send(smp(id, &request));
                 self.under_way.insert(id, request);
             }
@@ -223,5 +243,10 @@ mod tests {
         assert_eq!(resent, 2);
         assert_eq!(requests.expire(3 * TIMEOUT, |_| resent += 1), [7]);
         assert_eq!(requests.deadline(), None);
+        requests.be_patient(1);
+        requests.ask(1, node_info(), 8);
+        assert_eq!(sent(&mut requests, Duration::ZERO).len(), 1);
+        let lost = (1..=6).map(|n| requests.expire(n * TIMEOUT, |_| ()).len()).collect::<Vec<_>>();
+        assert_eq!(lost, [0, 0, 0, 0, 0, 1]);
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct End {
     pub(crate) description: NodeDescription,
     /// PortInfo as last read or set.
     pub(crate) port_info: PortInfo,
-    /// P_Key table without empty entries.
+    /// P_Key table; entries whose low 15 bits are 0 are empty.
     pub(crate) pkeys: Vec<u16>,
     /// GUID table; entry 0 is the port's own GUID.
     pub(crate) guids: Vec<u64>,
@@ -59,6 +59,8 @@ pub(crate) fn pkeys_match(a: u16, b: u16) -> bool {
 pub(crate) struct Subnet {
     /// Subnet prefix.
     pub(crate) gid_prefix: u64,
+    /// The manager's priority.
+    pub(crate) priority: u8,
     /// SwitchInfo; `None` until the switch is set up.
     pub(crate) switch_info: Option<SwitchInfo>,
     /// PortInfo of the switch's external ports, by port number; index 0 isn't used.

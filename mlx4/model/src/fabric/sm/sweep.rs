@@ -199,11 +199,10 @@ impl Manager {
     }
 
     fn switch_is_set_up(&mut self) {
-        let Some(mut own) = self.sweep.own.take() else {
+        let Some(own) = self.sweep.own.take() else {
             self.sweep.failed = true;
             return;
         };
-        own.pkeys.retain(|pkey| pkey & !PKeyTable::FULL_MEMBER != 0);
         self.subnet.switch_info = self.sweep.switch_info;
         self.subnet.ends[0] = Some(own);
         self.administrator.subnet_is_up(&self.subnet, &self.config.partitions());

@@ -49,6 +49,16 @@ impl Switch {
         Some((egress, far.as_deref()?.clone()))
     }
 
+    /// Counts packets that took such a route, at both ports.
+    pub(in crate::fabric) fn count_direct(&self, ingress: u8, dlid: u16, words: u64, packets: u64) {
+        let egress = self.node.switch().and_then(|switch| switch.unicast_port(dlid));
+        let Some(to) = egress.and_then(|egress| self.node.port(egress)) else { return };
+        if let Some(from) = self.node.port(ingress) {
+            from.counters.received(words, packets, false);
+            to.counters.sent(words, packets, false);
+        }
+    }
+
     fn forward_unicast(&self, from: &PortState, packet: &Packet<'_>) {
         match self.unicast_port(packet.headers.dlid) {
             Some(0) => self.receive_gmp(packet),

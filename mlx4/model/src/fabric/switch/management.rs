@@ -32,7 +32,7 @@ impl Switch {
         let here = self.unicast_port(datagram.headers.dlid) == Some(0);
         match smp.header.mgmt_class {
             MgmtClass::SUBN_DIRECTED_ROUTE if here => {
-                self.step(ingress, smp, |smp| smi::route(smp, ingress, self.node.num_ports()))
+                self.step(ingress, smp, |smp| smi::route(smp, ingress, self.node.num_ports()));
             }
             MgmtClass::SUBN_LID_ROUTED if here => self.serve_smp(ingress, &datagram),
             MgmtClass::SUBN_DIRECTED_ROUTE | MgmtClass::SUBN_LID_ROUTED => self.send_by_lid(&datagram),

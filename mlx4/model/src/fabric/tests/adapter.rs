@@ -29,6 +29,7 @@ pub(super) struct Adapter {
     plug: Mutex<Option<Arc<Plug>>>,
     silent: AtomicBool,
     spoil: Mutex<Option<fn(&mut NodeInfo)>>,
+    eager: AtomicBool,
     received: Mutex<VecDeque<Datagram>>,
 }
 
@@ -40,6 +41,7 @@ impl Adapter {
             plug: Mutex::default(),
             silent: AtomicBool::new(false),
             spoil: Mutex::default(),
+            eager: AtomicBool::new(false),
             received: Mutex::default(),
         }
     }
@@ -65,6 +67,11 @@ impl Adapter {
     /// Answers no SMP from here on, or does so again.
     pub(super) fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Relaxed);
+    }
+
+    /// Asks the administrator as soon as the port is ACTIVE, before the manager hears that it is.
+    pub(super) fn set_eager(&self) {
+        self.eager.store(true, Relaxed);
     }
 
     /// Changes NodeInfo in all answers.
@@ -150,12 +157,17 @@ impl Adapter {
         let mut smp = Smp::from_mad(&datagram.mad);
         let directed = smp.header.mgmt_class == MgmtClass::SUBN_DIRECTED_ROUTE;
         if directed {
-            assert_eq!(smp.hop_pointer(), smp.hop_count());
+            if smp.hop_pointer() != smp.hop_count() {
+                return;
+            }
             smp.return_path[usize::from(smp.hop_pointer())] = PORT;
             smp.set_hop_pointer(smp.hop_pointer() + 1);
         }
         let input = MadInput { slid: datagram.headers.slid, ..MadInput::default() };
         let done = self.node.process_mad(PORT, &smp.to_mad(), &input);
+        if done.changes.became_active && self.eager.load(Relaxed) {
+            self.send(&self.request(Method::GET, SaAttribute::CLASS_PORT_INFO, 0, &[0u8; 64]));
+        }
         if let Some(mad) = done.reply {
             let mut reply = Smp::from_mad(&mad);
             if let Some(spoil) = *self.spoil.lock().unwrap()

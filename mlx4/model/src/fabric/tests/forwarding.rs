@@ -93,6 +93,36 @@ fn counters_count_what_crosses() {
     assert_eq!(from.counters.get(View::Extended, Counter::UnicastRcvPkts), 3);
     assert_eq!(to.counters.get(View::Extended, Counter::UnicastXmitPkts), 3);
     assert_eq!(to.counters.get(View::Classic, Counter::XmitData), 3 * 72);
+    adapters[0].plug().count_direct(adapters[1].lid(), 500, 10);
+    adapters[0].plug().count_direct(0x99, 500, 10);
+    assert_eq!(from.counters.get(View::Classic, Counter::RcvPkts), 13);
+    assert_eq!(to.counters.get(View::Classic, Counter::XmitData), 3 * 72 + 500);
+}
+
+#[test]
+fn switch_drops_foreign_partitions_if_it_can() {
+    for (partition_enforcement_cap, passes) in [(0, true), (64, false)] {
+        let mut config = SmConfig::default();
+        config.port_pkeys.insert(0x2001, vec![0xffff, 0x8005]);
+        let subnet_manager = Some(config);
+        let fabric = FabricConfig { partition_enforcement_cap, subnet_manager, ..FabricConfig::default() };
+        let mut lab = Lab::with_fabric(&fabric);
+        let (a, b) = (lab.plug(1), lab.plug(2));
+        lab.settle();
+        a.send(&datagram(&a, b.lid()));
+        assert_eq!(b.received().len(), 1);
+        let mut foreign = datagram(&b, a.lid());
+        foreign.headers.pkey = 0x8005;
+        b.send(&foreign);
+        assert_eq!(a.received().len(), usize::from(passes));
+        foreign.headers.pkey = 0x8006;
+        b.send(&foreign);
+        assert_eq!(a.received().len(), usize::from(passes));
+        let count =
+            |port: u8, counter| lab.switch.node().port(port).unwrap().counters.get(View::Classic, counter);
+        assert_eq!(count(1, Counter::XmitConstraint), u64::from(!passes));
+        assert_eq!(count(2, Counter::RcvConstraint), u64::from(!passes));
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@ mod adapter;
 mod bring_up;
 mod forwarding;
 mod groups;
+mod hostile;
 mod paths;
+mod records;
+mod stress;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -13,14 +16,13 @@ use std::time::Duration;
 
 use mlx4_wire::mad::portinfo::PortState;
 
-use super::Endpoint;
 use super::datagram::Datagram;
 use super::packet::Packet;
 use super::plug::Plug;
 use super::sm::SmConfig;
 use super::sm::manager::Manager;
 use super::switch::Switch;
-use crate::node::NodeConfig;
+use super::{Endpoint, FabricConfig};
 use adapter::Adapter;
 
 /// GUID of the switch.
@@ -57,7 +59,13 @@ struct Lab {
 
 impl Lab {
     fn new(config: SmConfig) -> Self {
-        let switch = Arc::new(Switch::new(&NodeConfig::switch(SWITCH_GUID, 36, "lab switch")).unwrap());
+        Self::with_fabric(&FabricConfig { subnet_manager: Some(config), ..FabricConfig::default() })
+    }
+
+    fn with_fabric(config: &FabricConfig) -> Self {
+        let node = FabricConfig { switch_guid: SWITCH_GUID, ..config.clone() }.node();
+        let config = config.subnet_manager.clone().unwrap_or_default();
+        let switch = Arc::new(Switch::new(&node).unwrap());
         let collector = Arc::new(Collector::default());
         switch.set_manager(collector.clone());
         Self { switch, collector, manager: Manager::new(config), now: Duration::ZERO, sent: 0 }

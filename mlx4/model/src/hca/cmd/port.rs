@@ -6,7 +6,8 @@ use mlx4_wire::cmd::diag::{DIAG_TRANSPORT_CI_ERRORS, DiagCounters};
 use mlx4_wire::cmd::mad_ifc::{MadIfc, MadIfcModifier, MadIfcOp};
 use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::cmd::port::{QueryPort, SetPortIb, SetPortOp};
-use mlx4_wire::mad::header::MadHeader;
+use mlx4_wire::mad::MAD_SIZE;
+use mlx4_wire::mad::header::{MadHeader, Method};
 use mlx4_wire::mad::notice::LocalChanges;
 use mlx4_wire::mad::portinfo::{Mtu, PhysState, VlCap};
 use zerocopy::{FromBytes, FromZeros};
@@ -51,7 +52,10 @@ pub(super) fn query_port(hca: &Hca, command: &Command) -> Outcome {
 
 /// Starts the link: the port polls, and trains when the far end does.
 pub(super) fn init_port(hca: &Hca, _running: &Running, command: &Command) -> Outcome {
-    cable(hca, command.modifier)?.set_link(true);
+    let plug = cable(hca, command.modifier)?;
+    // A port that subnet management has disabled stays down until that enables it again.
+    let (_, port) = port(hca, command.modifier)?;
+    plug.set_link(port.can_train());
     Ok(0)
 }
 
@@ -109,16 +113,20 @@ pub(super) fn mad_ifc(hca: &Hca, running: &Running, command: &Command) -> Outcom
     let number = modifier.port();
     port(hca, number.into())?;
     let mailbox: MadIfc = read_mailbox(&hca.command_burst(running), command.input)?;
-    let malformed = MadHeader::read_from_prefix(&mailbox.mad)
-        .map_or(true, |(header, _)| header.base_version != MAD_BASE_VERSION);
-    if malformed {
+    let (header, _) = MadHeader::read_from_prefix(&mailbox.mad).map_err(|_| Status::BAD_PKT)?;
+    if header.base_version != MAD_BASE_VERSION {
         return Err(Status::BAD_PKT);
     }
     let slid = if op.ext_info() { modifier.rlid() } else { 0 };
     let input = MadInput { ignore_mkey: op.ignore_mkey(), slid };
     let answer = hca.node.process_mad(number, &mailbox.mad, &input);
     hca.port_changed(&answer.changes);
-    let reply = answer.reply.unwrap_or(mailbox.mad);
+    // What gets no answer must not come back as if it were one. A TrapRepress is taken in and that is all.
+    let reply = match answer.reply {
+        Some(reply) => reply,
+        None if header.method == Method::TRAP_REPRESS => [0; MAD_SIZE],
+        None => return Err(Status::BAD_PKT),
+    };
     write_mailbox(&hca.command_burst(running), command.output, &reply)
 }
 

@@ -106,8 +106,7 @@ pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let burst = hca.command_burst(running);
     let context: SrqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
-    let cq = running.cqs.get(context.cq.cqn());
-    add(&running.srqs, command.modifier, Srq::new(&burst, command.modifier, &context, cq)?)
+    add(&running.srqs, command.modifier, Srq::new(&burst, command.modifier, &context)?)
 }
 
 pub(super) fn hw2sw_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {

@@ -1,54 +1,185 @@
 //! The data path: executes work requests and receives packets.
+//!
+//! The engine of the sending HCA does everything: it takes the WQE, finds the receiving queue pair, checks
+//! what that one's HCA would check, copies the payload from memory to memory, and writes both completions.
+//! For connected services no packet is made: what acknowledgements, NAKs and time-outs would say is known
+//! at once, and only the waits that they lead to take time. Datagrams cross the switch as packets.
+//!
+//! - [`send`]: the loop over a send queue; [`wqe`]: what a WQE asks for
+//! - [`datagram`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
+//! - [`requester`], [`peer`], [`responder`]: RC and UC
+//! - [`receive`]: receive WQEs from a queue or an SRQ
+//! - [`flush`]: queue pairs in error states
+//! - [`sg`]: scatter/gather lists and the copy; [`side`]: completions and events; [`traffic`]: counters
+//! - [`timers`], [`thread`]: when to run
+//!
+//! Locks: one send half, then one receive half, never the other way round. A queue pair is served by its
+//! HCA's engine only, and that by one thread at a time.
 
+mod datagram;
+mod deliver;
+mod flush;
+mod peer;
+mod receive;
+mod requester;
+mod responder;
+mod send;
+mod sg;
+mod side;
+mod special;
+#[cfg(test)]
+mod tests;
+
+mod thread;
+mod timers;
+mod traffic;
+mod wqe;
+
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use mlx4_wire::ctx::qp::QpState;
+
+use super::Hca;
+use super::qp::Half;
 use super::runset::RunSet;
+pub(crate) use deliver::receive_datagram;
+pub(crate) use receive::ReceiveWork;
+pub(crate) use send::SendWork;
+use side::Side;
+pub use thread::EngineThread;
+use timers::Timers;
 
-#[derive(Debug)]
+type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// What one call of [`Hca::run`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Some queue pair was served; there may be more to do already.
+    pub worked: bool,
+    /// When the next timer is due.
+    pub next_timer: Option<Instant>,
+}
+
+/// Which queue pairs wait for service, and who is to be woken for them.
 pub(crate) struct Engine {
-    runnable: RunSet,
+    rung: RunSet,
+    asleep: AtomicBool,
+    waker: ArcSwapOption<Waker>,
+    runner: Mutex<Runner>,
 }
+
+#[derive(Debug, Default)]
+struct Runner {
+    timers: Timers,
+    batch: Vec<u32>,
+}
+
 impl Engine {
-    pub(crate) fn new() -> Self {
-        Self { runnable: RunSet::new() }
+    pub(super) fn new() -> Self {
+        Self {
+            rung: RunSet::new(),
+            asleep: AtomicBool::new(false),
+            waker: ArcSwapOption::empty(),
+            runner: Mutex::default(),
+        }
     }
-    pub(crate) fn ring(&self, qpn: u32) {
-        self.runnable.ring(qpn);
+
+    /// Has a queue pair served: its doorbell was rung, or a command changed its state. Any thread may call
+    /// this.
+    pub(super) fn ring(&self, qpn: u32) {
+        self.rung.ring(qpn);
+        // Pairs with the fence in `may_sleep`: the sleeper sees the bit, or this thread sees the sleeper.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
     }
-}
-#[derive(Debug, Default)]
-pub(crate) struct SendWork {
-    psn: u32,
-    counter: u16,
-}
-impl SendWork {
-    pub(crate) fn start(&mut self, psn: u32) {
-        self.psn = psn;
-    }
-    pub(crate) fn drain(&mut self, _event: bool) {}
-    pub(crate) fn psn(&self) -> u32 {
-        self.psn
-    }
-    pub(crate) fn counter(&self) -> u16 {
-        self.counter
-    }
-}
-#[derive(Debug, Default)]
-pub(crate) struct ReceiveWork {
-    psn: u32,
-    msn: u32,
-    counter: u16,
-}
-impl ReceiveWork {
-    pub(crate) fn start(&mut self, psn: u32) {
-        self.psn = psn;
-    }
-    pub(crate) fn psn(&self) -> u32 {
-        self.psn
-    }
-    pub(crate) fn msn(&self) -> u32 {
-        self.msn
-    }
-    pub(crate) fn counter(&self) -> u16 {
-        self.counter
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.load() {
+            waker();
+        }
     }
 }
-pub(super) fn receive_datagram(_hca: &super::Hca, _port: u8, _packet: &crate::fabric::packet::Packet<'_>) {}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("rung", &self.rung).finish_non_exhaustive()
+    }
+}
+
+/// What is to become of a queue pair that was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing, until it is rung.
+    Idle,
+    /// It has more to do, after the others.
+    Again,
+    /// It is to be served at this time, if not rung before.
+    At(Instant),
+}
+
+impl Hca {
+    /// Serves the queue pairs that were rung and those whose timers are due: of each a bounded piece of
+    /// work. Returns at once if another thread does so already.
+    pub fn run(&self) -> Progress {
+        let mut runner = match self.engine.runner.try_lock() {
+            Ok(runner) => runner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Progress::default(),
+        };
+        self.engine.asleep.store(false, Ordering::Relaxed);
+        let Runner { timers, batch } = &mut *runner;
+        if timers.next().is_some() {
+            timers.take_due(Instant::now(), |qpn| batch.push(qpn));
+        }
+        self.engine.rung.drain(|qpn| batch.push(qpn));
+        let worked = !batch.is_empty();
+        for qpn in batch.drain(..) {
+            match serve(self, qpn) {
+                Next::Idle => {}
+                Next::Again => self.engine.rung.ring(qpn),
+                Next::At(at) => timers.set(qpn, at),
+            }
+        }
+        Progress { worked, next_timer: timers.next() }
+    }
+
+    /// Announces that whoever calls [`Hca::run`] is about to sleep. If this returns true, the waker is called
+    /// for the next queue pair that is rung; else there is work to do already.
+    pub fn may_sleep(&self) -> bool {
+        self.engine.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.engine.rung.is_empty()
+    }
+
+    /// Sets who is woken, after [`Hca::may_sleep`], when there is work for [`Hca::run`]. The waker may be
+    /// called on any thread and under locks of the data path: it must neither block nor call the HCA.
+    pub fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
+        self.engine.waker.store(Some(Arc::new(waker)));
+    }
+}
+
+/// Does a piece of a queue pair's work.
+fn serve(hca: &Hca, qpn: u32) -> Next {
+    let Some((burst, running)) = hca.enter() else { return Next::Idle };
+    let Some(qp) = running.qps.get(qpn) else { return Next::Idle };
+    let mut half = qp.send();
+    let Half { attrs, work } = &mut *half;
+    let side = Side { hca, burst: &burst, running: &running, qp: &qp, attrs };
+    match qp.state() {
+        QpState::RTS | QpState::SQ_DRAINING => work.run(&side),
+        QpState::SQER => flush::sends(&side, work),
+        QpState::ERR => flush::all(&side, work),
+        _ => Next::Idle,
+    }
+}

@@ -17,7 +17,7 @@ use mlx4_wire::{Number24, U16};
 use super::burst::Burst;
 use super::engine::{ReceiveWork, SendWork};
 use super::running::Running;
-pub(crate) use attrs::Attrs;
+pub(crate) use attrs::{Attrs, Queue};
 
 /// One half of a queue pair: what the engine needs to know, and where it stands.
 #[derive(Debug)]

@@ -1,0 +1,135 @@
+//! `paraverbs model`: one fabric, and a card on it for each socket.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use mlx4_model::fabric::{Fabric, FabricConfig};
+use mlx4_model::hca::{EngineThread, Hca, HcaConfig};
+use mlx4_model::mem::DmaSpace;
+use mlx4_model::pci::ConfigParams;
+use mlx4_model::trace::Trace;
+use mlx4_model::vfio_user::socket::SocketError;
+use mlx4_model::vfio_user::{EventFdInterrupts, ServeError, VfioUserServer};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::dump::DumpServer;
+
+/// Node GUID of the first card: Mellanox's OUI and a number.
+const FIRST_GUID: u64 = 0x0002_c903_00a0_0000;
+/// Distance of the cards' GUIDs; a card uses four.
+const GUID_STEP: u64 = 0x10;
+
+/// Arguments of `paraverbs model`.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Unix socket to serve a card on; repeat it for more cards
+    #[arg(long = "socket", value_name = "PATH", required = true)]
+    sockets: Vec<PathBuf>,
+
+    /// InfiniBand ports of each card
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    ports: u8,
+
+    /// Write what drivers do with the cards to a file: commands with their mailboxes, and resets
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
+    /// Unix socket that answers each connection with the cards' resources in use, as JSON
+    #[arg(long, value_name = "PATH")]
+    dump_socket: Option<PathBuf>,
+}
+
+/// A card that is served. Fields drop in order: the server stops before the card goes.
+struct Card {
+    server: VfioUserServer,
+    _engine: EngineThread,
+    hca: Arc<Hca>,
+}
+
+/// Serves the cards until SIGINT or SIGTERM.
+pub(crate) fn run(args: &ModelArgs) -> Result<()> {
+    // Before anything that has to be cleaned up.
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't wait for signals")?;
+    let trace = args.trace.as_deref().map(open_trace).transpose()?.map(Arc::new);
+    let fabric = Fabric::new(FabricConfig::default()).context("can't make the fabric")?;
+    let guids = (FIRST_GUID..).step_by(usize::try_from(GUID_STEP)?);
+    let cards = args
+        .sockets
+        .iter()
+        .zip(guids)
+        .map(|(path, node_guid)| {
+            let config = HcaConfig { node_guid, ports: args.ports, trace: trace.clone() };
+            serve(path, config, &fabric)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let hcas: Vec<_> = cards.iter().map(|card| Arc::clone(&card.hca)).collect();
+    let start_dump = |path| DumpServer::start(path, move || dump(&hcas)).map_err(advise);
+    let dump = args.dump_socket.as_deref().map(start_dump).transpose()?;
+
+    for card in &cards {
+        announce(card.hca.node_guid(), card.server.path());
+    }
+    if let Some(signal) = signals.forever().next() {
+        log::info!("stopping after signal {signal}");
+    }
+    drop(dump);
+    for card in cards {
+        card.server.stop();
+    }
+    Ok(())
+}
+
+fn serve(path: &Path, config: HcaConfig, fabric: &Arc<Fabric>) -> Result<Card> {
+    let dma = Arc::new(DmaSpace::new());
+    let vectors = ConfigParams::new(config.node_guid, config.ports).msix_vectors;
+    let irqs = Arc::new(EventFdInterrupts::new(vectors));
+    let interrupts = Arc::clone(&irqs);
+    let hca = Hca::new(config, Arc::clone(&dma), interrupts, fabric)
+        .with_context(|| format!("can't plug in a card for {}", path.display()))?;
+    let engine = hca.start_engine().context("can't start the card's thread")?;
+    let function = Arc::clone(&hca);
+    let server = VfioUserServer::start(path, function, dma, irqs).map_err(advise)?;
+    Ok(Card { server, _engine: engine, hca })
+}
+
+/// Says on stdout that a card can be used; whoever started the program may wait for the line.
+fn announce(guid: u64, path: &Path) {
+    let mut out = io::stdout().lock();
+    let line = writeln!(out, "serving ConnectX-3 {guid:#018x} on {}", path.display());
+    if let Err(error) = line.and_then(|()| out.flush()) {
+        log::debug!("nobody reads stdout: {error}");
+    }
+}
+
+/// The resources of all cards, as one JSON list.
+fn dump(hcas: &[Arc<Hca>]) -> String {
+    let cards: Vec<_> = hcas.iter().map(|hca| hca.dump()).collect();
+    format!("[{}]\n", cards.join(","))
+}
+
+fn open_trace(path: &Path) -> Result<Trace> {
+    Trace::create(path).map_err(|error| {
+        anyhow!("can't write the trace {}: {error}; choose a file that you may write", path.display())
+    })
+}
+
+/// Adds what to do about an error.
+fn advise(error: ServeError) -> anyhow::Error {
+    let advice = match &error {
+        ServeError::Socket(SocketError::PathTooLong { .. }) => "choose a shorter path",
+        ServeError::Socket(SocketError::InUse { .. }) => "stop that server, or choose another path",
+        ServeError::Socket(SocketError::NotASocket { .. }) => "remove it, or choose another path",
+        ServeError::Socket(SocketError::Listen { source, .. }) => match source.kind() {
+            io::ErrorKind::NotFound => "make its folder first",
+            io::ErrorKind::PermissionDenied => "choose a folder that you may write to",
+            _ => "choose another path",
+        },
+        ServeError::Thread(_) | ServeError::Signal(_) => "look at the limits of this user (ulimit -a)",
+    };
+    let error = anyhow!(error);
+    anyhow!("{error:#}; {advice}")
+}

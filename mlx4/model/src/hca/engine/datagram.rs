@@ -1,0 +1,191 @@
+//! Sending datagrams: UD work requests, and the way of a packet out of the HCA.
+
+use mlx4_wire::Number24;
+use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::mad::LID_PERMISSIVE;
+use mlx4_wire::wqe::DatagramSeg;
+use vm_memory::VolatileSlice;
+
+use super::deliver::deliver;
+use super::send::{Budget, SendWork};
+use super::sg::{Pieces, SgList, Walk, empty};
+use super::side::Side;
+use super::traffic::{self, is_multicast};
+use super::wqe::{Header, Request};
+use super::{Next, special};
+use crate::fabric::packet::{Grh, Headers, Packet};
+use crate::hca::tpt::Rights;
+use crate::node::counters::Counter;
+use crate::node::port::PortState;
+
+/// A Q_Key with this bit set in a work request stands for the queue pair's own.
+const PRIVILEGED_QKEY: u32 = 1 << 31;
+
+/// Executes the send queue of a UD queue pair, or of QP0 or QP1.
+pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
+    let mut budget = Budget::default();
+    loop {
+        if let Err(next) = work.advance(side, &mut budget) {
+            return next;
+        }
+        let Some(current) = work.current else { return Next::Idle };
+        let sent = match &current.header.request {
+            Request::Nop => Ok(()),
+            Request::Datagram(segment) => send(side, work, &current.header, segment),
+            Request::Special(ctrl) => special::send(side, work, ctrl),
+            _ => Err(Syndrome::LOCAL_QP_OP_ERR),
+        };
+        budget.spend(work.wqe.len());
+        match sent {
+            Ok(()) => work.finish(side, 0),
+            Err(syndrome) => {
+                work.fail(side, syndrome);
+                return Next::Idle;
+            }
+        }
+    }
+}
+
+fn send(
+    side: &Side<'_>,
+    work: &mut SendWork,
+    header: &Header,
+    segment: &DatagramSeg,
+) -> Result<(), Syndrome> {
+    let number = check_av(side, segment)?;
+    let port = side.hca.node.port(number).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
+    let mtu = port.mtu().bytes().unwrap_or(0).min(side.attrs.mtu);
+    let len = work.wqe.len();
+    if len > u64::from(mtu) {
+        return Err(Syndrome::LOCAL_LENGTH_ERR);
+    }
+    let headers = headers(side, port, header, segment, work.psn)?;
+    work.psn = (work.psn + 1) & Number24::MAX;
+    let (list, inline) = work.wqe.parts();
+    let payload = Payload::gather(side, list, inline, 0, len)?;
+    let packet = Packet { headers, payload: payload.pieces() };
+    let loopback = header.force_loopback || segment.av.port.force_loopback();
+    transmit(side, number, &packet, loopback);
+    Ok(())
+}
+
+/// Checks the address vector's protection domain and port. Returns the port to send from.
+fn check_av(side: &Side<'_>, segment: &DatagramSeg) -> Result<u8, Syndrome> {
+    let av = segment.av.port;
+    let checked = side.running.init.params.flags.ud_av_port_check();
+    if av.pd() != side.attrs.pd || (checked && av.port() != side.attrs.port) {
+        log::debug!("QP {:#x}: address vector {av:?} isn't for it", side.attrs.qpn);
+        return Err(Syndrome::LOCAL_QP_OP_ERR);
+    }
+    Ok(av.port())
+}
+
+fn headers(
+    side: &Side<'_>,
+    port: &PortState,
+    header: &Header,
+    segment: &DatagramSeg,
+    psn: u32,
+) -> Result<Headers, Syndrome> {
+    let av = &segment.av;
+    let path_bits = u16::from(av.source.path_bits());
+    let (lid, lmc) = port.lid_and_lmc();
+    let pkey = port.pkey(usize::from(side.attrs.path.pkey_index & 0x7f)).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
+    let qkey = segment.qkey.get();
+    let grh = av.source.grh().then(|| Grh {
+        traffic_class: av.traffic_class.traffic_class(),
+        flow_label: av.traffic_class.flow_label(),
+        hop_limit: av.hop_limit,
+        sgid: port.gid(usize::from(av.sgid_index & 0x7f)).unwrap_or_default(),
+        dgid: av.remote_gid,
+    });
+    Ok(Headers {
+        vl15: false,
+        sl: av.traffic_class.sl(),
+        dlid: av.remote_lid.get(),
+        slid: own_lid(lid, lmc, path_bits),
+        grh,
+        solicited: header.solicited,
+        pkey,
+        dest_qp: segment.remote_qpn.number(),
+        psn,
+        qkey: if qkey & PRIVILEGED_QKEY != 0 { side.attrs.qkey } else { qkey },
+        src_qp: side.attrs.qpn & Number24::MAX,
+        immediate: header.immediate,
+    })
+}
+
+/// The LID of a port with source path bits, of which those count that the LMC leaves free.
+pub(super) fn own_lid(lid: u16, lmc: u8, path_bits: u16) -> u16 {
+    lid | path_bits & ((1 << lmc.min(7)) - 1)
+}
+
+/// Sends a packet from a port of the HCA: to the fabric, or inside the HCA if it is for this port itself.
+/// Multicast goes both ways.
+pub(super) fn transmit(side: &Side<'_>, number: u8, packet: &Packet<'_>, loopback: bool) {
+    let Some(port) = side.hca.node.port(number) else { return };
+    let headers = &packet.headers;
+    if !headers.vl15 && !port.is_active() {
+        port.counters.add(Counter::XmitDiscards, 1);
+        return;
+    }
+    let own = Some(side.attrs.qpn & Number24::MAX);
+    let to_self = headers.dlid != LID_PERMISSIVE && port.has_lid(headers.dlid);
+    if loopback || to_self {
+        deliver(side.hca, number, packet, own);
+        return;
+    }
+    traffic::sent_datagram(port, packet);
+    if let Some(plug) = side.hca.plug(number) {
+        plug.send(packet);
+    }
+    if is_multicast(headers.dlid) {
+        deliver(side.hca, number, packet, own);
+    }
+}
+
+/// Pieces of memory that one datagram may lie in: a list as long as a WQE can hold, and the page bounds in
+/// the largest payload.
+const MAX_PIECES: usize = 80;
+
+/// The payload of a datagram, as pieces of host memory.
+pub(super) struct Payload<'b> {
+    pieces: [VolatileSlice<'b>; MAX_PIECES],
+    count: usize,
+}
+
+impl<'b> Payload<'b> {
+    /// Looks up `len` bytes of a list, from `from` on.
+    pub(super) fn gather(
+        side: &Side<'b>,
+        list: &'b SgList,
+        inline: VolatileSlice<'b>,
+        from: u64,
+        len: u64,
+    ) -> Result<Self, Syndrome> {
+        let refused = |fault| {
+            side.refused_lkey(&fault);
+            Syndrome::LOCAL_PROT_ERR
+        };
+        let user = (side.attrs.pd, Rights::LocalRead);
+        let mut walk = Walk::start(side.burst, list, inline, user, from, len).map_err(refused)?;
+        let mut payload = Self { pieces: [empty(); MAX_PIECES], count: 0 };
+        let mut left = len;
+        while left != 0 {
+            let piece = walk.next(left).map_err(refused)?;
+            let slot = payload.pieces.get_mut(payload.count).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
+            if piece.is_empty() {
+                return Err(Syndrome::LOCAL_LENGTH_ERR);
+            }
+            left -= piece.len() as u64;
+            *slot = piece;
+            payload.count += 1;
+        }
+        Ok(payload)
+    }
+
+    /// The pieces.
+    pub(super) fn pieces(&self) -> &[VolatileSlice<'b>] {
+        &self.pieces[..self.count]
+    }
+}

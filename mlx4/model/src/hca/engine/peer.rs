@@ -1,0 +1,111 @@
+//! The other end of a connected queue pair: found by the fabric's tables for each burst, and asked whether
+//! it would take our packets.
+
+use std::sync::Arc;
+
+use mlx4_wire::ctx::path::AddressPath;
+use mlx4_wire::ctx::qp::QpState;
+
+use super::datagram::own_lid;
+use super::receive::ReceiveWork;
+use super::responder::Responder;
+use super::side::Side;
+use super::traffic::Run;
+use crate::hca::Hca;
+use crate::hca::burst::Burst;
+use crate::hca::qp::{Half, Qp};
+use crate::hca::running::Running;
+use crate::node::port::{PortState, p_keys_match};
+
+/// The queue pair at the other end, with the snapshots of its HCA.
+pub(super) struct Peer<'s> {
+    own: &'s Hca,
+    /// The other HCA, unless it is our own.
+    other: Option<Arc<Hca>>,
+    burst: Burst,
+    running: Arc<Running>,
+    pub(super) qp: Arc<Qp>,
+    /// Port of its HCA at which our packets arrive.
+    port: u8,
+    /// The LID that our packets come from.
+    slid: u16,
+}
+
+impl<'s> Peer<'s> {
+    /// Follows the path of a queue pair. `None` if a packet sent there reaches no queue pair.
+    pub(super) fn find(side: &Side<'s>) -> Option<Self> {
+        let path = &side.attrs.path;
+        let port = side.port().filter(|port| port.is_active())?;
+        let (lid, lmc) = port.lid_and_lmc();
+        let (slid, dlid) = (own_lid(lid, lmc, u16::from(path.source.path_bits())), path.remote_lid.get());
+        let loopback = path.flags.force_loopback() || port.has_lid(dlid);
+        let (other, number) = if loopback {
+            (None, side.attrs.port)
+        } else {
+            let plug = side.hca.plug(side.attrs.port)?;
+            let (hca, number) = plug.route(slid, dlid, path.sched_queue.sl())?.hca_port()?;
+            (Some(hca), number)
+        };
+        let hca = other.as_deref().unwrap_or(side.hca);
+        hca.node.port(number).filter(|port| port.is_active())?;
+        let (burst, running) = hca.enter()?;
+        let qp = running.packet_qp(number, side.attrs.remote_qpn)?;
+        Some(Self { own: side.hca, burst, running, qp, port: number, slid, other })
+    }
+
+    fn hca(&self) -> &Hca {
+        self.other.as_deref().unwrap_or(self.own)
+    }
+
+    /// The responder at the other end, if it takes packets from our queue pair; `half` is its locked half.
+    pub(super) fn responder<'a>(
+        &'a self,
+        own: &Side<'_>,
+        half: &'a mut Half<ReceiveWork>,
+    ) -> Option<Responder<'a>> {
+        let Half { attrs, work } = half;
+        let (hca, burst, running, qp) = (self.hca(), &self.burst, &*self.running, &*self.qp);
+        let side = Side { hca, burst, running, qp, attrs };
+        let (from, to) = (own.port()?, hca.node.port(self.port)?);
+        let same = attrs.service == own.attrs.service && attrs.port == self.port && attrs.special.is_none();
+        if !same || !is_receiving(qp.state()) || !self.is_from(own, from, &attrs.path, to) {
+            return None;
+        }
+        let key = |port: &PortState, path: &AddressPath| port.pkey(usize::from(path.pkey_index & 0x7f));
+        if !attrs.path.pkey_check.disable()
+            && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?)
+        {
+            to.p_key_violations.count();
+            return None;
+        }
+        Some(Responder::new(side, work))
+    }
+
+    /// Whether packets of `own` have the addresses that the other end's path names: LID, and GIDs if there is
+    /// a GRH (IBTA vol. 1, 9.6.1).
+    fn is_from(&self, own: &Side<'_>, from: &PortState, theirs: &AddressPath, to: &PortState) -> bool {
+        let ours = &own.attrs.path;
+        let global = ours.source.grh();
+        if theirs.remote_lid.get() != self.slid || theirs.source.grh() != global {
+            return false;
+        }
+        let index = |path: &AddressPath| usize::from(path.sgid_index & 0x7f);
+        !global
+            || (from.gid(index(ours)) == Some(theirs.remote_gid)
+                && to.find_gid(&ours.remote_gid) == Some(index(theirs)))
+    }
+
+    /// Counts packets that went there, and those that came back.
+    pub(super) fn count(&self, own: &Side<'_>, there: Run, back: Run) {
+        let Some(other) = &self.other else { return };
+        if let (Some(here), Some(far)) = (own.port(), other.node.port(self.port)) {
+            there.count(here, far);
+            back.count(far, here);
+        }
+    }
+}
+
+/// Whether a connected queue pair in this state takes packets.
+pub(super) fn is_receiving(state: QpState) -> bool {
+    [QpState::RTR, QpState::RTS, QpState::SQD, QpState::SQ_DRAINING, QpState::SQER].contains(&state)
+}

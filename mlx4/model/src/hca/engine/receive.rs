@@ -1,0 +1,194 @@
+//! The receive half of a queue pair: where its responder stands, and receive WQEs from its own queue or an
+//! SRQ.
+
+use std::sync::atomic::Ordering;
+
+use mlx4_wire::Number24;
+use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::ctx::qp::QpState;
+use mlx4_wire::eqe::EventType;
+use mlx4_wire::wqe::{DataSeg, INVALID_LKEY};
+use zerocopy::FromBytes;
+
+use super::flush::Backoff;
+use super::sg::SgList;
+use super::side::Side;
+use super::wqe::pointer;
+use crate::hca::qp::Queue;
+use crate::hca::ring::RingFault;
+use crate::hca::srq::{self, NEXT_SEGMENT_BYTES, Srq};
+
+/// Where the receive half of a queue pair stands.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveWork {
+    /// Next PSN to come.
+    pub(super) psn: u32,
+    /// Messages completed.
+    pub(super) msn: u32,
+    /// Receive WQEs taken from the queue pair's own queue.
+    counter: u16,
+    /// The message that has begun to arrive.
+    pub(super) message: Option<Message>,
+    /// The receive WQE that was taken and isn't completed.
+    pub(super) in_hand: Option<u16>,
+    /// The list of the WQE in hand.
+    pub(super) list: SgList,
+    wqe: Vec<u8>,
+    /// The event of the first packet in RTR has been raised.
+    pub(super) established: bool,
+    /// The event of the last WQE from the SRQ has been raised.
+    pub(super) last_wqe: bool,
+    pub(super) poll: Backoff,
+}
+
+/// A message of which a part has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) kind: MessageKind,
+    /// Bytes that have arrived.
+    pub(super) bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MessageKind {
+    Send,
+    Write,
+}
+
+/// Why there is no receive WQE in hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoWqe {
+    /// None is posted, or (datagrams only) the next one is too small.
+    NotReady,
+    /// The queue or its doorbell record can't be read; the queue pair can't go on.
+    Unreadable,
+}
+
+impl ReceiveWork {
+    /// The queue pair goes to RTR, and `psn` is the first to come.
+    pub(crate) fn start(&mut self, psn: u32) {
+        self.psn = psn & Number24::MAX;
+    }
+
+    /// Next PSN to come.
+    pub(crate) fn psn(&self) -> u32 {
+        self.psn
+    }
+
+    /// Message sequence number.
+    pub(crate) fn msn(&self) -> u32 {
+        self.msn
+    }
+
+    /// Receive WQEs taken from the queue pair's own queue, modulo 2^16.
+    pub(crate) fn counter(&self) -> u16 {
+        self.counter
+    }
+
+    /// Protection domain of the receive WQEs' keys.
+    pub(super) fn pd(side: &Side<'_>) -> u32 {
+        side.attrs.srq.as_ref().map_or(side.attrs.pd, |srq| srq.pd)
+    }
+
+    /// Takes the next receive WQE, unless one is in hand. One that has room for less than `least` bytes
+    /// stays where it is.
+    pub(super) fn take(&mut self, side: &Side<'_>, least: u64) -> Result<(), NoWqe> {
+        if self.in_hand.is_some() {
+            return if self.list.bytes() < least { Err(NoWqe::NotReady) } else { Ok(()) };
+        }
+        let taken = match (&side.attrs.srq, side.attrs.rq) {
+            (Some(srq), _) => self.take_shared(side, srq, least),
+            (None, Some(rq)) => self.take_own(side, &rq, least),
+            (None, None) => Ok(None),
+        };
+        match taken {
+            Ok(index) => {
+                self.in_hand = index;
+                index.map(|_| ()).ok_or(NoWqe::NotReady)
+            }
+            Err(fault) => {
+                self.unreadable(side, fault);
+                Err(NoWqe::Unreadable)
+            }
+        }
+    }
+
+    fn take_own(&mut self, side: &Side<'_>, rq: &Queue, least: u64) -> Result<Option<u16>, RingFault> {
+        if self.posted(side)?.wrapping_sub(self.counter) == 0 {
+            return Ok(None);
+        }
+        self.wqe.resize(rq.stride as usize, 0);
+        side.attrs.memory.read(side.burst, rq.slot(self.counter), &mut self.wqe)?;
+        scatter_list(&self.wqe, &mut self.list);
+        if self.list.bytes() < least {
+            return Ok(None);
+        }
+        let index = self.counter;
+        self.counter = index.wrapping_add(1);
+        Ok(Some(index))
+    }
+
+    fn take_shared(&mut self, side: &Side<'_>, srq: &Srq, least: u64) -> Result<Option<u16>, RingFault> {
+        self.wqe.resize(srq.stride(), 0);
+        let list = &mut self.list;
+        let fits = |wqe: &[u8]| {
+            scatter_list(wqe.get(NEXT_SEGMENT_BYTES..).unwrap_or_default(), list);
+            list.bytes() >= least
+        };
+        let Some(taken) = srq.take_if(side.burst, &mut self.wqe, fits)? else { return Ok(None) };
+        if let Some(limit) = taken.limit {
+            side.running.raise(side.burst, limit);
+        }
+        Ok(Some(taken.index))
+    }
+
+    /// Receive WQEs posted to the queue pair's own queue, modulo 2^16.
+    fn posted(&self, side: &Side<'_>) -> Result<u16, RingFault> {
+        let record = side.burst.dma.load_u32(side.attrs.record, Ordering::Acquire)?;
+        let [.., high, low] = record.to_ne_bytes();
+        Ok(u16::from_be_bytes([high, low]))
+    }
+
+    /// Takes a receive WQE only to flush it; `None` if none is posted.
+    ///
+    /// # Errors
+    /// The doorbell record can't be read.
+    pub(super) fn take_to_flush(&mut self, side: &Side<'_>) -> Result<Option<u16>, RingFault> {
+        let (posted, index) = (self.posted(side)?, self.counter);
+        if posted == index {
+            return Ok(None);
+        }
+        self.counter = index.wrapping_add(1);
+        Ok(Some(index))
+    }
+
+    fn unreadable(&self, side: &Side<'_>, fault: RingFault) {
+        log::info!("QP {:#x}: receive queue can't be read: {fault}", side.attrs.qpn);
+        if let Some(srq) = &side.attrs.srq {
+            side.running.raise(side.burst, srq::event(EventType::SRQ_CATASTROPHIC, srq.srqn));
+        }
+        if side.fail(QpState::ERR) {
+            side.raise(EventType::WQ_CATASTROPHIC);
+        }
+    }
+
+    /// Completes the WQE in hand, if there is one, with an error.
+    pub(super) fn fail_in_hand(&mut self, side: &Side<'_>, syndrome: Syndrome) {
+        self.message = None;
+        if let Some(index) = self.in_hand.take() {
+            side.error(false, index, syndrome);
+        }
+    }
+}
+
+/// Reads the scatter list of a receive WQE.
+fn scatter_list(wqe: &[u8], list: &mut SgList) {
+    list.clear();
+    for bytes in wqe.chunks_exact(size_of::<DataSeg>()) {
+        let Ok(seg) = DataSeg::read_from_bytes(bytes) else { return };
+        if seg.byte_count.count() == 0 && seg.lkey.get() == INVALID_LKEY {
+            return;
+        }
+        list.push(pointer(&seg));
+    }
+}

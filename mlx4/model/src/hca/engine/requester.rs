@@ -1,0 +1,195 @@
+//! The requester of a connected queue pair: executes WQEs in order, in parts that fit the budget of a burst,
+//! and acts on the answers (IBTA vol. 1, 9.7.5.2 and 9.9.2).
+//!
+//! Requests are answered before the next one starts, so fence and strong order ask for nothing more, and
+//! never is more than one read or atomic under way.
+
+use mlx4_wire::Number24;
+use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::ctx::qp::ServiceType;
+use vm_memory::VolatileSlice;
+
+use super::Next;
+use super::peer::Peer;
+use super::responder::{Answer, Nak, Notice, Part, Responder};
+use super::send::{Budget, Current, SendWork};
+use super::sg::{Slices, Walk, copy};
+use super::side::Side;
+use super::traffic::Run;
+use super::wqe::{AtomicOp, Remote, Request};
+use crate::hca::tpt::Rights;
+
+/// Executes the send queue of an RC or UC queue pair.
+pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
+    let mut budget = Budget::default();
+    if let Err(next) = work.advance(side, &mut budget) {
+        return next;
+    }
+    let peer = Peer::find(side);
+    let mut half = peer.as_ref().map(|peer| peer.qp.receive());
+    let far = match (&peer, &mut half) {
+        (Some(peer), Some(half)) => peer.responder(side, half).map(|responder| (peer, responder)),
+        _ => None,
+    };
+    let mut requester = Requester { side, work, far, budget };
+    loop {
+        match requester.step() {
+            Ok(()) => {}
+            Err(next) => return next,
+        }
+    }
+}
+
+struct Requester<'a, 'b> {
+    side: &'a Side<'b>,
+    work: &'a mut SendWork,
+    /// The other end, if there is one that listens.
+    far: Option<(&'a Peer<'b>, Responder<'a>)>,
+    budget: Budget,
+}
+
+impl Requester<'_, '_> {
+    /// Executes a part of the WQE in hand, and sees to the next.
+    fn step(&mut self) -> Result<(), Next> {
+        let current = self.work.current.ok_or(Next::Idle)?;
+        match current.header.request {
+            Request::Nop => self.work.finish(self.side, 0),
+            Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
+            Request::Atomic(remote, op) => self.atomic(&remote, op)?,
+            Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
+        }
+        self.work.advance(self.side, &mut self.budget)
+    }
+
+    fn fail(&mut self, syndrome: Syndrome) -> Next {
+        self.work.fail(self.side, syndrome);
+        Next::Idle
+    }
+
+    /// The next part of the WQE in hand: as many full packets as the budget has room for, at least one.
+    fn part(&self, done: u64) -> Part {
+        let attrs = self.side.attrs;
+        let (total, mtu) = (self.work.wqe.len(), u64::from(attrs.mtu));
+        let most = (self.budget.bytes / mtu * mtu).max(mtu);
+        let len = (total - done).min(most);
+        let packets = u32::try_from(len.div_ceil(mtu).max(1)).unwrap_or(1);
+        Part { psn: self.work.psn, packets, mtu: attrs.mtu, done, len, total }
+    }
+
+    fn transfer(&mut self, current: &Current) -> Result<(), Next> {
+        if self.work.wqe.len() > self.side.attrs.max_message {
+            return Err(self.fail(Syndrome::LOCAL_LENGTH_ERR));
+        }
+        let part = self.part(current.done);
+        let answer = self.exchange(current, &part);
+        self.answered(answer)?;
+        self.count(current, &part);
+        self.work.psn = self.work.psn.wrapping_add(part.packets) & Number24::MAX;
+        self.budget.spend(part.len);
+        if !part.is_last() {
+            if let Some(current) = &mut self.work.current {
+                current.done += part.len;
+            }
+            return Ok(());
+        }
+        let read = matches!(current.header.request, Request::Read(_));
+        self.work.finish(self.side, if read { part.total } else { 0 });
+        Ok(())
+    }
+
+    /// Carries a part to the other end, or from there.
+    fn exchange(&mut self, current: &Current, part: &Part) -> Answer {
+        let header = &current.header;
+        let notice = Notice { immediate: header.immediate, solicited: header.solicited };
+        let read = matches!(header.request, Request::Read(_));
+        let rights = if read { Rights::LocalWrite } else { Rights::LocalRead };
+        let (list, inline) = self.work.wqe.parts();
+        let user = (self.side.attrs.pd, rights);
+        let mut walk = match Walk::start(self.side.burst, list, inline, user, part.done, part.len) {
+            Ok(walk) => walk,
+            Err(fault) => return Answer::Local(fault),
+        };
+        let Some((_, far)) = &mut self.far else { return Answer::Silence };
+        match &header.request {
+            Request::Write(remote) => far.write(part, remote, &mut walk, &notice),
+            Request::Read(remote) => far.read(part, remote, &mut walk),
+            _ => far.send(part, &mut walk, &notice),
+        }
+    }
+
+    /// Acts on an answer. On UC there is none, and what was sent is done.
+    fn answered(&mut self, answer: Answer) -> Result<(), Next> {
+        let reliable = self.side.attrs.service == ServiceType::RC;
+        let syndrome = match answer {
+            Answer::Local(fault) => {
+                self.side.refused_lkey(&fault);
+                Syndrome::LOCAL_PROT_ERR
+            }
+            _ if !reliable => return Ok(()),
+            Answer::Ack => {
+                self.work.progress();
+                return Ok(());
+            }
+            Answer::Silence => return Err(self.work.lost(self.side)),
+            Answer::NotReady(timer) => return Err(self.work.not_ready(self.side, timer)),
+            Answer::Nak(Nak::InvalidRequest) => Syndrome::REMOTE_INVAL_REQ_ERR,
+            Answer::Nak(Nak::Access) => Syndrome::REMOTE_ACCESS_ERR,
+            Answer::Nak(Nak::Operation) => Syndrome::REMOTE_OP_ERR,
+        };
+        Err(self.fail(syndrome))
+    }
+
+    fn atomic(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Next> {
+        match self.operate(remote, op) {
+            Ok(()) => {}
+            Err(answer) => self.answered(answer)?,
+        }
+        self.work.progress();
+        self.count_packets([(1, 0, ATOMIC_ETH), (1, 0, AETH + ATOMIC_ACK_ETH)]);
+        self.work.psn = self.work.psn.wrapping_add(1) & Number24::MAX;
+        self.work.finish(self.side, 8);
+        Ok(())
+    }
+
+    /// Executes an atomic operation and stores what it returns, in the host's byte order. The memory for it
+    /// is checked first, since the operation can't be taken back.
+    fn operate(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Answer> {
+        let (list, inline) = self.work.wqe.parts();
+        let user = (self.side.attrs.pd, Rights::LocalWrite);
+        let mut walk = Walk::start(self.side.burst, list, inline, user, 0, 8).map_err(Answer::Local)?;
+        let (_, far) = self.far.as_mut().ok_or(Answer::Silence)?;
+        let mut before = far.atomic(self.work.psn, remote, op)?.to_ne_bytes();
+        let slices = [VolatileSlice::from(&mut before[..])];
+        copy(&mut Slices { slices: &slices }, &mut walk, 8).map_err(|fault| Answer::Local(fault.key()))
+    }
+
+    fn count(&self, current: &Current, part: &Part) {
+        let packets = u64::from(part.packets);
+        let ack = if part.is_last() { 1 } else { 0 };
+        let immediate = if part.is_last() && current.header.immediate.is_some() { IMMEDIATE } else { 0 };
+        self.count_packets(match current.header.request {
+            Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
+            Request::Write(_) if part.is_first() => {
+                [(packets, part.len, RETH + immediate), (ack, 0, AETH * ack)]
+            }
+            _ => [(packets, part.len, immediate), (ack, 0, AETH * ack)],
+        });
+    }
+
+    /// Counts packets there and back: number, payload bytes, words of extended headers.
+    fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
+        let Some((peer, _)) = &self.far else { return };
+        let grh = self.side.attrs.path.source.grh();
+        let [there, back] = runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
+        let answered = self.side.attrs.service == ServiceType::RC;
+        let none = Run { packets: 0, payload: 0, extended: 0, grh };
+        peer.count(self.side, there, if answered { back } else { none });
+    }
+}
+
+/// Sizes of extended headers in words.
+const RETH: u64 = 4;
+const AETH: u64 = 1;
+const ATOMIC_ETH: u64 = 7;
+const ATOMIC_ACK_ETH: u64 = 2;
+const IMMEDIATE: u64 = 1;
