@@ -1,6 +1,7 @@
 //! Tests of the doorbell area, with real threads on both sides.
 
 use std::boxed::Box;
+use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Barrier, mpsc};
 use std::vec::Vec;
@@ -164,4 +165,84 @@ fn threads_that_ring_back_to_back_lose_nothing() {
     });
 
     assert!(last.iter().all(|value| *value == ROUNDS), "a last ring was lost");
+}
+
+/// An area of which one side's access number `at` (counted from 0) finds that the other side has just acted.
+struct Interrupted<'a> {
+    area: &'a [AtomicU64],
+    at: usize,
+    accesses: Cell<usize>,
+    act: &'a dyn Fn(),
+}
+
+impl Words for Interrupted<'_> {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        if self.accesses.replace(self.accesses.get() + 1) == self.at {
+            (self.act)();
+        }
+        &self.area[index]
+    }
+}
+
+/// Runs `pass` with an area whose reader is awake and has slot 6 to look at, and `act` before each access in
+/// turn, until `pass` has no more accesses. `pass` checks what must hold.
+fn at_every_access(act: impl Fn(&[AtomicU64]), pass: impl Fn(&Interrupted<'_>)) {
+    for at in 0.. {
+        let area = area(64);
+        reader(&area, 64).wake();
+        assert!(!ring(&*area, 6, 1));
+        let act = || act(&area);
+        let interrupted = Interrupted { area: &area, at, accesses: Cell::new(0), act: &act };
+        pass(&interrupted);
+        if interrupted.accesses.get() <= at {
+            assert!(at >= 4, "the pass has too few accesses");
+            return;
+        }
+    }
+}
+
+#[test]
+fn ring_at_any_point_of_a_readers_pass_is_seen_or_kicks() {
+    let kick = Cell::new(false);
+    at_every_access(
+        |area| kick.set(ring(area, 5, 9)),
+        |area| {
+            let reader = Reader::new(area, 64).expect("a reader");
+            let mut seen = false;
+            reader.drain(|slot, _| seen |= slot == 5);
+            let asleep = reader.prepare_sleep();
+            if area.accesses.get() > area.at && !seen {
+                assert!(!asleep || kick.get(), "lost by access {} of the reader", area.at);
+                reader.drain(|slot, value| seen |= (slot, value) == (5, 9));
+                assert!(seen, "no trace after access {} of the reader", area.at);
+            }
+        },
+    );
+}
+
+#[test]
+fn readers_pass_at_any_point_of_a_ring_loses_nothing() {
+    let pass = Cell::new((0, false));
+    at_every_access(
+        |area| {
+            let reader = reader(area, 64);
+            let mut seen = 0;
+            reader.drain(|slot, value| {
+                if slot == 5 {
+                    seen = value;
+                }
+            });
+            pass.set((seen, reader.prepare_sleep()));
+        },
+        |area| {
+            pass.set((0, false));
+            let kick = ring(area, 5, 9);
+            let (seen, asleep) = pass.get();
+            if area.accesses.get() > area.at && seen != 9 {
+                assert!(!asleep || kick, "lost by access {} of the writer", area.at);
+                let left = drained(&reader(area.area, 64));
+                assert!(left.contains(&(5, 9)), "no trace after access {} of the writer", area.at);
+            }
+        },
+    );
 }
