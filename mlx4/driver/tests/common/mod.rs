@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
+pub mod end;
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -95,6 +97,34 @@ impl Host {
     pub fn active(&self, port: u8) -> u16 {
         self.wait_for(Event::Port { port, event: PortEvent::Active });
         self.hca.port(port).expect("attributes of a port").lid
+    }
+}
+
+/// Two HCAs on one fabric, both ACTIVE, and their LIDs.
+pub struct Pair {
+    pub cards: [Card; 2],
+    pub hosts: [Host; 2],
+    pub lids: [u16; 2],
+    before: [String; 2],
+}
+
+impl Pair {
+    pub fn new(guid: u64) -> Self {
+        let fabric = fabric();
+        let cards = [guid, guid + 0x100].map(|guid| Card::new(&fabric, guid, 1));
+        let before = [cards[0].dump(), cards[1].dump()];
+        let hosts = [cards[0].open(), cards[1].open()];
+        let lids = [hosts[0].active(1), hosts[1].active(1)];
+        Self { cards, hosts, lids, before }
+    }
+
+    /// Closes both: nothing is left behind, and no access was refused.
+    pub fn close(self) {
+        for ((host, card), before) in self.hosts.into_iter().zip(&self.cards).zip(&self.before) {
+            host.hca.close().expect("an orderly end");
+            assert_eq!(card.dump(), *before);
+            assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+        }
     }
 }
 
