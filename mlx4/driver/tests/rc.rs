@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::end::{End, SIGNALLED, request, sent};
+use common::end::{End, request, sent};
 use common::{Pair, eventually};
 use mlx4::{Attributes, Error};
 use mlx4_queue::request::{Data, Operation, Remote};

@@ -23,6 +23,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Hands events to a test.
 pub struct Events(Mutex<Sender<Event>>);
 
+impl Events {
+    pub fn new(sender: Sender<Event>) -> Self {
+        Self(Mutex::new(sender))
+    }
+}
+
 impl EventSink for Events {
     fn event(&self, event: &Event) {
         // The test may have ended.
@@ -61,7 +67,7 @@ impl Card {
     /// Opens the driver, with a small profile.
     pub fn open(&self) -> Host {
         let (sender, events) = channel();
-        let config = Config { events: Arc::new(Events(Mutex::new(sender))), ..config() };
+        let config = Config { events: Arc::new(Events::new(sender)), ..config() };
         let hca = Hca::open(self.seam(), &config).expect("the driver opens");
         Host { hca, events }
     }
@@ -140,18 +146,25 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     panic!("{what} didn't come");
 }
 
-/// What a test does to a register that is read: offset and true value give the value that the driver sees.
+/// What a test does to a register: offset and true value give another value.
 type Twist = dyn Fn(u64, u32) -> u32 + Send + Sync;
 
 /// A device whose registers a test tampers with.
 pub struct Tampered {
     inner: Arc<dyn PciDevice>,
     read: Box<Twist>,
+    write: Box<Twist>,
 }
 
 impl Tampered {
+    /// What the driver reads is changed.
     pub fn new(card: &Card, read: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: card.seam(), read: Box::new(read) })
+        Arc::new(Self { inner: card.seam(), read: Box::new(read), write: Box::new(|_, value| value) })
+    }
+
+    /// What the driver writes is changed.
+    pub fn writing(card: &Card, write: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: card.seam(), read: Box::new(|_, value| value), write: Box::new(write) })
     }
 }
 
@@ -175,7 +188,7 @@ impl PciDevice for Tampered {
     }
 
     fn set_register(&self, offset: u64, value: u32) -> Result<(), RegisterError> {
-        self.inner.set_register(offset, value)
+        self.inner.set_register(offset, (self.write)(offset, value))
     }
 
     fn dma(&self) -> &DmaSpace {
