@@ -124,15 +124,18 @@ impl Layout {
             log2_mcg_bytes: asked.log2_mcg_bytes.clamp(7, 12),
         };
         let reserved = [
-            ("queue pairs", profile.log2_qps, caps.qps.reserved),
-            ("shared receive queues", profile.log2_srqs, caps.srqs.reserved),
-            ("completion queues", profile.log2_cqs, caps.cqs.reserved),
-            ("memory regions", profile.log2_mpts, caps.mpts.reserved),
-            ("translation entries", profile.log2_mtts, caps.mtts.reserved),
+            ("queue pairs", "log2_max_qps", profile.log2_qps, caps.qps),
+            ("shared receive queues", "log2_max_srqs", profile.log2_srqs, caps.srqs),
+            ("completion queues", "log2_max_cqs", profile.log2_cqs, caps.cqs),
+            ("memory regions", "log2_max_mpts", profile.log2_mpts, caps.mpts),
+            ("translation entries", "log2_max_mtts", profile.log2_mtts, caps.mtts),
         ];
-        for (what, log2, reserved) in reserved {
+        for (what, field, log2, objects) in reserved {
             // Some behind those of the firmware, or there is nothing to work with.
-            if 1u64 << log2 <= u64::from(reserved) + 16 {
+            let needed = u64::from(objects.reserved) + 17;
+            let least = u64::from(needed.next_power_of_two().ilog2());
+            Fields("QUERY_DEV_CAP").at_least(field, objects.log2, least)?;
+            if 1u64 << log2 < needed {
                 return Err(Error::argument(what, 1u64 << log2));
             }
         }

@@ -108,6 +108,9 @@ impl Eq {
         let slot = u64::from(state.producer & (entries - 1)) * u64::from(EQE_BYTES);
         let mut bytes = [0; EQE_BYTES as usize];
         bytes.copy_from_slice(event.as_bytes());
+        if let Some(fault) = burst.fault() {
+            fault.event(&mut bytes);
+        }
         if let Err(fault) = self.memory.write_entry(burst, slot, &bytes) {
             log::warn!("EQ {:#x} cannot be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);

@@ -22,6 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Hca;
 use super::burst::Burst;
+use super::fault::{FAULT_MAILBOX_BYTES, Fault};
 use super::running::Running;
 
 /// What a command carries.
@@ -68,7 +69,10 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         output: hcr.out_param.get(),
     };
     let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
-    let outcome = execute(hca, &command);
+    let mut outcome = execute(hca, &command);
+    if let (Ok(result), Some(fault)) = (&mut outcome, hca.fault.get()) {
+        spoil(hca, &command, fault, result);
+    }
     trace::record(hca, hcr, &command, outcome, below);
     let (status, result) = match outcome {
         Ok(result) => (Status::OK, result),
@@ -86,6 +90,17 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
     hca.regs.complete(status, out_param);
     if hcr.control.event() {
         report(hca, hcr.token.get(), status, result);
+    }
+}
+
+/// Lets a fault change the answer of a command.
+fn spoil(hca: &Hca, command: &Command, fault: &Arc<dyn Fault>, result: &mut u64) {
+    let burst = hca.enter_bare();
+    let mut mailbox = [0; FAULT_MAILBOX_BYTES];
+    let found = command.output != 0 && burst.dma.read(command.output, &mut mailbox).is_ok();
+    fault.answer(command.opcode, if found { &mut mailbox } else { &mut [] }, result);
+    if found && let Err(error) = burst.dma.write(command.output, &mailbox) {
+        log::warn!("mailbox of a fault: {error}");
     }
 }
 
@@ -225,7 +240,7 @@ fn give_back<T: IntoBytes + Immutable>(burst: &Burst, command: &Command, context
 
 impl Hca {
     /// Snapshots for a command on a running HCA.
-    fn command_burst(&self, running: &Running) -> Burst {
-        Burst::new(self.dma.snapshot(), self.icm.snapshot(), running.icm)
+    pub(super) fn command_burst(&self, running: &Running) -> Burst {
+        Burst::new(self.dma.snapshot(), self.icm.snapshot(), running.icm).with_fault(self.fault.get())
     }
 }
