@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
+pub mod end;
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +22,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Hands events to a test.
 pub struct Events(Mutex<Sender<Event>>);
+
+impl Events {
+    pub fn new(sender: Sender<Event>) -> Self {
+        Self(Mutex::new(sender))
+    }
+}
 
 impl EventSink for Events {
     fn event(&self, event: &Event) {
@@ -59,7 +67,7 @@ impl Card {
     /// Opens the driver, with a small profile.
     pub fn open(&self) -> Host {
         let (sender, events) = channel();
-        let config = Config { events: Arc::new(Events(Mutex::new(sender))), ..config() };
+        let config = Config { events: Arc::new(Events::new(sender)), ..config() };
         let hca = Hca::open(self.seam(), &config).expect("the driver opens");
         Host { hca, events }
     }
@@ -98,6 +106,34 @@ impl Host {
     }
 }
 
+/// Two HCAs on one fabric, both ACTIVE, and their LIDs.
+pub struct Pair {
+    pub cards: [Card; 2],
+    pub hosts: [Host; 2],
+    pub lids: [u16; 2],
+    before: [String; 2],
+}
+
+impl Pair {
+    pub fn new(guid: u64) -> Self {
+        let fabric = fabric();
+        let cards = [guid, guid + 0x100].map(|guid| Card::new(&fabric, guid, 1));
+        let before = [cards[0].dump(), cards[1].dump()];
+        let hosts = [cards[0].open(), cards[1].open()];
+        let lids = [hosts[0].active(1), hosts[1].active(1)];
+        Self { cards, hosts, lids, before }
+    }
+
+    /// Closes both: nothing is left behind, and no access was refused.
+    pub fn close(self) {
+        for ((host, card), before) in self.hosts.into_iter().zip(&self.cards).zip(&self.before) {
+            host.hca.close().expect("an orderly end");
+            assert_eq!(card.dump(), *before);
+            assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+        }
+    }
+}
+
 /// Calls `probe` until it gives something.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -110,18 +146,25 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     panic!("{what} didn't come");
 }
 
-/// What a test does to a register that is read: offset and true value give the value that the driver sees.
+/// What a test does to a register: offset and true value give another value.
 type Twist = dyn Fn(u64, u32) -> u32 + Send + Sync;
 
 /// A device whose registers a test tampers with.
 pub struct Tampered {
     inner: Arc<dyn PciDevice>,
     read: Box<Twist>,
+    write: Box<Twist>,
 }
 
 impl Tampered {
+    /// What the driver reads is changed.
     pub fn new(card: &Card, read: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: card.seam(), read: Box::new(read) })
+        Arc::new(Self { inner: card.seam(), read: Box::new(read), write: Box::new(|_, value| value) })
+    }
+
+    /// What the driver writes is changed.
+    pub fn writing(card: &Card, write: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: card.seam(), read: Box::new(|_, value| value), write: Box::new(write) })
     }
 }
 
@@ -145,7 +188,7 @@ impl PciDevice for Tampered {
     }
 
     fn set_register(&self, offset: u64, value: u32) -> Result<(), RegisterError> {
-        self.inner.set_register(offset, value)
+        self.inner.set_register(offset, (self.write)(offset, value))
     }
 
     fn dma(&self) -> &DmaSpace {
