@@ -65,8 +65,13 @@ pub(super) fn map_fa(hca: &Hca, firmware: &mut Firmware, command: &Command) -> O
     let burst = hca.enter_bare();
     let entries = map_entries(&burst, command)?;
     reachable(&burst, &entries)?;
-    firmware.area.extend(entries);
+    firmware.area_pages = firmware.area_pages.saturating_add(pages(&entries));
     Ok(0)
+}
+
+/// Number of 4 KiB pages in all ranges.
+pub(super) fn pages(entries: &[MapEntry]) -> u64 {
+    entries.iter().map(|entry| 1u64 << entry.log2_pages()).sum()
 }
 
 /// Pages given to the firmware must be there, as a real one writes to them.
@@ -82,7 +87,7 @@ pub(super) fn reachable(burst: &Burst, entries: &[MapEntry]) -> Result<(), Statu
 }
 
 pub(super) fn run_fw(firmware: &mut Firmware) -> Outcome {
-    let (given, _) = firmware.pages();
+    let given = firmware.area_pages;
     if firmware.running || given < u64::from(caps::FIRMWARE_PAGES) {
         log::debug!("RUN_FW with {given} pages of firmware area, running: {}", firmware.running);
         return Err(Status::BAD_SYS_STATE);
@@ -92,7 +97,7 @@ pub(super) fn run_fw(firmware: &mut Firmware) -> Outcome {
 }
 
 pub(super) fn unmap_fa(hca: &Hca, firmware: &mut Firmware) -> Outcome {
-    if hca.running.load().is_some() || !firmware.aux.is_empty() {
+    if hca.running.load().is_some() || firmware.aux_pages != 0 {
         return Err(Status::BAD_SYS_STATE);
     }
     *firmware = Firmware::default();

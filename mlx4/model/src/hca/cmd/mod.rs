@@ -14,7 +14,6 @@ mod trace;
 
 use std::sync::Arc;
 
-use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::{MAILBOX_BYTES, Opcode, Status};
 use mlx4_wire::eqe::{CommandEvent, Eqe, EventType};
 use mlx4_wire::regs::Hcr;
@@ -44,17 +43,18 @@ type Outcome = Result<u64, Status>;
 /// How far bring-up has come: what MAP_FA, RUN_FW and SET_ICM_SIZE have set.
 #[derive(Debug, Default)]
 pub(super) struct Firmware {
-    area: Vec<MapEntry>,
+    /// Pages of the firmware's own area, of 4 KiB.
+    area_pages: u64,
     running: bool,
     icm_bytes: u64,
-    aux: Vec<MapEntry>,
+    /// Pages of auxiliary ICM, of 4 KiB.
+    aux_pages: u64,
 }
 
 impl Firmware {
     /// Pages given to the firmware: its own area and the auxiliary ICM, in 4 KiB pages.
     pub(super) fn pages(&self) -> (u64, u64) {
-        let pages = |entries: &[MapEntry]| entries.iter().map(|e| 1u64 << e.log2_pages()).sum();
-        (pages(&self.area), pages(&self.aux))
+        (self.area_pages, self.aux_pages)
     }
 }
 
