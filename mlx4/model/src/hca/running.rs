@@ -15,6 +15,7 @@ use super::caps;
 use super::cq::Cq;
 use super::eq::Eq;
 use super::qp::Qp;
+use super::ring::RingBudget;
 use super::srq::Srq;
 use super::table::Table;
 
@@ -65,6 +66,7 @@ pub(crate) struct Running {
     pub(crate) cqs: Table<Cq>,
     pub(crate) srqs: Table<Srq>,
     pub(crate) qps: Table<Qp>,
+    pub(crate) rings: RingBudget,
     /// Indexes of the MPT entries in hardware ownership; the entries themselves are in ICM.
     pub(crate) mpts: IndexSet,
     routes: [AtomicU32; EVENT_TYPES as usize],
@@ -125,6 +127,7 @@ impl Running {
             cqs: Table::new(logs.cqs),
             srqs: Table::new(logs.srqs),
             qps: Table::new(logs.qps),
+            rings: RingBudget::default(),
             mpts: IndexSet::default(),
             routes: [const { AtomicU32::new(NO_EQ) }; EVENT_TYPES as usize],
             special_base: AtomicU32::new(0),

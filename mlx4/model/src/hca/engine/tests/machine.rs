@@ -139,7 +139,7 @@ impl Machine {
         context.flags.set_state(EqState::ALWAYS_ARMED);
         context.pages = self.ring_pages(self.events, 4);
         let running = self.running();
-        let eq = Eq::new(&self.burst(), EQN, &context, self.interrupts.clone()).unwrap();
+        let eq = Eq::new(&self.burst(), &running.rings, EQN, &context, self.interrupts.clone()).unwrap();
         running.eqs.insert(EQN, Arc::new(eq));
         running.route_events(!0, Some(EQN));
     }
