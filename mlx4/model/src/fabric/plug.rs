@@ -1,7 +1,10 @@
 //! An endpoint's end of its cable.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
 use super::Endpoint;
 use super::packet::Packet;
@@ -12,11 +15,32 @@ use super::switch::Switch;
 pub struct Plug {
     switch: Arc<Switch>,
     port: u8,
+    training: Duration,
+    wish: Arc<Wish>,
+}
+
+/// What the endpoint last asked of its link.
+#[derive(Default)]
+struct Wish {
+    /// Counts the requests.
+    number: AtomicU64,
+    up: AtomicBool,
+}
+
+impl Wish {
+    fn set(&self, up: bool) -> u64 {
+        self.up.store(up, Ordering::SeqCst);
+        self.number.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn is(&self, number: u64) -> bool {
+        self.number.load(Ordering::SeqCst) == number
+    }
 }
 
 impl Plug {
-    pub(super) fn new(switch: Arc<Switch>, port: u8) -> Self {
-        Self { switch, port }
+    pub(super) fn new(switch: Arc<Switch>, port: u8, training: Duration) -> Self {
+        Self { switch, port, training, wish: Arc::default() }
     }
 
     /// The switch's port, from 1.
@@ -25,10 +49,28 @@ impl Plug {
     }
 
     /// The endpoint's port is polling for a far end, or not any more. While it is there is a link, unless
-    /// subnet management disabled the switch's side; [`Endpoint::link_changed`] tells, before this returns
-    /// unless the link is being changed by another thread as well.
+    /// subnet management disabled the switch's side; [`Endpoint::link_changed`] tells. A link comes up when
+    /// the fabric's training time is over; without one, and when the link goes down, the endpoint hears of
+    /// it before this returns, unless the link is being changed by another thread as well.
     pub fn set_link(&self, up: bool) {
-        self.switch.set_polling(self.port, up);
+        let number = self.wish.set(up);
+        if !up || self.training.is_zero() || !self.train(number) {
+            self.switch.set_polling(self.port, up);
+        }
+    }
+
+    /// Brings the link up later, if nothing else was asked for by then. False if there is no thread to be
+    /// had for that.
+    fn train(&self, number: u64) -> bool {
+        let (switch, wish) = (Arc::downgrade(&self.switch), self.wish.clone());
+        let (port, training) = (self.port, self.training);
+        let thread = thread::Builder::new().name("mlx4-train".into());
+        thread
+            .spawn(move || {
+                thread::sleep(training);
+                trained(&switch, port, &wish, number);
+            })
+            .is_ok()
     }
 
     /// Sends a packet; runs [`Endpoint::receive`] of whoever it reaches. It is dropped silently if it may
@@ -53,8 +95,19 @@ impl Plug {
     }
 }
 
+/// The training time that request `number` has started is over.
+fn trained(switch: &Weak<Switch>, port: u8, wish: &Wish, number: u64) {
+    let Some(switch) = switch.upgrade().filter(|_| wish.is(number)) else { return };
+    switch.set_polling(port, true);
+    // Asked to go down in between, the link must not stay up.
+    if !wish.is(number) && !wish.up.load(Ordering::SeqCst) {
+        switch.set_polling(port, false);
+    }
+}
+
 impl Drop for Plug {
     fn drop(&mut self) {
+        self.wish.set(false);
         self.switch.unplug(self.port);
     }
 }
