@@ -110,7 +110,7 @@ impl Eq {
         let mut bytes = [0; EQE_BYTES as usize];
         bytes.copy_from_slice(event.as_bytes());
         if let Err(fault) = self.memory.write_entry(burst, slot, &bytes) {
-            log::warn!("EQ {:#x} cannot be written: {fault}", self.eqn);
+            log::debug!("EQ {:#x} can't be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);
             state.dropped += 1;
             return;
