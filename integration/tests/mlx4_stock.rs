@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use std::time::Duration;
+
 use integration::{Model, Rig, VmConfig, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
@@ -61,13 +63,14 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
 }
 
 #[test]
-fn stock_driver_unloaded_and_loaded_again_leaves_nothing_behind() {
+fn stock_driver_of_two_ports_unloaded_and_loaded_again_leaves_nothing_behind() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 1, &[]).unwrap();
+    let model = Model::start(&rig, 1, &["--ports", "2"]).unwrap();
     let vm = rig.boot(VmConfig::new("a").hca(model.socket(0))).unwrap();
     let untouched = model.dump().unwrap();
     for _ in 0..2 {
         stock::bring_up(&vm).unwrap();
+        stock::wait_for_active(&vm, "mlx4_0", 2, Duration::from_secs(60)).unwrap();
         assert_ne!(model.dump().unwrap(), untouched);
         vm.check("ibv_devinfo").unwrap();
         stock::unload(&vm).unwrap();

@@ -1,0 +1,271 @@
+//! Event queues: the ring, and the thread that empties it.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mlx4_pci::{DmaBuffer, Doorbell, DoorbellKind, EventFd, PciDevice};
+use mlx4_wire::Number24;
+use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::misc::{Hw2SwOp, MapEqModifier};
+use mlx4_wire::ctx::eq::{EqContext, EqFlags, EqInterrupt, EqState};
+use mlx4_wire::ctx::{RingPages, RingSize};
+use mlx4_wire::doorbell::{EqDoorbell, eq_doorbell_uar};
+use mlx4_wire::eqe::{EQE_BYTES, EQE_OWNER, Eqe, EqeOwner};
+use vmm_sys_util::poll::PollContext;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::cmd::{Command, Commands, Ends, Input};
+use crate::error::{Error, Result};
+use crate::icm::{Icm, MttRange, Pages};
+
+/// Entries that the device may lag behind before it must be told how far this side is; a queue has as many
+/// more than it needs.
+pub(crate) const SPARE: u32 = 128;
+
+/// log2 of the page size of event queues.
+const LOG2_PAGE: u8 = 12;
+
+const EQE: usize = EQE_BYTES as usize;
+/// Offset of the word with the owner byte, which the device writes last.
+const LAST_WORD: usize = EQE - 4;
+const _: () = assert!(EQE_OWNER == LAST_WORD as u64 + 3);
+
+/// What an event queue is made with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EqConfig {
+    pub(crate) eqn: u32,
+    pub(crate) vector: u16,
+    /// Entries that are needed at once.
+    pub(crate) entries: u32,
+}
+
+/// An event queue's memory.
+struct EqRing {
+    eqn: u32,
+    entries: u32,
+    memory: DmaBuffer,
+    mtt: MttRange,
+}
+
+/// An event queue that the device works with.
+pub(crate) struct EventQueue(Arc<EqRing>);
+
+/// The end of an event queue that takes the events.
+pub(crate) struct EventReader {
+    ring: Arc<EqRing>,
+    doorbell: Arc<dyn Doorbell>,
+    consumer: u32,
+}
+
+impl EventQueue {
+    /// Makes an event queue and hands it to the device, armed.
+    ///
+    /// # Errors
+    /// No memory, no doorbell, or the device refuses it. The device must be reset then.
+    pub(crate) fn new(
+        device: &Arc<dyn PciDevice>,
+        commands: &Commands,
+        icm: &Icm,
+        config: EqConfig,
+    ) -> Result<(Self, EventReader)> {
+        let entries = (config.entries + SPARE).next_power_of_two();
+        let memory = device.dma().allocate(entries as usize * EQE, 1 << LOG2_PAGE)?;
+        // The device does so too when it takes the queue; older ones leave it to the driver.
+        for at in (0..memory.len()).step_by(EQE) {
+            memory.store_be32(at + LAST_WORD, u32::from(EqeOwner::new().with_owner(true).into_bits()))?;
+        }
+        // A queue has at most 2^15 pages.
+        let count = u32::try_from(memory.len() >> LOG2_PAGE).unwrap_or(u32::MAX);
+        let pages = Pages::Run { first: memory.iova(), count, log2_page: LOG2_PAGE };
+        let mtt = icm.translate(commands, &pages, 1)?;
+        let context = context(&config, entries, &mtt)?;
+        let doorbell = device.doorbell(eq_doorbell_uar(config.eqn), DoorbellKind::Eq(config.eqn))?;
+        commands.give(Opcode::SW2HW_EQ, config.eqn, &context)?;
+        let ring = Arc::new(EqRing { eqn: config.eqn, entries, memory, mtt });
+        let reader = EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0 };
+        reader.update(true);
+        Ok((Self(ring), reader))
+    }
+
+    pub(crate) fn eqn(&self) -> u32 {
+        self.0.eqn
+    }
+
+    /// Directs event types to the queue, or away from it.
+    pub(crate) fn map(&self, commands: &Commands, mask: u64, unmap: bool) -> Result<()> {
+        let modifier = MapEqModifier::new().with_unmap(unmap).with_eqn(self.eqn() & Number24::MAX);
+        let command = Command::new(Opcode::MAP_EQ, modifier.into_bits().get());
+        commands.run(&Command { input: Input::Immediate(mask), ..command })?;
+        Ok(())
+    }
+
+    /// Takes the queue back. Its reader must be gone.
+    ///
+    /// # Errors
+    /// The device doesn't give it; its memory stays mapped until the next reset.
+    pub(crate) fn close(self, commands: &Commands, icm: &Icm) -> Result<()> {
+        let command = Command::new(Opcode::HW2SW_EQ, self.eqn());
+        commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        let Some(ring) = Arc::into_inner(self.0) else { return Err(Error::InUse(1)) };
+        let mut ends = Ends::default();
+        ends.note(icm.forget(commands, ring.mtt));
+        ends.note(ring.memory.release());
+        ends.result()
+    }
+}
+
+fn context(config: &EqConfig, entries: u32, mtt: &MttRange) -> Result<EqContext> {
+    let pages = RingPages::new(LOG2_PAGE, mtt.offset());
+    let mut context = EqContext::new_zeroed();
+    context.flags = EqFlags::new().with_state(EqState::ARMED);
+    // A power of two of 32 bits.
+    let log2 = u8::try_from(entries.ilog2()).unwrap_or(0);
+    context.size = RingSize::new().with_log2_entries(log2);
+    context.interrupt = EqInterrupt::new()
+        .with_vector_checked(config.vector)
+        .map_err(|()| Error::argument("interrupt vector", config.vector))?;
+    context.pages = pages.ok_or(Error::argument("MTT offset", mtt.offset()))?;
+    Ok(context)
+}
+
+impl EventReader {
+    /// Takes the next event, if there is one.
+    fn next(&mut self) -> Result<Option<Eqe>> {
+        let EqRing { memory, entries, .. } = &*self.ring;
+        let offset = (self.consumer & (entries - 1)) as usize * EQE;
+        let last = memory.load_be32(offset + LAST_WORD)?.to_be_bytes();
+        if EqeOwner::from_bits(last[3]).owner() != (self.consumer & entries != 0) {
+            return Ok(None);
+        }
+        let mut eqe = Eqe::new_zeroed();
+        memory.read(offset, &mut eqe.as_mut_bytes()[..LAST_WORD])?;
+        eqe.as_mut_bytes()[LAST_WORD..].copy_from_slice(&last);
+        self.consumer = self.consumer.wrapping_add(1);
+        Ok(Some(eqe))
+    }
+
+    /// Tells the device how far this side is, and asks for the next interrupt.
+    fn update(&self, arm: bool) {
+        let index = self.consumer & Number24::MAX;
+        let doorbell = EqDoorbell::new().with_arm(arm).with_consumer_index(index);
+        self.doorbell.ring(doorbell.into_bits().get().into());
+    }
+
+    /// Takes all events, and asks for an interrupt with the next.
+    fn drain(&mut self, mut each: impl FnMut(&Eqe)) -> Result<()> {
+        let mut since_update = 0;
+        while let Some(eqe) = self.next()? {
+            each(&eqe);
+            since_update += 1;
+            if since_update == SPARE / 2 {
+                self.update(false);
+                since_update = 0;
+            }
+        }
+        self.update(true);
+        Ok(())
+    }
+}
+
+/// What a thread does with the events of its queue.
+pub(crate) trait EventHandler: Send {
+    /// An event was taken.
+    fn event(&mut self, eqe: &Eqe);
+
+    /// All events were taken, or the interval has passed without one.
+    fn idle(&mut self) {}
+
+    /// How often [`EventHandler::idle`] is to be called at least.
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The thread of an event queue.
+#[derive(Debug)]
+pub(crate) struct EventThread {
+    thread: Option<JoinHandle<()>>,
+    stop: EventFd,
+}
+
+impl EventThread {
+    /// Starts a thread of this name (at most 15 characters), which waits for `interrupt`.
+    ///
+    /// # Errors
+    /// No descriptor or thread is left.
+    pub(crate) fn start(
+        name: String,
+        interrupt: EventFd,
+        reader: EventReader,
+        handler: impl EventHandler + 'static,
+    ) -> Result<Self> {
+        let host = |what| move |source| Error::Host { what, source };
+        let stop = EventFd::new(0).map_err(host("an eventfd"))?;
+        let stopped = stop.try_clone().map_err(host("an eventfd"))?;
+        let work = move || serve(&interrupt, &stopped, reader, handler);
+        let thread = std::thread::Builder::new().name(name).spawn(work).map_err(host("a thread"))?;
+        Ok(Self { thread: Some(thread), stop })
+    }
+
+    /// Stops the thread and waits for its end.
+    fn end(&mut self) {
+        if let Err(error) = self.stop.write(1) {
+            log::error!("can't stop a thread: {error}");
+            return;
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a thread of an event queue has panicked");
+        }
+    }
+}
+
+impl Drop for EventThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What a thread waits for.
+const INTERRUPT: u32 = 0;
+const STOP: u32 = 1;
+
+fn serve(interrupt: &EventFd, stop: &EventFd, mut reader: EventReader, mut handler: impl EventHandler) {
+    let result = poller(interrupt, stop).and_then(|poller| {
+        while !wait(&poller, handler.interval())? {
+            // The count tells nothing that the ring doesn't.
+            let _interrupts = interrupt.read();
+            reader.drain(|eqe| handler.event(eqe))?;
+            handler.idle();
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        log::error!("event queue: {error}");
+    }
+}
+
+fn poller(interrupt: &EventFd, stop: &EventFd) -> Result<PollContext<u32>> {
+    let make = || {
+        let poller = PollContext::new()?;
+        poller.add(interrupt, INTERRUPT)?;
+        poller.add(stop, STOP)?;
+        Ok(poller)
+    };
+    make().map_err(host)
+}
+
+/// Waits for an interrupt or the end of the interval; true if the thread shall stop.
+fn wait(poller: &PollContext<u32>, interval: Option<Duration>) -> Result<bool> {
+    let events = match interval {
+        Some(interval) => poller.wait_timeout(interval),
+        None => poller.wait(),
+    };
+    Ok(events.map_err(host)?.iter().any(|event| event.token() == STOP))
+}
+
+fn host(error: vmm_sys_util::errno::Error) -> Error {
+    Error::Host { what: "a wait for events", source: error.into() }
+}

@@ -1,0 +1,224 @@
+//! What the device tells by itself.
+
+use mlx4_wire::eqe::{
+    CqErrorEvent, Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoEvent, PortManagementSubtype,
+    QpEvent, SrqEvent, TableChangeEvent,
+};
+
+/// Something that happened without being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// About a queue pair.
+    Qp {
+        /// Its number.
+        qpn: u32,
+        /// What happened.
+        event: QpEventKind,
+    },
+    /// A completion queue has failed: it takes no more completions.
+    CqError {
+        /// Its number.
+        cqn: u32,
+        /// It was full; it could not be written otherwise.
+        overrun: bool,
+    },
+    /// About a shared receive queue.
+    Srq {
+        /// Its number.
+        srqn: u32,
+        /// It has fewer requests than its limit; it has failed otherwise.
+        limit: bool,
+    },
+    /// About a port.
+    Port {
+        /// Its number, from 1.
+        port: u8,
+        /// What happened.
+        event: PortEvent,
+    },
+    /// The device has failed and must be reset. No command is answered any more.
+    Fatal,
+}
+
+/// What happened to a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QpEventKind {
+    /// It uses its alternate path now.
+    PathMigrated,
+    /// It can't use its alternate path.
+    PathMigrationFailed,
+    /// The first packet has come while it was in RTR.
+    CommunicationEstablished,
+    /// Its send queue is drained.
+    SendDrained,
+    /// It has failed for a reason that no completion tells.
+    Fatal,
+    /// The other end asked for something that can't be.
+    InvalidRequest,
+    /// The other end asked for memory that it may not have.
+    AccessError,
+    /// It will take no more requests from its SRQ.
+    LastWqe,
+}
+
+/// What happened to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortEvent {
+    /// It is ACTIVE.
+    Active,
+    /// It isn't ACTIVE any more.
+    Down,
+    /// Its LID has changed.
+    Lid,
+    /// LID or SL of the subnet manager have changed.
+    Sm,
+    /// The subnet manager asks for everything to be registered again: multicast groups, services, events.
+    Reregister,
+    /// Entries of its P_Key table have changed.
+    Pkeys,
+    /// Its GID prefix, or entries of its GUID table, have changed.
+    Gids,
+    /// Its table of virtual lanes by service level has changed.
+    VirtualLanes,
+}
+
+/// Takes the device's events. Called from threads of the driver, which wait meanwhile: it must be quick, and
+/// must not destroy objects of the driver.
+pub trait EventSink: Send + Sync {
+    /// Something has happened.
+    fn event(&self, event: &Event);
+}
+
+/// Lets events go, but for the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogEvents;
+
+impl EventSink for LogEvents {
+    fn event(&self, event: &Event) {
+        log::info!("{event:?}");
+    }
+}
+
+/// Event types that are asked for.
+pub(crate) const ASYNC_EVENTS: [EventType; 16] = [
+    EventType::PATH_MIGRATED,
+    EventType::COMMUNICATION_ESTABLISHED,
+    EventType::SQ_DRAINED,
+    EventType::CQ_ERROR,
+    EventType::WQ_CATASTROPHIC,
+    EventType::EEC_CATASTROPHIC,
+    EventType::PATH_MIGRATION_FAILED,
+    EventType::LOCAL_CATASTROPHIC,
+    EventType::PORT_CHANGE,
+    EventType::ECC_DETECT,
+    EventType::EQ_OVERFLOW,
+    EventType::WQ_INVALID_REQUEST,
+    EventType::WQ_ACCESS_ERROR,
+    EventType::SRQ_CATASTROPHIC,
+    EventType::SRQ_QP_LAST_WQE,
+    EventType::SRQ_LIMIT,
+];
+
+impl Event {
+    /// Reads an entry of the asynchronous event queue; one entry can tell several things.
+    pub(crate) fn read(eqe: &Eqe) -> Vec<Self> {
+        let qp = |event| {
+            let qpn = QpEvent::from(eqe.data).qpn.number();
+            vec![Self::Qp { qpn, event }]
+        };
+        let srq = |limit| {
+            let srqn = SrqEvent::from(eqe.data).srqn.number();
+            vec![Self::Srq { srqn, limit }]
+        };
+        match eqe.event_type() {
+            EventType::PATH_MIGRATED => qp(QpEventKind::PathMigrated),
+            EventType::PATH_MIGRATION_FAILED => qp(QpEventKind::PathMigrationFailed),
+            EventType::COMMUNICATION_ESTABLISHED => qp(QpEventKind::CommunicationEstablished),
+            EventType::SQ_DRAINED => qp(QpEventKind::SendDrained),
+            EventType::WQ_CATASTROPHIC => qp(QpEventKind::Fatal),
+            EventType::WQ_INVALID_REQUEST => qp(QpEventKind::InvalidRequest),
+            EventType::WQ_ACCESS_ERROR => qp(QpEventKind::AccessError),
+            EventType::SRQ_QP_LAST_WQE => qp(QpEventKind::LastWqe),
+            EventType::SRQ_CATASTROPHIC => srq(false),
+            EventType::SRQ_LIMIT => srq(true),
+            EventType::CQ_ERROR => {
+                let data = CqErrorEvent::from(eqe.data);
+                let overrun = data.syndrome() == mlx4_wire::eqe::CqErrorSyndrome::OVERRUN;
+                vec![Self::CqError { cqn: data.cqn.number(), overrun }]
+            }
+            EventType::PORT_CHANGE => port_change(eqe),
+            EventType::PORT_MANAGEMENT_CHANGE => port_management(eqe),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn port_change(eqe: &Eqe) -> Vec<Event> {
+    let port = PortChangeEvent::from(eqe.data).port.port();
+    let event = match PortChangeSubtype(eqe.subtype) {
+        PortChangeSubtype::ACTIVE => PortEvent::Active,
+        PortChangeSubtype::DOWN => PortEvent::Down,
+        _ => return Vec::new(),
+    };
+    vec![Event::Port { port, event }]
+}
+
+fn port_management(eqe: &Eqe) -> Vec<Event> {
+    let table = TableChangeEvent::from(eqe.data);
+    let one = |event| vec![Event::Port { port: table.port, event }];
+    match PortManagementSubtype(eqe.subtype) {
+        PortManagementSubtype::GUID_INFO => one(PortEvent::Gids),
+        PortManagementSubtype::PKEY_TABLE => one(PortEvent::Pkeys),
+        PortManagementSubtype::SL_TO_VL => one(PortEvent::VirtualLanes),
+        PortManagementSubtype::PORT_INFO => {
+            let info = PortInfoEvent::from(eqe.data);
+            let changed = info.changed;
+            let told = [
+                (changed.sm_lid() || changed.sm_sl(), PortEvent::Sm),
+                (changed.lid(), PortEvent::Lid),
+                (changed.gid_prefix(), PortEvent::Gids),
+                (changed.client_reregister(), PortEvent::Reregister),
+            ];
+            let events = told.into_iter().filter(|(told, _)| *told);
+            events.map(|(_, event)| Event::Port { port: info.port, event }).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx4_wire::eqe::{CqErrorSyndrome, PortInfoChange};
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    #[test]
+    fn port_info_change_is_told_sm_first() {
+        let mut data = PortInfoEvent::new_zeroed();
+        data.port = 2;
+        data.changed = PortInfoChange::new().with_lid(true).with_sm_lid(true).with_client_reregister(true);
+        let subtype = PortManagementSubtype::PORT_INFO.0;
+        let events = Event::read(&Eqe::new(EventType::PORT_MANAGEMENT_CHANGE, subtype, data));
+        let port = |event| Event::Port { port: 2, event };
+        assert_eq!(events, [port(PortEvent::Sm), port(PortEvent::Lid), port(PortEvent::Reregister)]);
+    }
+
+    #[test]
+    fn events_name_their_object() {
+        let event = Eqe::new(EventType::SQ_DRAINED, 0, QpEvent::new(0x1234));
+        assert_eq!(Event::read(&event), [Event::Qp { qpn: 0x1234, event: QpEventKind::SendDrained }]);
+        let event = Eqe::new(EventType::CQ_ERROR, 0, CqErrorEvent::new(7, CqErrorSyndrome::OVERRUN));
+        assert_eq!(Event::read(&event), [Event::CqError { cqn: 7, overrun: true }]);
+        let event = Eqe::new(EventType::SRQ_LIMIT, 0, SrqEvent::new(9));
+        assert_eq!(Event::read(&event), [Event::Srq { srqn: 9, limit: true }]);
+        let event = Eqe::new(EventType::PORT_CHANGE, PortChangeSubtype::ACTIVE.0, PortChangeEvent::new(1));
+        assert_eq!(Event::read(&event), [Event::Port { port: 1, event: PortEvent::Active }]);
+    }
+
+    #[test]
+    fn unknown_event_tells_nothing() {
+        assert_eq!(Event::read(&Eqe::new(EventType(0x77), 0, [0xff; 24])), []);
+        assert_eq!(Event::read(&Eqe::new(EventType::PORT_CHANGE, 9, [0xff; 24])), []);
+    }
+}

@@ -1,0 +1,55 @@
+//! A user-space driver of the ConnectX family (mlx4) of InfiniBand HCAs.
+//!
+//! [`Hca::open`] resets a device, starts its firmware, gives it memory (ICM) that grows on demand, and brings
+//! its ports up: it answers subnet management packets on QP0, so that a subnet manager makes them ACTIVE.
+//! Then there are the objects of verbs: protection domains, UARs, memory regions, completion and queue pairs.
+//!
+//! The driver reaches the device through [`mlx4_pci::PciDevice`] only, and can't tell a card from a model.
+//! Whatever it reads from the device is checked; memory that the device may still use is never unmapped: it
+//! waits for the next reset.
+//!
+//! - [`Hca`], [`Config`], [`Profile`]: the device
+//! - [`Event`], [`EventSink`]: what it tells by itself
+//!
+//! Does not: decide what a guest may do, speak to guests, or run an SM.
+#![forbid(unsafe_code)]
+
+mod caps;
+mod cmd;
+mod cq;
+mod eq;
+mod error;
+mod event;
+mod handlers;
+mod hca;
+mod health;
+mod icm;
+mod mad;
+mod multicast;
+mod numbers;
+mod object;
+mod path;
+mod port;
+mod profile;
+mod qp;
+mod queues;
+mod region;
+mod registry;
+mod shared;
+mod srq;
+
+pub use caps::{Capabilities, Firmware, Objects, PortCapabilities};
+pub use cmd::Timeouts;
+pub use cq::{Cq, CqConfig, CqState, RingMemoryPages};
+pub use error::{CommandError, CommandFailure, Error, FieldError, Result, Rule};
+pub use event::{Event, EventSink, LogEvents, PortEvent, QpEventKind};
+pub use hca::{Config, Hca};
+pub use mad::{Arrival, MadAddress, MadQueue, MadSink, NoMads, ReceivedMad};
+pub use object::{Pd, Uar};
+pub use path::{GlobalRoute, Path};
+pub use port::{Gid, PortAttributes};
+pub use profile::Profile;
+pub use qp::{AlternatePath, Attributes, Qp, QpConfig, QpStatus};
+pub use queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
+pub use region::{Access, Region, RegionConfig, RegisteredMemory};
+pub use srq::{Srq, SrqConfig};

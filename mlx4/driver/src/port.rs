@@ -1,0 +1,245 @@
+//! Ports: what subnet management has set, and what is remembered of it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mlx4_wire::cmd::Opcode;
+use mlx4_wire::mad::attr::{GuidInfo, PKeyTable, SlToVlTable};
+use mlx4_wire::mad::portinfo::{Mtu, PortInfo, PortState};
+use mlx4_wire::mad::smp::SmpAttribute;
+
+use crate::caps::{Capabilities, PortCapabilities};
+use crate::cmd::Commands;
+use crate::error::{Error, Result};
+use crate::event::PortEvent;
+use crate::mad::ifc;
+
+/// A global identifier: subnet prefix and GUID.
+pub type Gid = [u8; 16];
+
+/// P_Keys that one answer of the agent carries.
+const PKEYS_PER_BLOCK: u16 = 32;
+/// GUIDs that one answer of the agent carries.
+const GUIDS_PER_BLOCK: u16 = 8;
+
+/// What is remembered; each piece until the device says that it has changed.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Counts changes, so that what was asked for before a change isn't remembered after it.
+    changes: u64,
+    info: Option<PortInfo>,
+    pkeys: Option<Vec<u16>>,
+    gids: Option<Vec<Gid>>,
+    lanes: Option<SlToVlTable>,
+}
+
+/// A port of the device.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) number: u8,
+    pub(crate) caps: PortCapabilities,
+    memory: Mutex<Memory>,
+}
+
+/// What a port is like now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortAttributes {
+    /// State: 1 DOWN, 2 INIT, 3 ARMED, 4 ACTIVE.
+    pub state: PortState,
+    /// LID; 0 before the subnet manager has given one.
+    pub lid: u16,
+    /// log2 of the LIDs that the port has.
+    pub lmc: u8,
+    /// LID of the subnet manager.
+    pub sm_lid: u16,
+    /// Service level to the subnet manager.
+    pub sm_sl: u8,
+    /// Subnet prefix.
+    pub gid_prefix: u64,
+    /// MTU in use.
+    pub active_mtu: Mtu,
+    /// The greatest MTU.
+    pub max_mtu: Mtu,
+    /// Capability mask, as IBTA numbers its bits.
+    pub capability_mask: u32,
+    /// Link width in use, as IBTA numbers it.
+    pub width: u8,
+    /// Link speed in use, as IBTA numbers it, up to QDR.
+    pub speed: u8,
+    /// Link speed in use beyond QDR, as IBTA numbers it; 0 if it isn't.
+    pub speed_ext: u8,
+    /// Entries of the GID table.
+    pub gids: u16,
+    /// Entries of the P_Key table.
+    pub pkeys: u16,
+    /// P_Key violations.
+    pub pkey_violations: u16,
+    /// Q_Key violations.
+    pub qkey_violations: u16,
+    /// How long packets live in the subnet: 4.096 µs × 2^n.
+    pub subnet_timeout: u8,
+}
+
+impl Port {
+    /// Asks for a piece that isn't remembered, and remembers it.
+    fn piece<T: Clone>(
+        &self,
+        place: impl Fn(&mut Memory) -> &mut Option<T>,
+        ask: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let changes = {
+            let mut memory = self.memory();
+            if let Some(piece) = place(&mut memory) {
+                return Ok(piece.clone());
+            }
+            memory.changes
+        };
+        let piece = ask()?;
+        let mut memory = self.memory();
+        if memory.changes == changes {
+            *place(&mut memory) = Some(piece.clone());
+        }
+        Ok(piece)
+    }
+
+    /// PortInfo as it is now. Counters and state change without notice, so it is asked for each time.
+    pub(crate) fn fresh_info(&self, commands: &Commands) -> Result<PortInfo> {
+        ifc::get(commands, self.number, SmpAttribute::PORT_INFO, self.number.into())
+    }
+
+    /// PortInfo as far as it changes with notice: LIDs, prefix, service level of the subnet manager.
+    pub(crate) fn info(&self, commands: &Commands) -> Result<PortInfo> {
+        self.piece(|memory| &mut memory.info, || self.fresh_info(commands))
+    }
+
+    pub(crate) fn attributes(&self, commands: &Commands) -> Result<PortAttributes> {
+        let info = self.fresh_info(commands)?;
+        Ok(PortAttributes {
+            state: info.link.port_state(),
+            lid: info.lid.get(),
+            lmc: info.link.lmc(),
+            sm_lid: info.master_sm_lid.get(),
+            sm_sl: info.lanes.master_sm_sl(),
+            gid_prefix: info.gid_prefix.get(),
+            active_mtu: info.lanes.neighbor_mtu(),
+            max_mtu: info.limits.mtu_cap(),
+            capability_mask: info.capability_mask.into_bits().get(),
+            width: info.link_width_active,
+            speed: info.link.link_speed_active(),
+            speed_ext: info.extended_speed.link_speed_ext_active(),
+            gids: self.caps.gids,
+            pkeys: self.caps.pkeys,
+            pkey_violations: info.p_key_violations.get(),
+            qkey_violations: info.q_key_violations.get(),
+            subnet_timeout: info.timeout.subnet_timeout(),
+        })
+    }
+
+    /// The P_Key table.
+    pub(crate) fn pkeys(&self, commands: &Commands) -> Result<Vec<u16>> {
+        self.piece(
+            |memory| &mut memory.pkeys,
+            || {
+                let mut pkeys = Vec::new();
+                for block in 0..self.caps.pkeys.div_ceil(PKEYS_PER_BLOCK) {
+                    let table: PKeyTable =
+                        ifc::get(commands, self.number, SmpAttribute::P_KEY_TABLE, block.into())?;
+                    pkeys.extend(table.p_keys.iter().map(|pkey| pkey.get()));
+                }
+                pkeys.truncate(self.caps.pkeys.into());
+                Ok(pkeys)
+            },
+        )
+    }
+
+    /// The GID table: the subnet prefix and each GUID.
+    pub(crate) fn gids(&self, commands: &Commands) -> Result<Vec<Gid>> {
+        let prefix = self.info(commands)?.gid_prefix.to_bytes();
+        self.piece(
+            |memory| &mut memory.gids,
+            || {
+                let mut gids = Vec::new();
+                for block in 0..self.caps.gids.div_ceil(GUIDS_PER_BLOCK) {
+                    let table: GuidInfo =
+                        ifc::get(commands, self.number, SmpAttribute::GUID_INFO, block.into())?;
+                    gids.extend(table.guids.iter().map(|guid| {
+                        let mut gid = [0; 16];
+                        gid[..8].copy_from_slice(&prefix);
+                        gid[8..].copy_from_slice(&guid.to_bytes());
+                        gid
+                    }));
+                }
+                gids.truncate(self.caps.gids.into());
+                Ok(gids)
+            },
+        )
+    }
+
+    /// The virtual lane of a service level.
+    pub(crate) fn lane(&self, commands: &Commands, sl: u8) -> Result<u8> {
+        let table: SlToVlTable = self.piece(
+            |memory| &mut memory.lanes,
+            || ifc::get(commands, self.number, SmpAttribute::SL_TO_VL_MAPPING_TABLE, 0),
+        )?;
+        let pair = table.pairs[usize::from(sl & 0xf) / 2];
+        Ok(if sl.is_multiple_of(2) { pair.even() } else { pair.odd() })
+    }
+
+    /// Forgets what has changed.
+    fn changed(&self, event: PortEvent) {
+        let mut memory = self.memory();
+        memory.changes += 1;
+        match event {
+            PortEvent::Pkeys => memory.pkeys = None,
+            PortEvent::VirtualLanes => memory.lanes = None,
+            PortEvent::Gids => (memory.gids, memory.info) = (None, None),
+            PortEvent::Lid | PortEvent::Sm => memory.info = None,
+            PortEvent::Active | PortEvent::Down | PortEvent::Reregister => {
+                *memory = Memory { changes: memory.changes, ..Memory::default() };
+            }
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ports of the device.
+#[derive(Debug)]
+pub(crate) struct Ports(Vec<Port>);
+
+impl Ports {
+    pub(crate) fn new(caps: &Capabilities) -> Self {
+        let port =
+            |(number, caps): (u8, &PortCapabilities)| Port { number, caps: *caps, memory: Mutex::default() };
+        Self((1..).zip(&caps.ports).map(port).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Port> {
+        self.0.iter()
+    }
+
+    /// A port by its number, from 1.
+    pub(crate) fn get(&self, number: u8) -> Result<&Port> {
+        let index = number.checked_sub(1).map(usize::from);
+        index.and_then(|index| self.0.get(index)).ok_or(Error::argument("port", number))
+    }
+
+    /// Forgets what has changed.
+    pub(crate) fn changed(&self, number: u8, event: PortEvent) {
+        match self.get(number) {
+            Ok(port) => port.changed(event),
+            Err(_) => log::warn!("{event:?} of port {number}, which isn't there"),
+        }
+    }
+
+    /// Starts the link of a port.
+    pub(crate) fn init(commands: &Commands, number: u8) -> Result<()> {
+        Ok(commands.simple(Opcode::INIT_PORT, number.into())?)
+    }
+
+    /// Takes the link of a port down.
+    pub(crate) fn close(commands: &Commands, number: u8) -> Result<()> {
+        Ok(commands.simple(Opcode::CLOSE_PORT, number.into())?)
+    }
+}

@@ -1,0 +1,236 @@
+//! Attributes of queue pairs, and which of them a transition needs or takes (IBTA vol. 1, 11.2.5.2).
+
+use mlx4_queue::geometry::Service;
+use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpState};
+
+use crate::error::{Error, Result};
+use crate::path::Path;
+use crate::region::Access;
+
+/// Attributes that a transition changes. What is `None` stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Index in the port's P_Key table.
+    pub pkey_index: Option<u8>,
+    /// Port, from 1.
+    pub port: Option<u8>,
+    /// What the other end may do; local writes don't matter.
+    pub access: Option<Access>,
+    /// Q_Key.
+    pub qkey: Option<u32>,
+    /// Path to the other end.
+    pub path: Option<Path>,
+    /// Greatest packet.
+    pub mtu: Option<Mtu>,
+    /// Queue pair at the other end, 24 bits.
+    pub remote_qpn: Option<u32>,
+    /// First PSN that comes, 24 bits.
+    pub receive_psn: Option<u32>,
+    /// Reads and atomics that the other end may have under way.
+    pub responder_reads: Option<u8>,
+    /// Shortest time that the other end shall wait after an RNR NAK (IBTA table 45).
+    pub min_rnr_timer: Option<u8>,
+    /// First PSN that goes out, 24 bits.
+    pub send_psn: Option<u32>,
+    /// Local ACK timeout: 4.096 µs × 2^n; 0 is none.
+    pub timeout: Option<u8>,
+    /// Retries after a timeout.
+    pub retry_count: Option<u8>,
+    /// Retries after an RNR NAK; 7 is without end.
+    pub rnr_retry: Option<u8>,
+    /// Reads and atomics that this side has under way.
+    pub requester_reads: Option<u8>,
+    /// Alternate path, with its P_Key index and timeout.
+    pub alternate: Option<AlternatePath>,
+    /// Path migration state.
+    pub migration: Option<PathMigration>,
+    /// RTS to SQD only: an event tells that the send queue is drained.
+    pub drained_event: bool,
+}
+
+/// The path that a queue pair migrates to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlternatePath {
+    /// The path.
+    pub path: Path,
+    /// Index in its port's P_Key table.
+    pub pkey_index: u8,
+    /// Local ACK timeout.
+    pub timeout: u8,
+}
+
+/// A set of attributes.
+type Set = u32;
+
+const PKEY: Set = 1 << 0;
+const PORT: Set = 1 << 1;
+const ACCESS: Set = 1 << 2;
+const QKEY: Set = 1 << 3;
+const PATH: Set = 1 << 4;
+const MTU: Set = 1 << 5;
+const REMOTE: Set = 1 << 6;
+const RECEIVE_PSN: Set = 1 << 7;
+const RESPONDER: Set = 1 << 8;
+const MIN_RNR: Set = 1 << 9;
+const SEND_PSN: Set = 1 << 10;
+const TIMEOUT: Set = 1 << 11;
+const RETRY: Set = 1 << 12;
+const RNR: Set = 1 << 13;
+const REQUESTER: Set = 1 << 14;
+const ALTERNATE: Set = 1 << 15;
+const MIGRATION: Set = 1 << 16;
+
+/// Names, by bit.
+const NAMES: [&str; 17] = [
+    "P_Key index",
+    "port",
+    "access",
+    "Q_Key",
+    "path",
+    "MTU",
+    "remote QP number",
+    "receive PSN",
+    "responder reads",
+    "minimum RNR timer",
+    "send PSN",
+    "timeout",
+    "retry count",
+    "RNR retry count",
+    "requester reads",
+    "alternate path",
+    "path migration state",
+];
+
+fn name(set: Set) -> &'static str {
+    NAMES.get(set.trailing_zeros() as usize).copied().unwrap_or("attribute")
+}
+
+impl Attributes {
+    fn set(&self) -> Set {
+        let bit = |given: bool, bit: Set| if given { bit } else { 0 };
+        bit(self.pkey_index.is_some(), PKEY)
+            | bit(self.port.is_some(), PORT)
+            | bit(self.access.is_some(), ACCESS)
+            | bit(self.qkey.is_some(), QKEY)
+            | bit(self.path.is_some(), PATH)
+            | bit(self.mtu.is_some(), MTU)
+            | bit(self.remote_qpn.is_some(), REMOTE)
+            | bit(self.receive_psn.is_some(), RECEIVE_PSN)
+            | bit(self.responder_reads.is_some(), RESPONDER)
+            | bit(self.min_rnr_timer.is_some(), MIN_RNR)
+            | bit(self.send_psn.is_some(), SEND_PSN)
+            | bit(self.timeout.is_some(), TIMEOUT)
+            | bit(self.retry_count.is_some(), RETRY)
+            | bit(self.rnr_retry.is_some(), RNR)
+            | bit(self.requester_reads.is_some(), REQUESTER)
+            | bit(self.alternate.is_some(), ALTERNATE)
+            | bit(self.migration.is_some(), MIGRATION)
+    }
+
+    /// Checks that all attributes are given that a transition needs, and none that it doesn't take.
+    pub(super) fn check(&self, service: Service, from: QpState, to: QpState) -> Result<()> {
+        let (required, optional) = accepted(service, from, to);
+        let given = self.set();
+        let missing = required & !given;
+        let extra = given & !(required | optional);
+        let (which, problem) = match (missing, extra) {
+            (0, 0) => return Ok(()),
+            (0, extra) => (extra, "can't be given"),
+            (missing, _) => (missing, "is missing"),
+        };
+        Err(Error::Attribute { attribute: name(which), problem, from: state_name(from), to: state_name(to) })
+    }
+}
+
+/// The name of a state, for messages.
+pub(super) fn state_name(state: QpState) -> &'static str {
+    state.name().unwrap_or("an unknown state")
+}
+
+/// Attributes that a transition needs, and those that it takes besides.
+fn accepted(service: Service, from: QpState, to: QpState) -> (Set, Set) {
+    use QpState as S;
+    match (from, to) {
+        (S::RST, S::INIT) => match service {
+            Service::Rc | Service::Uc => (PKEY | PORT | ACCESS, 0),
+            Service::Ud | Service::Mlx => (PKEY | PORT | QKEY, 0),
+        },
+        (S::INIT, S::INIT) => match service {
+            Service::Rc | Service::Uc => (0, PKEY | PORT | ACCESS),
+            Service::Ud | Service::Mlx => (0, PKEY | PORT | QKEY),
+        },
+        (S::INIT, S::RTR) => match service {
+            Service::Rc => {
+                (PATH | MTU | REMOTE | RECEIVE_PSN | RESPONDER | MIN_RNR, ALTERNATE | ACCESS | PKEY)
+            }
+            Service::Uc => (PATH | MTU | REMOTE | RECEIVE_PSN, ALTERNATE | ACCESS | PKEY),
+            Service::Ud | Service::Mlx => (0, PKEY | QKEY),
+        },
+        (S::RTR, S::RTS) => match service {
+            Service::Rc => {
+                (SEND_PSN | TIMEOUT | RETRY | RNR | REQUESTER, ALTERNATE | ACCESS | MIN_RNR | MIGRATION)
+            }
+            Service::Uc => (SEND_PSN, ALTERNATE | ACCESS | MIGRATION),
+            Service::Ud | Service::Mlx => (SEND_PSN, QKEY),
+        },
+        (S::RTS, S::RTS) | (S::SQD | S::SQ_DRAINING, S::RTS) => match service {
+            Service::Rc => (0, ACCESS | ALTERNATE | MIGRATION | MIN_RNR),
+            Service::Uc => (0, ACCESS | ALTERNATE | MIGRATION),
+            Service::Ud | Service::Mlx => (0, QKEY),
+        },
+        (S::SQER, S::RTS) => match service {
+            Service::Rc => (0, 0),
+            Service::Uc => (0, ACCESS),
+            Service::Ud | Service::Mlx => (0, QKEY),
+        },
+        (S::SQD | S::SQ_DRAINING, S::SQD) => match service {
+            Service::Rc => (
+                0,
+                PKEY | ACCESS
+                    | PATH
+                    | RESPONDER
+                    | MIN_RNR
+                    | TIMEOUT
+                    | RETRY
+                    | RNR
+                    | REQUESTER
+                    | ALTERNATE
+                    | MIGRATION,
+            ),
+            Service::Uc => (0, PKEY | ACCESS | PATH | ALTERNATE | MIGRATION),
+            Service::Ud | Service::Mlx => (0, PKEY | QKEY),
+        },
+        _ => (0, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_attribute_is_named() {
+        let attributes = Attributes { port: Some(1), pkey_index: Some(0), ..Attributes::default() };
+        let error = attributes.check(Service::Rc, QpState::RST, QpState::INIT).unwrap_err();
+        assert_eq!(error.to_string(), "access is missing for a transition from RST to INIT");
+        let error = attributes.check(Service::Ud, QpState::RST, QpState::INIT).unwrap_err();
+        assert_eq!(error.to_string(), "Q_Key is missing for a transition from RST to INIT");
+    }
+
+    #[test]
+    fn attribute_that_the_transition_does_not_take_is_named() {
+        let attributes = Attributes { send_psn: Some(1), mtu: Some(Mtu::MTU_256), ..Attributes::default() };
+        let error = attributes.check(Service::Ud, QpState::RTR, QpState::RTS).unwrap_err();
+        assert_eq!(error.to_string(), "MTU can't be given for a transition from RTR to RTS");
+        let attributes = Attributes { qkey: Some(1), ..Attributes::default() };
+        assert!(attributes.check(Service::Ud, QpState::RTS, QpState::ERR).is_err());
+    }
+
+    #[test]
+    fn every_attribute_has_a_name() {
+        let attributes = Attributes { migration: Some(PathMigration::MIGRATED), ..Attributes::default() };
+        assert_eq!(name(attributes.set()), "path migration state");
+        let attributes = Attributes { pkey_index: Some(0), ..Attributes::default() };
+        assert_eq!(name(attributes.set()), "P_Key index");
+    }
+}

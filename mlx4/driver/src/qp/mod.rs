@@ -1,0 +1,392 @@
+//! Queue pairs as the device has them: a context, queues and a doorbell record in memory that may be
+//! anybody's. For one that this process posts to itself see [`QueuePair`](crate::QueuePair).
+
+mod attributes;
+mod context;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlx4_queue::geometry::{QpLayout, Service};
+use mlx4_wire::Number24;
+use mlx4_wire::cmd::misc::SqdModifier;
+use mlx4_wire::cmd::{Opcode, Status};
+use mlx4_wire::ctx::RingPages;
+use mlx4_wire::ctx::path::SchedQueue;
+use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpContext, QpMailbox, QpState, WqSize};
+
+pub use attributes::{AlternatePath, Attributes};
+
+use crate::cmd::{Command, Ends};
+use crate::cq::{Cq, RingMemoryPages};
+use crate::error::{CommandError, Error, Result};
+use crate::icm::{Kind, MttRange, Pages};
+use crate::numbers::Number;
+use crate::object::{Live, Pd, Uar};
+use crate::path::Path;
+use crate::region::Access;
+use crate::shared::Shared;
+use crate::srq::Srq;
+use attributes::state_name;
+use context::{Change, Fixed, Limits};
+
+/// Operation modifier of 2RST: without a mailbox, as the stock driver has it.
+const TO_RST_MODIFIER: u8 = 2;
+
+/// What a queue pair shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct QpConfig<'a> {
+    /// Its queues; the send queue's geometry tells the service.
+    pub layout: QpLayout,
+    /// Its domain.
+    pub pd: &'a Pd,
+    /// UAR page through which its doorbell comes.
+    pub uar: &'a Uar,
+    /// Where its send requests complete.
+    pub send_cq: &'a Cq,
+    /// Where its receive requests complete.
+    pub receive_cq: &'a Cq,
+    /// The SRQ that its receive requests come from; then its layout has no receive queue.
+    pub srq: Option<&'a Srq>,
+    /// The buffer with its queues.
+    pub buffer: RingMemoryPages<'a>,
+    /// Bus address of the receive queue's doorbell record of 4 bytes, a multiple of 4; 0 without a queue.
+    pub record: u64,
+}
+
+/// What changes of a queue pair.
+#[derive(Debug)]
+struct Progress {
+    /// The state that it was taken to last; the device may have taken it to an error state since.
+    state: QpState,
+    access: Access,
+    /// Whether there are resources to answer reads and atomics with.
+    responds: bool,
+    port: u8,
+    /// A transition wasn't answered, so the state may be another.
+    uncertain: bool,
+}
+
+impl Progress {
+    const NEW: Self = Self {
+        state: QpState::RST,
+        access: Access { local_write: false, remote_read: false, remote_write: false, remote_atomic: false },
+        responds: false,
+        port: 1,
+        uncertain: false,
+    };
+}
+
+/// A queue pair of the device.
+#[derive(Debug)]
+pub struct Qp {
+    live: Live,
+    _pd: Pd,
+    _uar: Uar,
+    mtt: MttRange,
+    fixed: Fixed,
+    progress: Mutex<Progress>,
+}
+
+/// How a queue pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QpStatus {
+    /// State.
+    pub state: QpState,
+    /// Path migration state.
+    pub migration: PathMigration,
+    /// Greatest packet.
+    pub mtu: Mtu,
+    /// Queue pair at the other end.
+    pub remote_qpn: u32,
+    /// Path to the other end.
+    pub path: Path,
+    /// Index in the port's P_Key table.
+    pub pkey_index: u8,
+    /// Local ACK timeout.
+    pub timeout: u8,
+    /// Q_Key.
+    pub qkey: u32,
+    /// Next PSN that goes out.
+    pub send_psn: u32,
+    /// Next PSN that is expected.
+    pub receive_psn: u32,
+    /// What the other end may do.
+    pub access: Access,
+    /// Retries after a timeout.
+    pub retry_count: u8,
+    /// Retries after an RNR NAK.
+    pub rnr_retry: u8,
+    /// Minimum RNR timer.
+    pub min_rnr_timer: u8,
+    /// Reads and atomics that this side has under way, at most.
+    pub requester_reads: u8,
+    /// Reads and atomics that the other end has under way, at most.
+    pub responder_reads: u8,
+}
+
+impl QpStatus {
+    fn read(context: &QpContext) -> Self {
+        Self {
+            state: context.flags.state(),
+            migration: context.flags.path_migration(),
+            mtu: context.mtu_message.mtu(),
+            remote_qpn: context.remote_qpn.number(),
+            path: Path::read(&context.primary_path),
+            pkey_index: context.primary_path.pkey_index & 0x7f,
+            timeout: context.primary_path.timeout.ack_timeout(),
+            qkey: context.qkey.get(),
+            send_psn: context.next_send_psn.number(),
+            receive_psn: context.rnr_next_psn.next_receive_psn(),
+            access: Access {
+                local_write: true,
+                remote_read: context.responder.remote_read(),
+                remote_write: context.responder.remote_write(),
+                remote_atomic: context.responder.remote_atomic(),
+            },
+            retry_count: context.requester.retry_count(),
+            rnr_retry: context.requester.rnr_retry(),
+            min_rnr_timer: context.rnr_next_psn.min_rnr_timer(),
+            // Three bits of log2.
+            requester_reads: 1 << context.requester.log2_max_reads(),
+            responder_reads: 1 << context.responder.log2_max_reads(),
+        }
+    }
+}
+
+impl Qp {
+    /// A queue pair in RESET. Its queues' memory need not be ready before it goes to INIT.
+    pub(crate) fn new(shared: &Arc<Shared>, number: Number, config: &QpConfig<'_>) -> Result<Self> {
+        check(config)?;
+        let qpn = number.get();
+        shared.icm.get(&shared.commands, Kind::Qp, qpn)?;
+        let made = Self::prepare(shared, qpn, config);
+        match made {
+            Ok((mtt, fixed)) => {
+                let live = Live::new(shared, "queue pair", number);
+                let progress = Mutex::new(Progress::NEW);
+                let (pd, uar) = (config.pd.clone(), config.uar.clone());
+                Ok(Self { live, _pd: pd, _uar: uar, mtt, fixed, progress })
+            }
+            Err(error) => {
+                shared.icm.put(&shared.commands, Kind::Qp, qpn)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(shared: &Arc<Shared>, qpn: u32, config: &QpConfig<'_>) -> Result<(MttRange, Fixed)> {
+        let pages = Pages::List(config.buffer.pages);
+        // One entry behind the queues that isn't present.
+        let mtt = shared.icm.translate(&shared.commands, &pages, 1)?;
+        let Some(ring_pages) = RingPages::new(config.buffer.log2_page, mtt.offset()) else {
+            return Err(Error::argument("MTT offset", mtt.offset()));
+        };
+        let receive = config.layout.receive;
+        let fixed = Fixed {
+            service: config.layout.send.service(),
+            qpn,
+            pd: config.pd.number(),
+            uar: config.uar.index(),
+            send_cqn: config.send_cq.number(),
+            receive_cqn: config.receive_cq.number(),
+            srqn: config.srq.map(Srq::number),
+            send: config.layout.send.wq_size(),
+            receive: receive.map_or(WqSize::new(), |receive| receive.wq_size()),
+            pages: ring_pages,
+            record: config.record,
+            sched_queue: SchedQueue::BASE,
+        };
+        Ok((mtt, fixed))
+    }
+
+    /// The same as the QP0 of its port, whose packets have a virtual lane of their own.
+    pub(crate) fn into_qp0(mut self) -> Self {
+        self.fixed.sched_queue = SchedQueue::BASE_QP0;
+        self
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.live.number()
+    }
+
+    /// Its service.
+    pub fn service(&self) -> Service {
+        self.fixed.service
+    }
+
+    /// The state that it was taken to last. The device may have taken it to an error state since.
+    pub fn state(&self) -> QpState {
+        self.progress().state
+    }
+
+    /// Takes the queue pair to a state.
+    ///
+    /// # Errors
+    /// There is no such transition, an attribute is missing, not taken or out of range, or the device refuses
+    /// it. The queue pair is then as before.
+    pub fn modify(&self, to: QpState, attributes: &Attributes) -> Result<()> {
+        let mut progress = self.progress();
+        match self.attempt(&mut progress, to, attributes) {
+            // The device has taken it elsewhere by itself.
+            Err(error) if error.status() == Some(Status::BAD_QP_STATE) => {
+                let now = self.query()?.state;
+                if now == progress.state {
+                    return Err(error);
+                }
+                progress.state = now;
+                self.attempt(&mut progress, to, attributes)
+            }
+            other => other,
+        }
+    }
+
+    fn attempt(&self, progress: &mut Progress, to: QpState, attributes: &Attributes) -> Result<()> {
+        let from = progress.state;
+        let opcode =
+            transition(from, to).ok_or(Error::Transition { from: state_name(from), to: state_name(to) })?;
+        attributes.check(self.fixed.service, from, to)?;
+        let change = Change {
+            to,
+            attributes,
+            access: attributes.access.unwrap_or(progress.access),
+            responds: match attributes.responder_reads {
+                Some(reads) => reads != 0,
+                None => progress.responds && to != QpState::INIT,
+            },
+            port: attributes.path.map(|path| path.port).or(attributes.port).unwrap_or(progress.port),
+        };
+        if let Err(error) = self.command(opcode, &change) {
+            progress.uncertain |= error.is_unanswered();
+            return Err(error);
+        }
+        *progress = if to == QpState::RST {
+            Progress::NEW
+        } else {
+            let Change { access, responds, port, .. } = change;
+            Progress { state: to, access, responds, port, uncertain: progress.uncertain }
+        };
+        Ok(())
+    }
+
+    fn command(&self, opcode: Opcode, change: &Change<'_>) -> Result<()> {
+        let commands = &self.live.shared.commands;
+        let qpn = self.number();
+        match opcode {
+            Opcode::TO_RST_QP => {
+                commands.run(&Command { opmod: TO_RST_MODIFIER, ..Command::new(opcode, qpn) })?;
+            }
+            Opcode::TO_ERR_QP => commands.simple(opcode, qpn)?,
+            _ => {
+                let mailbox = self.fixed.mailbox(&self.limits(), change)?;
+                let event = opcode == Opcode::RTS2SQD_QP && change.attributes.drained_event;
+                let modifier = SqdModifier::new().with_event(event).with_qpn(qpn & Number24::MAX);
+                commands.give(opcode, modifier.into_bits().get(), &mailbox)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        let shared = &self.live.shared;
+        Limits {
+            // At most 2.
+            ports: u8::try_from(shared.caps.ports.len()).unwrap_or(0),
+            log2_max_message: shared.caps.log2_max_message,
+            log2_requester_reads: shared.caps.log2_max_requester_reads,
+            log2_responder_reads: shared.layout.profile.log2_reads,
+        }
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    /// The device doesn't tell.
+    pub fn query(&self) -> Result<QpStatus> {
+        Ok(QpStatus::read(&self.context()?))
+    }
+
+    /// Its context, as the device has it.
+    fn context(&self) -> Result<QpContext, CommandError> {
+        let mailbox: QpMailbox = self.live.shared.commands.query(Opcode::QUERY_QP, self.number())?;
+        Ok(mailbox.context)
+    }
+
+    /// Takes the queue pair to RESET and back: when this returns, the device doesn't use its memory any more.
+    ///
+    /// # Errors
+    /// The device doesn't give it back. The memory must stay mapped until the next reset.
+    pub fn destroy(self) -> Result<()> {
+        let shared = Arc::clone(&self.live.shared);
+        let qpn = self.number();
+        let in_use = {
+            let progress = self.progress();
+            progress.state != QpState::RST || progress.uncertain
+        };
+        if in_use {
+            let command = Command::new(Opcode::TO_RST_QP, qpn);
+            shared.commands.run(&Command { opmod: TO_RST_MODIFIER, ..command })?;
+        }
+        let mut ends = Ends::default();
+        ends.note(shared.icm.forget(&shared.commands, self.mtt));
+        ends.note(shared.icm.put(&shared.commands, Kind::Qp, qpn));
+        self.live.end();
+        ends.result()
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // It is replaced as a whole.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check(config: &QpConfig<'_>) -> Result<()> {
+    config.buffer.check(config.layout.bytes() as u64)?;
+    let own = config.layout.receive.is_some();
+    if own == config.srq.is_some() {
+        return Err(Error::argument("receive queue beside an SRQ, or neither", u64::from(own)));
+    }
+    if !config.record.is_multiple_of(4) || own != (config.record != 0) {
+        return Err(Error::argument("address of a doorbell record", config.record));
+    }
+    Ok(())
+}
+
+/// The command of a transition.
+fn transition(from: QpState, to: QpState) -> Option<Opcode> {
+    use QpState as S;
+    Some(match (from, to) {
+        (_, S::RST) => Opcode::TO_RST_QP,
+        (_, S::ERR) => Opcode::TO_ERR_QP,
+        (S::RST, S::INIT) => Opcode::RST2INIT_QP,
+        (S::INIT, S::INIT) => Opcode::INIT2INIT_QP,
+        (S::INIT, S::RTR) => Opcode::INIT2RTR_QP,
+        (S::RTR, S::RTS) => Opcode::RTR2RTS_QP,
+        (S::RTS, S::RTS) => Opcode::RTS2RTS_QP,
+        (S::SQER, S::RTS) => Opcode::SQERR2RTS_QP,
+        (S::RTS, S::SQD) => Opcode::RTS2SQD_QP,
+        (S::SQD | S::SQ_DRAINING, S::SQD) => Opcode::SQD2SQD_QP,
+        (S::SQD | S::SQ_DRAINING, S::RTS) => Opcode::SQD2RTS_QP,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transitions_are_those_of_the_architecture() {
+        use QpState as S;
+        let states = [S::RST, S::INIT, S::RTR, S::RTS, S::SQER, S::SQD, S::ERR];
+        let legal =
+            |from| states.into_iter().filter(|to| transition(from, *to).is_some()).collect::<Vec<_>>();
+        assert_eq!(legal(S::RST), [S::RST, S::INIT, S::ERR]);
+        assert_eq!(legal(S::INIT), [S::RST, S::INIT, S::RTR, S::ERR]);
+        assert_eq!(legal(S::RTR), [S::RST, S::RTS, S::ERR]);
+        assert_eq!(legal(S::RTS), [S::RST, S::RTS, S::SQD, S::ERR]);
+        assert_eq!(legal(S::SQER), [S::RST, S::RTS, S::ERR]);
+        assert_eq!(legal(S::SQD), [S::RST, S::RTS, S::SQD, S::ERR]);
+        assert_eq!(legal(S::ERR), [S::RST, S::ERR]);
+    }
+}

@@ -1,0 +1,280 @@
+//! A queue pair that this process posts to.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlx4_pci::DoorbellKind;
+use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
+use mlx4_queue::request::{PostError, SendRequest, Sge};
+use mlx4_queue::{Place, ReceiveQueue, SendQueue, WqeWriter};
+use mlx4_wire::ctx::qp::QpState;
+
+use super::cq::{CompletionQueue, Poller};
+use super::memory::{Bell, Memory};
+use super::srq::{SharedReceiveQueue, SharedRing};
+use crate::error::{Error, Result};
+use crate::numbers::Number;
+use crate::object::{Pd, Uar};
+use crate::qp::{Attributes, Qp, QpConfig, QpStatus};
+use crate::shared::Shared;
+
+type SendRing = SendQueue<Arc<Memory>, Bell>;
+
+/// Where the receive requests of a queue pair come from.
+enum Receives {
+    Own(Mutex<ReceiveQueue<Arc<Memory>>>),
+    Shared(Arc<SharedRing>),
+}
+
+/// The queues of a queue pair: what posting and polling work with.
+pub(crate) struct Work {
+    qpn: u32,
+    send: Mutex<SendRing>,
+    receive: Receives,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The rings change their indexes last.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Work {
+    pub(super) fn qpn(&self) -> u32 {
+        self.qpn
+    }
+
+    pub(super) fn send_completed(&self, wqe_index: u16) -> Option<u64> {
+        lock(&self.send).complete(wqe_index)
+    }
+
+    pub(super) fn receive_completed(&self, wqe_index: u16) -> Option<u64> {
+        match &self.receive {
+            Receives::Own(queue) => lock(queue).complete(),
+            Receives::Shared(ring) => ring.completed(wqe_index),
+        }
+    }
+
+    /// A receive completion is dropped that nobody will poll: an SRQ has its slot back.
+    pub(super) fn dropped(&self, wqe_index: u16) {
+        if let Receives::Shared(ring) = &self.receive {
+            ring.completed(wqe_index);
+        }
+    }
+
+    fn reset(&self) {
+        lock(&self.send).reset();
+        if let Receives::Own(queue) = &self.receive {
+            lock(queue).reset();
+        }
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Work").field("qpn", &self.qpn).finish_non_exhaustive()
+    }
+}
+
+/// What a queue pair shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct QueuePairConfig<'a> {
+    /// Its service.
+    pub service: Service,
+    /// Its domain.
+    pub pd: &'a Pd,
+    /// UAR page of its doorbell.
+    pub uar: &'a Uar,
+    /// Where its send requests complete.
+    pub send_cq: &'a CompletionQueue,
+    /// Where its receive requests complete.
+    pub receive_cq: &'a CompletionQueue,
+    /// What its send queue shall hold.
+    pub send: SendSize,
+    /// Receive requests that may be outstanding; no matter with an SRQ.
+    pub receives: u32,
+    /// Pieces of a receive request.
+    pub receive_sges: u32,
+    /// The SRQ that its receive requests come from.
+    pub srq: Option<&'a SharedReceiveQueue>,
+}
+
+/// A queue pair with queues in memory of the driver.
+pub struct QueuePair {
+    qp: Qp,
+    shared: Arc<Shared>,
+    memory: Arc<Memory>,
+    work: Arc<Work>,
+    pollers: [Arc<Poller>; 2],
+}
+
+impl QueuePair {
+    pub(crate) fn new(shared: &Arc<Shared>, config: &QueuePairConfig<'_>) -> Result<Self> {
+        let number = shared.numbers.qps.take()?;
+        Self::with_number(shared, number, config, false)
+    }
+
+    /// A queue pair of a given number, which may be a special one.
+    pub(crate) fn with_number(
+        shared: &Arc<Shared>,
+        number: Number,
+        config: &QueuePairConfig<'_>,
+        is_qp0: bool,
+    ) -> Result<Self> {
+        let limits = &shared.caps.queues;
+        let receive = match config.srq {
+            Some(_) => None,
+            None => Some(ReceiveGeometry::new(config.receives, config.receive_sges, limits)?),
+        };
+        let send = SendGeometry::new(config.service, config.send, limits)?;
+        let layout = QpLayout { send, receive };
+        let doorbell = config.uar.doorbell(DoorbellKind::Send(number.get()))?;
+        let memory = Memory::new(shared.device.dma(), layout.bytes())?;
+        let work = work(&memory, &layout, number.get(), Bell(doorbell), config.srq)?;
+        let pages = memory.pages();
+        let qp_config = QpConfig {
+            layout,
+            pd: config.pd,
+            uar: config.uar,
+            send_cq: config.send_cq.object(),
+            receive_cq: config.receive_cq.object(),
+            srq: config.srq.map(SharedReceiveQueue::object),
+            buffer: Memory::ring(&pages),
+            record: if receive.is_some() { memory.record() } else { 0 },
+        };
+        let qp = Qp::new(shared, number, &qp_config)?;
+        let qp = if is_qp0 { qp.into_qp0() } else { qp };
+        let work = Arc::new(work);
+        shared.queues.insert(qp.number(), Arc::clone(&work));
+        let pollers = [config.send_cq, config.receive_cq].map(|cq| Arc::clone(cq.poller()));
+        Ok(Self { qp, shared: Arc::clone(shared), memory, work, pollers })
+    }
+
+    /// The queue pair as the device has it.
+    pub fn object(&self) -> &Qp {
+        &self.qp
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.qp.number()
+    }
+
+    /// Takes it to a state. On the way out of RESET its queues are emptied; on the way back, its completions
+    /// are taken out of their queues.
+    ///
+    /// # Errors
+    /// As for [`Qp::modify`].
+    pub fn modify(&self, to: QpState, attributes: &Attributes) -> Result<()> {
+        if self.qp.state() == QpState::RST && to == QpState::INIT {
+            self.work.reset();
+        }
+        self.qp.modify(to, attributes)?;
+        if to == QpState::RST {
+            self.clean();
+        }
+        Ok(())
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    /// The device doesn't tell.
+    pub fn query(&self) -> Result<QpStatus> {
+        self.qp.query()
+    }
+
+    /// Posts send requests and rings the doorbell.
+    ///
+    /// # Errors
+    /// One of them can't be posted: those before it are.
+    pub fn post_send(&self, requests: &[SendRequest<'_>]) -> Result<(), PostError> {
+        let mut queue = lock(&self.work.send);
+        let result = requests.iter().try_for_each(|request| queue.post(request));
+        queue.ring();
+        result
+    }
+
+    /// Posts a send request that the caller builds segment by segment, and rings the doorbell.
+    ///
+    /// # Errors
+    /// The queue is full, or the request doesn't fit.
+    pub(crate) fn post_with(
+        &self,
+        wr_id: u64,
+        build: impl FnOnce(&mut WqeWriter<'_, Arc<Memory>>),
+    ) -> Result<(), PostError> {
+        let mut queue = lock(&self.work.send);
+        queue.post_with(wr_id, build)?;
+        queue.ring();
+        Ok(())
+    }
+
+    /// Posts receive requests: a `wr_id` and a scatter list each.
+    ///
+    /// # Errors
+    /// One of them can't be posted: those before it are. With an SRQ none can.
+    pub fn post_receive<'a>(
+        &self,
+        requests: impl IntoIterator<Item = (u64, &'a [Sge])>,
+    ) -> Result<(), PostError> {
+        let Receives::Own(queue) = &self.work.receive else { return Err(PostError::Operation) };
+        let mut queue = lock(queue);
+        let result = requests.into_iter().try_for_each(|(wr_id, pieces)| queue.post(wr_id, pieces));
+        queue.commit();
+        result
+    }
+
+    /// What its send queue holds.
+    pub fn send_geometry(&self) -> SendGeometry {
+        *lock(&self.work.send).geometry()
+    }
+
+    fn clean(&self) {
+        let qpn = self.number();
+        for poller in &self.pollers {
+            poller.clean(qpn, &self.work);
+        }
+    }
+
+    /// Destroys the queue pair and frees its memory. Its completions are taken out of their queues.
+    ///
+    /// # Errors
+    /// The device doesn't give it back, and the memory stays mapped until the next reset.
+    pub fn destroy(self) -> Result<()> {
+        let qpn = self.number();
+        self.qp.destroy()?;
+        for poller in &self.pollers {
+            poller.clean(qpn, &self.work);
+        }
+        self.shared.queues.remove(qpn);
+        Memory::release(self.memory);
+        Ok(())
+    }
+}
+
+fn work(
+    memory: &Arc<Memory>,
+    layout: &QpLayout,
+    qpn: u32,
+    doorbell: Bell,
+    srq: Option<&SharedReceiveQueue>,
+) -> Result<Work> {
+    let place = |offset| Place { memory: Arc::clone(memory), offset };
+    let send = SendQueue::new(place(layout.send_offset()), layout.send, qpn, doorbell)?;
+    let receive = match (layout.receive, srq) {
+        (Some(geometry), _) => {
+            let record = place(memory.record_offset());
+            let queue = ReceiveQueue::new(place(layout.receive_offset()), record, geometry)?;
+            Receives::Own(Mutex::new(queue))
+        }
+        (None, Some(srq)) => Receives::Shared(Arc::clone(srq.ring())),
+        (None, None) => return Err(Error::argument("receive queue", 0u64)),
+    };
+    Ok(Work { qpn, send: Mutex::new(send), receive })
+}
+
+impl fmt::Debug for QueuePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePair").field("qp", &self.qp).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,91 @@
+//! A shared receive queue that this process posts to.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlx4_queue::geometry::SrqGeometry;
+use mlx4_queue::request::Sge;
+use mlx4_queue::{Place, SharedReceiveQueue as Ring};
+
+use super::memory::Memory;
+use crate::error::{Error, Result};
+use crate::object::Pd;
+use crate::shared::Shared;
+use crate::srq::{Srq, SrqConfig};
+
+/// The ring of an SRQ; its queue pairs know it too.
+pub(super) struct SharedRing(Mutex<Ring<Arc<Memory>>>);
+
+impl SharedRing {
+    fn lock(&self) -> MutexGuard<'_, Ring<Arc<Memory>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn completed(&self, index: u16) -> Option<u64> {
+        self.lock().complete(index)
+    }
+}
+
+/// A shared receive queue in memory of the driver.
+///
+/// Its queue pairs must be destroyed before it.
+pub struct SharedReceiveQueue {
+    srq: Srq,
+    memory: Arc<Memory>,
+    ring: Arc<SharedRing>,
+}
+
+impl SharedReceiveQueue {
+    pub(crate) fn new(shared: &Arc<Shared>, pd: &Pd, requests: u32, sges: u32) -> Result<Self> {
+        let geometry = SrqGeometry::new(requests, sges, &shared.caps.queues)?;
+        let number = shared.numbers.srqs.take()?;
+        let memory = Memory::new(shared.device.dma(), geometry.bytes() as usize)?;
+        let place = |offset| Place { memory: Arc::clone(&memory), offset };
+        let mut ring = Ring::new(place(0), place(memory.record_offset()), geometry)?;
+        ring.reset();
+        let pages = memory.pages();
+        let record = memory.record();
+        let config = SrqConfig { geometry, pd, ring: Memory::ring(&pages), record };
+        let srq = Srq::new(shared, number, &config)?;
+        Ok(Self { srq, memory, ring: Arc::new(SharedRing(Mutex::new(ring))) })
+    }
+
+    /// The queue as the device has it.
+    pub fn object(&self) -> &Srq {
+        &self.srq
+    }
+
+    pub(super) fn ring(&self) -> &Arc<SharedRing> {
+        &self.ring
+    }
+
+    /// Posts a receive request.
+    ///
+    /// # Errors
+    /// The queue is full, or the list isn't one for it.
+    pub fn post(&self, wr_id: u64, pieces: &[Sge]) -> Result<()> {
+        let mut ring = self.ring.lock();
+        ring.post(wr_id, pieces)?;
+        ring.commit();
+        Ok(())
+    }
+
+    /// Takes the queue back and frees its memory.
+    ///
+    /// # Errors
+    /// The device doesn't give it back, and the memory stays mapped until the next reset; or queue pairs still
+    /// use it.
+    pub fn destroy(self) -> Result<()> {
+        let Some(ring) = Arc::into_inner(self.ring) else { return Err(Error::InUse(1)) };
+        self.srq.destroy()?;
+        drop(ring);
+        Memory::release(self.memory);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SharedReceiveQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedReceiveQueue").field("srq", &self.srq).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,257 @@
+//! Memory regions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use mlx4_pci::{DmaBuffer, MemoryError};
+use mlx4_queue::request::Sge;
+use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::misc::Hw2SwOp;
+use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, Number21, mpt_index_to_key};
+use mlx4_wire::{U32, U64};
+use zerocopy::FromZeros;
+
+use crate::cmd::{Command, Ends};
+use crate::error::{Error, Result};
+use crate::icm::{Kind, MttRange, Pages};
+use crate::object::{Live, Pd};
+use crate::shared::Shared;
+
+/// log2 of the smallest and the greatest page.
+const LOG2_PAGES: std::ops::RangeInclusive<u8> = 12..=31;
+
+/// What may be done with a region, besides local reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Local writes, by receives and reads.
+    pub local_write: bool,
+    /// RDMA reads from the other end.
+    pub remote_read: bool,
+    /// RDMA writes from the other end.
+    pub remote_write: bool,
+    /// Atomics from the other end.
+    pub remote_atomic: bool,
+}
+
+impl Access {
+    /// Local reads and writes.
+    pub const LOCAL: Self =
+        Self { local_write: true, remote_read: false, remote_write: false, remote_atomic: false };
+
+    /// Everything.
+    pub const ALL: Self =
+        Self { local_write: true, remote_read: true, remote_write: true, remote_atomic: true };
+}
+
+/// What a region shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct RegionConfig<'a> {
+    /// Its domain.
+    pub pd: &'a Pd,
+    /// Virtual address of the first byte, as work requests name it. Where it lies in its page is where the
+    /// memory lies in its.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Bus addresses of the pages, each a multiple of the page's size.
+    pub pages: &'a [u64],
+    /// log2 of the page's size in bytes, 12 to 31.
+    pub log2_page: u8,
+    /// What may be done with it.
+    pub access: Access,
+}
+
+/// A memory region. The memory stays the caller's, who keeps it mapped until the region is destroyed.
+#[derive(Debug)]
+pub struct Region {
+    live: Live,
+    _pd: Pd,
+    key: u32,
+    mtt: MttRange,
+}
+
+/// The variable byte of the next key: a key of a destroyed region isn't that of the next one in its place.
+static VARIANT: AtomicU8 = AtomicU8::new(1);
+
+impl Region {
+    pub(crate) fn new(shared: &Arc<Shared>, config: &RegionConfig<'_>) -> Result<Self> {
+        check(config)?;
+        Self::over(shared, config, &Pages::List(config.pages))
+    }
+
+    fn over(shared: &Arc<Shared>, config: &RegionConfig<'_>, pages: &Pages<'_>) -> Result<Self> {
+        let mut index = shared.numbers.mpts.take()?;
+        match Self::enter(shared, config, pages, index.get()) {
+            Ok((key, mtt)) => {
+                let live = Live::new(shared, "memory region", index);
+                Ok(Self { live, _pd: config.pd.clone(), key, mtt })
+            }
+            Err(error) => {
+                if error.is_unanswered() {
+                    index.lose();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the entry of a region. After a failure the device knows nothing of it, unless it didn't answer.
+    fn enter(
+        shared: &Arc<Shared>,
+        config: &RegionConfig<'_>,
+        pages: &Pages<'_>,
+        index: u32,
+    ) -> Result<(u32, MttRange)> {
+        shared.icm.get(&shared.commands, Kind::Mpt, index)?;
+        let mtt = match shared.icm.translate(&shared.commands, pages, 0) {
+            Ok(mtt) => mtt,
+            Err(error) => {
+                shared.icm.put(&shared.commands, Kind::Mpt, index)?;
+                return Err(error);
+            }
+        };
+        let variant = VARIANT.fetch_add(1, Ordering::Relaxed);
+        let entry = entry(config, index | u32::from(variant) << 24, &mtt);
+        match shared.commands.give(Opcode::SW2HW_MPT, index, &entry) {
+            Ok(()) => Ok((mpt_index_to_key(entry.key.get()), mtt)),
+            Err(error) if error.status().is_none() => Err(error.into()),
+            Err(error) => {
+                let mut ends = Ends::default();
+                ends.note(shared.icm.forget(&shared.commands, mtt));
+                ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
+                ends.result()?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Key for this side's work requests.
+    pub fn lkey(&self) -> u32 {
+        self.key
+    }
+
+    /// Key for the other end.
+    pub fn rkey(&self) -> u32 {
+        self.key
+    }
+
+    /// Takes the region back: when this returns, the device doesn't use its memory any more.
+    ///
+    /// # Errors
+    /// The device doesn't give it back. The memory must stay mapped until the next reset.
+    pub fn destroy(self) -> Result<()> {
+        let shared = Arc::clone(&self.live.shared);
+        let index = self.live.number();
+        let command = Command::new(Opcode::HW2SW_MPT, index);
+        shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        let mut ends = Ends::default();
+        ends.note(shared.icm.forget(&shared.commands, self.mtt));
+        ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
+        self.live.end();
+        ends.result()
+    }
+}
+
+fn check(config: &RegionConfig<'_>) -> Result<()> {
+    if !LOG2_PAGES.contains(&config.log2_page) {
+        return Err(Error::argument("log2 of the page size", config.log2_page));
+    }
+    let page = 1u64 << config.log2_page;
+    let inside = config.address & (page - 1);
+    if config.length == 0 || config.address.checked_add(config.length - 1).is_none() {
+        return Err(Error::argument("length of a region", config.length));
+    }
+    let bytes = inside.checked_add(config.length).ok_or(Error::argument("region length", config.length))?;
+    if bytes.div_ceil(page) != config.pages.len() as u64 {
+        return Err(Error::argument("number of pages", config.pages.len() as u64));
+    }
+    match config.pages.iter().find(|address| !address.is_multiple_of(page)) {
+        Some(address) => Err(Error::argument("page address", *address)),
+        None => Ok(()),
+    }
+}
+
+fn entry(config: &RegionConfig<'_>, key: u32, mtt: &MttRange) -> MptEntry {
+    let mut entry = MptEntry::new_zeroed();
+    entry.flags = MptFlags::new()
+        .with_status(MptStatus::SOFTWARE)
+        .with_region(true)
+        .with_local_read(true)
+        .with_local_write(config.access.local_write)
+        .with_remote_read(config.access.remote_read)
+        .with_remote_write(config.access.remote_write)
+        .with_remote_atomic(config.access.remote_atomic);
+    entry.key = U32::new(key);
+    entry.pd = MptPd::new().with_pd(config.pd.number());
+    entry.start = U64::new(config.address);
+    entry.length = U64::new(config.length);
+    entry.mtt_address = U64::new(mtt.offset());
+    entry.log2_page = Number21::new().with_number(config.log2_page.into());
+    entry
+}
+
+/// Memory of the driver's own that is registered as a region, for messages of the daemon itself.
+#[derive(Debug)]
+pub struct RegisteredMemory {
+    region: Region,
+    buffer: DmaBuffer,
+}
+
+impl RegisteredMemory {
+    pub(crate) fn new(shared: &Arc<Shared>, pd: &Pd, bytes: usize, access: Access) -> Result<Self> {
+        let buffer = shared.device.dma().allocate(bytes, 1 << LOG2_PAGES.start())?;
+        let log2_page = *LOG2_PAGES.start();
+        let count = u32::try_from(buffer.len() >> log2_page)
+            .map_err(|_| Error::argument("bytes of registered memory", bytes as u64))?;
+        let pages = Pages::Run { first: buffer.iova(), count, log2_page };
+        let (address, length) = (buffer.iova(), buffer.len() as u64);
+        let config = RegionConfig { pd, address, length, pages: &[], log2_page, access };
+        let region = Region::over(shared, &config, &pages)?;
+        Ok(Self { region, buffer })
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The memory.
+    pub fn buffer(&self) -> &DmaBuffer {
+        &self.buffer
+    }
+
+    /// Virtual address of an offset, as work requests name it.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.buffer.iova() + offset as u64
+    }
+
+    /// A piece for a work request. It isn't checked to be inside: the device does.
+    pub fn piece(&self, offset: usize, length: u32) -> Sge {
+        Sge { address: self.address(offset), length, lkey: self.region.lkey() }
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// The range isn't inside.
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), MemoryError> {
+        self.buffer.read(offset, to)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// The range isn't inside.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), MemoryError> {
+        self.buffer.write(offset, from)
+    }
+
+    /// Takes the region back and frees the memory.
+    ///
+    /// # Errors
+    /// The device doesn't give it back; the memory stays mapped until the next reset.
+    pub fn destroy(self) -> Result<()> {
+        self.region.destroy()?;
+        Ok(self.buffer.release()?)
+    }
+}

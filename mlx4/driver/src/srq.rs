@@ -1,0 +1,140 @@
+//! Shared receive queues as the device has them. For one that this process posts to itself see
+//! [`SharedReceiveQueue`](crate::SharedReceiveQueue).
+
+use std::sync::Arc;
+
+use mlx4_queue::geometry::SrqGeometry;
+use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::misc::Hw2SwOp;
+use mlx4_wire::ctx::RingPages;
+use mlx4_wire::ctx::srq::{SrqContext, SrqSize, SrqStride};
+use mlx4_wire::{Number24, U64};
+use zerocopy::FromZeros;
+
+use crate::cmd::{Command, Ends, Input};
+use crate::cq::RingMemoryPages;
+use crate::error::{Error, Result};
+use crate::icm::{Kind, MttRange, Pages};
+use crate::numbers::Number;
+use crate::object::{Live, Pd};
+use crate::shared::Shared;
+
+/// What a shared receive queue shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct SrqConfig<'a> {
+    /// Its size.
+    pub geometry: SrqGeometry,
+    /// Its domain.
+    pub pd: &'a Pd,
+    /// Its ring, whose slots are chained.
+    pub ring: RingMemoryPages<'a>,
+    /// Bus address of its doorbell record of 4 bytes, a multiple of 4.
+    pub record: u64,
+}
+
+/// A shared receive queue of the device.
+#[derive(Debug)]
+pub struct Srq {
+    live: Live,
+    _pd: Pd,
+    requests: u32,
+    mtt: MttRange,
+}
+
+impl Srq {
+    pub(crate) fn new(shared: &Arc<Shared>, mut number: Number, config: &SrqConfig<'_>) -> Result<Self> {
+        config.ring.check(config.geometry.bytes().into())?;
+        if !config.record.is_multiple_of(4) {
+            return Err(Error::argument("address of a doorbell record", config.record));
+        }
+        let srqn = number.get();
+        shared.icm.get(&shared.commands, Kind::Srq, srqn)?;
+        match Self::enter(shared, srqn, config) {
+            Ok(mtt) => {
+                let live = Live::new(shared, "shared receive queue", number);
+                let requests = config.geometry.requests();
+                Ok(Self { live, _pd: config.pd.clone(), requests, mtt })
+            }
+            Err(error) => {
+                if error.is_unanswered() {
+                    number.lose();
+                } else {
+                    shared.icm.put(&shared.commands, Kind::Srq, srqn)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn enter(shared: &Arc<Shared>, srqn: u32, config: &SrqConfig<'_>) -> Result<MttRange> {
+        let pages = Pages::List(config.ring.pages);
+        // One entry behind the ring that isn't present.
+        let mtt = shared.icm.translate(&shared.commands, &pages, 1)?;
+        let context = context(srqn, config, &mtt)?;
+        match shared.commands.give(Opcode::SW2HW_SRQ, srqn, &context) {
+            Ok(()) => Ok(mtt),
+            Err(error) => {
+                if error.status().is_some() {
+                    shared.icm.forget(&shared.commands, mtt)?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.live.number()
+    }
+
+    /// Asks for an event when fewer than `limit` requests are left; 0 asks for none.
+    ///
+    /// # Errors
+    /// The limit isn't below the queue's size, or the device refuses it.
+    pub fn arm(&self, limit: u16) -> Result<()> {
+        if u32::from(limit) >= self.requests {
+            return Err(Error::argument("SRQ limit", limit));
+        }
+        let input = Input::Immediate(limit.into());
+        self.live.shared.commands.run(&Command { input, ..Command::new(Opcode::ARM_SRQ, self.number()) })?;
+        Ok(())
+    }
+
+    /// The limit below which an event comes; 0 if none was asked for, or it has come.
+    ///
+    /// # Errors
+    /// The device doesn't tell.
+    pub fn limit(&self) -> Result<u16> {
+        let context: SrqContext = self.live.shared.commands.query(Opcode::QUERY_SRQ, self.number())?;
+        Ok(context.limit.get())
+    }
+
+    /// Takes the queue back: when this returns, the device doesn't use its memory any more. Its queue pairs
+    /// must be gone.
+    ///
+    /// # Errors
+    /// The device doesn't give it back. The memory must stay mapped until the next reset.
+    pub fn destroy(self) -> Result<()> {
+        let shared = Arc::clone(&self.live.shared);
+        let srqn = self.number();
+        let command = Command::new(Opcode::HW2SW_SRQ, srqn);
+        shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        let mut ends = Ends::default();
+        ends.note(shared.icm.forget(&shared.commands, self.mtt));
+        ends.note(shared.icm.put(&shared.commands, Kind::Srq, srqn));
+        self.live.end();
+        ends.result()
+    }
+}
+
+fn context(srqn: u32, config: &SrqConfig<'_>, mtt: &MttRange) -> Result<SrqContext> {
+    let mut context = SrqContext::new_zeroed();
+    context.size =
+        SrqSize::new().with_log2_entries(config.geometry.log2_entries()).with_srqn(srqn & Number24::MAX);
+    context.stride = SrqStride::new().with_log2_stride_less_4(config.geometry.log2_stride() - 4);
+    context.pages = RingPages::new(config.ring.log2_page, mtt.offset())
+        .ok_or(Error::argument("MTT offset", mtt.offset()))?;
+    context.pd = Number24::wrapping(config.pd.number());
+    context.record_address = U64::new(config.record);
+    Ok(context)
+}

@@ -1,0 +1,232 @@
+//! The completion queue: polling and arming.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use mlx4_wire::Number24;
+use mlx4_wire::cqe::{CQE_BYTES, Cqe, CqeOwner};
+use mlx4_wire::doorbell::{CqArm, CqArmCommand, CqArmRecord, CqDoorbell};
+use zerocopy::{FromZeros, IntoBytes, transmute};
+
+use crate::completion::{Completed, Completion};
+use crate::geometry::CqGeometry;
+use crate::record::{CompletionRecord, Place, PlaceError};
+use crate::{Doorbell, RingMemory};
+
+const CQE: usize = CQE_BYTES as usize;
+/// Offset of the word with the owner byte, which the HCA writes last.
+const LAST_WORD: usize = CQE - 4;
+
+/// What an armed CQ notifies of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notify {
+    /// The next completion.
+    Next,
+    /// The next completion that is solicited or a failure.
+    Solicited,
+}
+
+/// The sequence number by which the HCA tells a stale arm request from a new one.
+///
+/// It counts the completion events of the CQ; whoever takes them from the event queue counts, without the
+/// CQ's lock.
+#[derive(Debug)]
+pub struct ArmSequence(AtomicU32);
+
+impl ArmSequence {
+    /// A completion event of the CQ was taken.
+    pub fn event_taken(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    fn get(&self) -> u32 {
+        self.0.load(Ordering::Acquire) & 3
+    }
+}
+
+/// The queues whose requests complete in a CQ.
+pub trait WorkQueues {
+    /// A send request of a QP has completed, with all unsignalled ones before it. Its `wr_id`; `None` if it
+    /// isn't outstanding.
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64>;
+
+    /// A receive request of a QP, or of its SRQ, has completed. Its `wr_id`; `None` if it isn't outstanding.
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64>;
+}
+
+/// The HCA has written a completion that can't be. It is passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CqError {
+    /// An opcode that is none of a completion.
+    #[error("completion of QP {qpn:#x} with opcode byte {opcode:#04x}")]
+    Opcode {
+        /// The QP.
+        qpn: u32,
+        /// Last byte of the CQE.
+        opcode: u8,
+    },
+    /// No such request is outstanding.
+    #[error("completion of QP {qpn:#x} for WQE {wqe_index:#x}, which isn't outstanding (send: {send})")]
+    NotOutstanding {
+        /// The QP.
+        qpn: u32,
+        /// Counter or index of the request.
+        wqe_index: u16,
+        /// Whether it would have been a send request.
+        send: bool,
+    },
+}
+
+/// A completion queue.
+pub struct CompletionQueue<M, D> {
+    place: Place<M>,
+    record: CompletionRecord<M>,
+    geometry: CqGeometry,
+    cqn: u32,
+    doorbell: D,
+    sequence: Arc<ArmSequence>,
+    /// Consumer index, modulo 2^32.
+    consumer: u32,
+}
+
+impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
+    /// CQ `cqn` (24 bits, the rest is cut off) at a place, with its doorbell record. Writes nothing:
+    /// [`CompletionQueue::reset`] does.
+    ///
+    /// # Errors
+    /// The ring isn't inside its memory or not aligned to 32 bytes, or the record is not in its own.
+    pub fn new(
+        place: Place<M>,
+        record: Place<M>,
+        geometry: CqGeometry,
+        cqn: u32,
+        doorbell: D,
+    ) -> Result<Self, PlaceError> {
+        place.check(geometry.bytes() as usize, CQE)?;
+        Ok(Self {
+            place,
+            record: CompletionRecord::new(record)?,
+            geometry,
+            cqn: cqn & Number24::MAX,
+            doorbell,
+            sequence: Arc::new(ArmSequence(AtomicU32::new(1))),
+            consumer: 0,
+        })
+    }
+
+    /// The geometry.
+    pub fn geometry(&self) -> &CqGeometry {
+        &self.geometry
+    }
+
+    /// The sequence number of arm requests, for whoever takes events.
+    pub fn sequence(&self) -> Arc<ArmSequence> {
+        Arc::clone(&self.sequence)
+    }
+
+    /// Zeroes the record and marks every entry as not valid: before the CQ goes to the HCA.
+    pub fn reset(&mut self) {
+        self.consumer = 0;
+        self.record.set_consumer_index(0);
+        self.record.set_arm(CqArmRecord::new());
+        let fill = [mlx4_wire::cqe::CQE_FILL; CQE];
+        for index in 0..self.geometry.entries() {
+            self.place.memory.write(self.offset(index), &fill);
+        }
+    }
+
+    /// Takes the next completion; `None` if there is none. The HCA may reuse its entry after
+    /// [`CompletionQueue::commit`].
+    pub fn poll(&mut self, queues: &mut impl WorkQueues) -> Option<Result<Completion, CqError>> {
+        let cqe = self.entry(self.consumer)?;
+        self.consumer = self.consumer.wrapping_add(1);
+        Some(resolve(&cqe, queues))
+    }
+
+    /// Gives the entries of all completions that were polled back to the HCA.
+    pub fn commit(&self) {
+        self.record.set_consumer_index(self.consumer);
+    }
+
+    /// Asks for an event; if a completion is there that wasn't polled, the event comes at once.
+    pub fn arm(&mut self, notify: Notify) {
+        let (sequence, index) = (self.sequence.get(), self.consumer & Number24::MAX);
+        let command = match notify {
+            Notify::Next => CqArmCommand::NEXT,
+            Notify::Solicited => CqArmCommand::SOLICITED,
+        };
+        let arm = CqArmRecord::new().with_sequence(sequence).with_command(command);
+        self.record.set_arm(arm.with_consumer_index(index));
+        let doorbell = CqDoorbell {
+            arm: CqArm::new().with_sequence(sequence).with_command(command).with_cqn(self.cqn),
+            consumer_index: Number24::wrapping(index),
+        };
+        self.doorbell.ring(u64::from_be_bytes(transmute!(doorbell)));
+    }
+
+    /// Takes all completions of a QP out, which was destroyed or reset: the HCA writes no more of them.
+    /// `dropped` is told the entry of each, newest first.
+    pub fn clean(&mut self, qpn: u32, mut dropped: impl FnMut(&Cqe)) {
+        let mut at = self.consumer;
+        while at.wrapping_sub(self.consumer) < self.geometry.entries() && self.entry(at).is_some() {
+            at = at.wrapping_add(1);
+        }
+        let mut gone = 0;
+        while at != self.consumer {
+            at = at.wrapping_sub(1);
+            let Some(cqe) = self.entry(at) else { continue };
+            if cqe.qp.qpn() == qpn {
+                gone += 1;
+                dropped(&cqe);
+            } else if gone != 0 {
+                self.replace(at.wrapping_add(gone), cqe);
+            }
+        }
+        self.consumer = self.consumer.wrapping_add(gone);
+        self.commit();
+    }
+
+    fn offset(&self, index: u32) -> usize {
+        self.place.offset + (index & (self.geometry.entries() - 1)) as usize * CQE
+    }
+
+    /// The entry at an index, if it is this side's.
+    fn entry(&self, index: u32) -> Option<Cqe> {
+        let offset = self.offset(index);
+        let last = self.place.memory.observe(offset + LAST_WORD);
+        let pass = index & self.geometry.entries() != 0;
+        if CqeOwner::from_bits(last[3]).owner() != pass {
+            return None;
+        }
+        let mut cqe = Cqe::new_zeroed();
+        self.place.memory.read(offset, &mut cqe.as_mut_bytes()[..LAST_WORD]);
+        cqe.as_mut_bytes()[LAST_WORD..].copy_from_slice(&last);
+        Some(cqe)
+    }
+
+    fn replace(&self, index: u32, mut cqe: Cqe) {
+        cqe.set_owner(index & self.geometry.entries() != 0);
+        self.place.memory.write(self.offset(index), cqe.as_bytes());
+    }
+}
+
+fn resolve(cqe: &Cqe, queues: &mut impl WorkQueues) -> Result<Completion, CqError> {
+    let (qpn, wqe_index, send) = (cqe.qp.qpn(), cqe.wqe_index.get(), cqe.owner.is_send());
+    let outcome = Completed::read(cqe).ok_or(CqError::Opcode { qpn, opcode: cqe.owner.into_bits() })?;
+    let wr_id = match send {
+        true => queues.send_completed(qpn, wqe_index),
+        false => queues.receive_completed(qpn, wqe_index),
+    };
+    let wr_id = wr_id.ok_or(CqError::NotOutstanding { qpn, wqe_index, send })?;
+    Ok(Completion { wr_id, qpn, outcome })
+}
+
+impl<M, D> std::fmt::Debug for CompletionQueue<M, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CompletionQueue")
+            .field("cqn", &self.cqn)
+            .field("geometry", &self.geometry)
+            .field("consumer", &self.consumer)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,291 @@
+//! The send queue.
+
+use mlx4_wire::doorbell::SendDoorbell;
+use mlx4_wire::wqe::{
+    AtomicSeg, ByteCount, Completion, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg, DatagramSeg, Opcode,
+    RemoteAddressSeg, WQE_UNIT_BYTES,
+};
+use mlx4_wire::{Number24, U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::geometry::{SendGeometry, Service};
+use crate::record::{Place, PlaceError};
+use crate::request::{Data, Operation, PostError, Remote, SendRequest, Sge};
+use crate::wqe::{WqeWriter, stamp};
+use crate::{Doorbell, RingMemory};
+
+/// Bytes of the data of an atomic.
+const ATOMIC_BYTES: u32 = 8;
+
+/// A slot, as this side remembers it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    wr_id: u64,
+    /// Size of the WQE that was there last, in bytes.
+    bytes: usize,
+}
+
+/// The send queue of a QP.
+///
+/// Requests complete in order. One that isn't signalled completes with the next one that has a completion.
+pub struct SendQueue<M, D> {
+    place: Place<M>,
+    geometry: SendGeometry,
+    qpn: u32,
+    doorbell: D,
+    slots: Box<[Slot]>,
+    /// Count of requests posted, modulo 2^32.
+    head: u32,
+    /// Count of requests completed, modulo 2^32.
+    tail: u32,
+}
+
+impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
+    /// The send queue of QP `qpn` (24 bits, the rest is cut off) at a place. Writes nothing: [`SendQueue::reset`] does.
+    ///
+    /// # Errors
+    /// The ring isn't inside the memory, or not aligned to 64 bytes.
+    pub fn new(place: Place<M>, geometry: SendGeometry, qpn: u32, doorbell: D) -> Result<Self, PlaceError> {
+        place.check(geometry.bytes() as usize, 64)?;
+        let slots = vec![Slot::default(); geometry.entries() as usize].into_boxed_slice();
+        Ok(Self { place, geometry, qpn: qpn & Number24::MAX, doorbell, slots, head: 0, tail: 0 })
+    }
+
+    /// The geometry.
+    pub fn geometry(&self) -> &SendGeometry {
+        &self.geometry
+    }
+
+    /// Empties the queue and marks every slot as not valid: before the QP leaves RESET, and not while the
+    /// HCA works on it.
+    pub fn reset(&mut self) {
+        (self.head, self.tail) = (0, 0);
+        let stride = self.geometry.stride() as usize;
+        let mut ctrl = CtrlSeg::new_zeroed();
+        ctrl.opcode = CtrlOpcode::new().with_owner(true);
+        ctrl.size = CtrlSize::new().with_units(self.geometry.wqe_bytes() / WQE_UNIT_BYTES);
+        for (slot, at) in self.slots.iter_mut().zip((self.place.offset..).step_by(stride)) {
+            self.place.memory.write(at, ctrl.as_bytes());
+            stamp(&self.place.memory, at, stride);
+            slot.bytes = 0;
+        }
+    }
+
+    /// Requests that can be posted now.
+    pub fn free(&self) -> u32 {
+        self.geometry.requests() - self.head.wrapping_sub(self.tail)
+    }
+
+    /// Whether no request is outstanding.
+    pub fn is_empty(&self) -> bool {
+        self.head == self.tail
+    }
+
+    /// Posts a request. The HCA may see it at once, and certainly does after [`SendQueue::ring`].
+    ///
+    /// # Errors
+    /// The queue is full, or the request isn't one for this queue; the queue is then as before.
+    pub fn post(&mut self, request: &SendRequest<'_>) -> Result<(), PostError> {
+        if self.free() == 0 {
+            return Err(PostError::Full);
+        }
+        self.check(request)?;
+        self.write(request.wr_id, |wqe| build(wqe, request))
+    }
+
+    /// Posts a request that the caller builds, control segment first (owner bit and size are filled in).
+    ///
+    /// # Errors
+    /// The queue is full, or what was built doesn't fit in a slot; the queue is then as before.
+    pub fn post_with(
+        &mut self,
+        wr_id: u64,
+        build: impl FnOnce(&mut WqeWriter<'_, M>),
+    ) -> Result<(), PostError> {
+        if self.free() == 0 {
+            return Err(PostError::Full);
+        }
+        self.write(wr_id, build)
+    }
+
+    /// Rings the doorbell for all that was posted.
+    pub fn ring(&self) {
+        self.doorbell.ring(u64::from(SendDoorbell::new().with_qpn(self.qpn).into_bits().get()));
+    }
+
+    fn slot_offset(&self, counter: u32) -> usize {
+        self.place.offset + self.index(counter) * self.geometry.stride() as usize
+    }
+
+    fn index(&self, counter: u32) -> usize {
+        (counter & (self.geometry.entries() - 1)) as usize
+    }
+
+    fn write(&mut self, wr_id: u64, build: impl FnOnce(&mut WqeWriter<'_, M>)) -> Result<(), PostError> {
+        // All slots of the headroom behind this request are marked but the last.
+        let last = self.head.wrapping_add(self.geometry.spare());
+        stamp(&self.place.memory, self.slot_offset(last), self.slots[self.index(last)].bytes);
+        let slot = self.slot_offset(self.head);
+        let mut wqe = WqeWriter::new(&self.place.memory, slot, self.geometry.wqe_bytes() as usize);
+        build(&mut wqe);
+        let Some(bytes) = wqe.finish(self.head & self.geometry.entries() != 0) else {
+            stamp(&self.place.memory, slot, self.geometry.stride() as usize);
+            return Err(PostError::TooLarge(self.geometry.wqe_bytes()));
+        };
+        let index = self.index(self.head);
+        self.slots[index] = Slot { wr_id, bytes };
+        self.head = self.head.wrapping_add(1);
+        Ok(())
+    }
+
+    fn check(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
+        let service = self.geometry.service();
+        if !offered(service, &request.operation) {
+            return Err(PostError::Operation);
+        }
+        match request.destination {
+            Some(to) if service == Service::Ud && to.qpn > Number24::MAX => {
+                return Err(PostError::Qpn(to.qpn));
+            }
+            Some(_) if service == Service::Ud => {}
+            None if service != Service::Ud => {}
+            _ => return Err(PostError::Destination),
+        }
+        match request.data {
+            Data::Pieces(pieces) => self.check_pieces(&request.operation, pieces),
+            Data::Inline(pieces) => self.check_inline(&request.operation, pieces),
+        }
+    }
+
+    fn check_pieces(&self, operation: &Operation, pieces: &[Sge]) -> Result<(), PostError> {
+        let most = self.geometry.max_sges();
+        if pieces.len() > most as usize {
+            return Err(PostError::TooManyPieces(pieces.len(), most));
+        }
+        if let Some(long) = pieces.iter().find(|piece| piece.length > i32::MAX as u32) {
+            return Err(PostError::PieceTooLong(long.length));
+        }
+        let atomic = matches!(operation, Operation::CompareSwap { .. } | Operation::FetchAdd { .. });
+        if atomic && (pieces.len() != 1 || pieces[0].length != ATOMIC_BYTES) {
+            return Err(PostError::AtomicData);
+        }
+        Ok(())
+    }
+
+    fn check_inline(&self, operation: &Operation, pieces: &[&[u8]]) -> Result<(), PostError> {
+        let inlines = !matches!(
+            operation,
+            Operation::Read(_) | Operation::CompareSwap { .. } | Operation::FetchAdd { .. }
+        );
+        if !inlines {
+            return Err(PostError::Inline);
+        }
+        let most = self.geometry.max_inline();
+        let sum = pieces.iter().fold(0usize, |sum, piece| sum.saturating_add(piece.len()));
+        if sum > most as usize {
+            return Err(PostError::TooMuchInline(sum, most));
+        }
+        Ok(())
+    }
+}
+
+impl<M, D> SendQueue<M, D> {
+    /// Takes the completion of the request with the 16-bit counter `wqe_index`, and of all unsignalled ones
+    /// before it. Returns its `wr_id`; `None` if no such request is outstanding.
+    pub fn complete(&mut self, wqe_index: u16) -> Option<u64> {
+        // The low 16 bits count as the HCA does.
+        let ahead = u32::from(wqe_index.wrapping_sub((self.tail & 0xffff) as u16));
+        if ahead >= self.head.wrapping_sub(self.tail) {
+            return None;
+        }
+        let done = self.tail.wrapping_add(ahead);
+        self.tail = done.wrapping_add(1);
+        self.slots.get((done & (self.geometry.entries() - 1)) as usize).map(|slot| slot.wr_id)
+    }
+}
+
+fn offered(service: Service, operation: &Operation) -> bool {
+    match operation {
+        Operation::Nop => true,
+        Operation::Send | Operation::SendImm(_) => service != Service::Mlx,
+        Operation::Write(_) | Operation::WriteImm(..) => matches!(service, Service::Rc | Service::Uc),
+        _ => service == Service::Rc,
+    }
+}
+
+fn build<M: RingMemory>(wqe: &mut WqeWriter<'_, M>, request: &SendRequest<'_>) {
+    wqe.segment(&control(request));
+    if let Some(to) = request.destination {
+        let mut datagram = DatagramSeg::new_zeroed();
+        datagram.av = to.av;
+        datagram.remote_qpn = Number24::wrapping(to.qpn);
+        datagram.qkey = U32::new(to.qkey);
+        datagram.vlan = U16::new(0);
+        wqe.segment(&datagram);
+    }
+    operands(wqe, &request.operation);
+    match request.data {
+        _ if request.operation == Operation::Nop => {}
+        Data::Pieces(pieces) => pieces.iter().filter(|piece| piece.length != 0).for_each(|piece| {
+            wqe.segment(&DataSeg {
+                byte_count: ByteCount::new().with_count(piece.length),
+                lkey: U32::new(piece.lkey),
+                address: U64::new(piece.address),
+            });
+        }),
+        Data::Inline(pieces) => wqe.inline(pieces),
+    }
+}
+
+fn control(request: &SendRequest<'_>) -> CtrlSeg {
+    let (opcode, immediate) = match request.operation {
+        Operation::Send => (Opcode::SEND, [0; 4]),
+        Operation::SendImm(immediate) => (Opcode::SEND_IMM, immediate),
+        Operation::SendInvalidate(rkey) => (Opcode::SEND_INVALIDATE, rkey.to_be_bytes()),
+        Operation::Write(_) => (Opcode::RDMA_WRITE, [0; 4]),
+        Operation::WriteImm(_, immediate) => (Opcode::RDMA_WRITE_IMM, immediate),
+        Operation::Read(_) => (Opcode::RDMA_READ, [0; 4]),
+        Operation::CompareSwap { .. } => (Opcode::ATOMIC_CS, [0; 4]),
+        Operation::FetchAdd { .. } => (Opcode::ATOMIC_FA, [0; 4]),
+        Operation::Nop => (Opcode::NOP, [0; 4]),
+    };
+    let completion = if request.flags.signalled { Completion::ALWAYS } else { Completion::ON_ERROR };
+    CtrlSeg {
+        opcode: CtrlOpcode::new().with_opcode(opcode),
+        size: CtrlSize::new().with_fence(request.flags.fence),
+        flags: CtrlFlags::new().with_completion(completion).with_solicited(request.flags.solicited),
+        immediate: U32::from_bytes(immediate),
+    }
+}
+
+fn operands<M: RingMemory>(wqe: &mut WqeWriter<'_, M>, operation: &Operation) {
+    let mut remote = |to: &Remote| {
+        let mut segment = RemoteAddressSeg::new_zeroed();
+        segment.address = U64::new(to.address);
+        segment.rkey = U32::new(to.rkey);
+        wqe.segment(&segment);
+    };
+    match operation {
+        Operation::Write(to) | Operation::WriteImm(to, _) | Operation::Read(to) => remote(to),
+        Operation::CompareSwap { remote: to, compare, swap } => {
+            remote(to);
+            wqe.segment(&AtomicSeg { swap_add: U64::new(*swap), compare: U64::new(*compare) });
+        }
+        Operation::FetchAdd { remote: to, add } => {
+            remote(to);
+            wqe.segment(&AtomicSeg { swap_add: U64::new(*add), compare: U64::new(0) });
+        }
+        Operation::Send | Operation::SendImm(_) | Operation::SendInvalidate(_) | Operation::Nop => {}
+    }
+}
+
+impl<M, D> std::fmt::Debug for SendQueue<M, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendQueue")
+            .field("qpn", &self.qpn)
+            .field("geometry", &self.geometry)
+            .field("head", &self.head)
+            .field("tail", &self.tail)
+            .finish_non_exhaustive()
+    }
+}
