@@ -166,7 +166,7 @@ impl Hca {
                 format!("{name} {}", if physical { "physical" } else { "translated" })
             }
             opcode => match kinds::object(opcode) {
-                Some((kinds::Object::Qp, _)) => {
+                Some((kinds::Object::Qp, _)) if decode::is_transition(opcode) => {
                     let service = self.services.get(&number).map_or("unknown", String::as_str);
                     format!("{name} {service}")
                 }

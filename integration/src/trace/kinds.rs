@@ -48,7 +48,8 @@ enum Kind {
     Of(Object),
     /// The number that the input modifier has too.
     Own,
-    /// Differs within one driver, as a page size by what memory it happens to get: not compared.
+    /// Differs within one driver, as a page size by what memory it happens to get and the size of a queue
+    /// by what its user asks for: not compared.
     Ignored,
 }
 
@@ -64,6 +65,10 @@ const KINDS: &[(Option<Opcode>, &str, Kind)] = &[
     (None, "pages.mtt_base_low", Kind::Address),
     (None, "context.pages.mtt_base_low", Kind::Address),
     (None, "size.uar_page", Kind::Number),
+    (None, "size.log2_entries", Kind::Ignored),
+    (None, "context.rq_size.log2_entries", Kind::Ignored),
+    (None, "context.sq_size.log2_entries", Kind::Ignored),
+    (None, "interrupt.vector", Kind::Number),
     (None, "completion_eq.eqn", Kind::Of(Object::Eq)),
     (None, "context.send_cqn.number", Kind::Of(Object::Cq)),
     (None, "context.receive_cqn.number", Kind::Of(Object::Cq)),
@@ -111,12 +116,24 @@ const KINDS: &[(Option<Opcode>, &str, Kind)] = &[
     (Some(Opcode::MAD_IFC), "ext.grh", Kind::Number),
 ];
 
+fn kind(opcode: Opcode, name: &str) -> Kind {
+    let rule = KINDS.iter().find(|(of, field, _)| of.is_none_or(|of| of == opcode) && *field == name);
+    rule.map_or(Kind::Exact, |(_, _, kind)| *kind)
+}
+
+/// The object whose number a field holds.
+pub(super) fn object_in(opcode: Opcode, name: &str) -> Option<Object> {
+    match kind(opcode, name) {
+        Kind::Of(object) => Some(object),
+        _ => None,
+    }
+}
+
 /// The value of a field as it is compared; `None` if it isn't. `own` is the input modifier.
 pub(super) fn value(opcode: Opcode, name: &str, value: &str, own: u32, objects: &Objects) -> Option<String> {
-    let rule = KINDS.iter().find(|(of, field, _)| of.is_none_or(|of| of == opcode) && *field == name);
     let number = || value.parse::<u64>().ok();
     let small = || number().and_then(|number| u32::try_from(number).ok());
-    Some(match rule.map_or(Kind::Exact, |(_, _, kind)| *kind) {
+    Some(match kind(opcode, name) {
         Kind::Ignored => return None,
         Kind::Exact => value.to_owned(),
         Kind::Address => named(value, "address"),

@@ -10,8 +10,12 @@ mod decode;
 mod document;
 mod fields;
 mod kinds;
+#[cfg(test)]
+mod ours;
 mod record;
+mod reduce;
 
 pub use behaviour::{Behaviour, Difference};
 pub use document::{Listed, listed, unexplained};
-pub use record::{Command, Event, Record, bring_up, parse, reduce};
+pub use record::{Command, Event, Record, bring_up, parse};
+pub use reduce::reduce;

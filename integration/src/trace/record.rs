@@ -3,8 +3,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use mlx4_wire::cmd::Opcode;
 
-use super::Behaviour;
-
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -171,28 +169,6 @@ pub fn bring_up(records: &[Record], hca: u64) -> Vec<String> {
     sequence
 }
 
-/// Leaves out each command that carries nothing, by kind and field, that one before it hasn't carried, and
-/// each WQE that isn't the first of its service, opcode and size.
-pub fn reduce(records: &[Record]) -> Vec<Record> {
-    let mut seen = Behaviour::default();
-    let mut wqes = std::collections::BTreeSet::new();
-    let mut kept = Vec::new();
-    for record in records {
-        let new = match &record.event {
-            Event::Wqe { service, bytes } => {
-                let opcode = bytes.get(3).map(|byte| byte & 0x1f);
-                wqes.insert((service.clone(), opcode, bytes.len()))
-            }
-            Event::Other(_) => true,
-            Event::Command(_) => seen.add(record),
-        };
-        if new {
-            kept.push(record.clone());
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +220,5 @@ mod tests {
         let records = parse(&text).unwrap();
         assert_eq!(bring_up(&records, 0xaa), ["RUN_FW 0", "INIT_PORT 0", "CONF_SPECIAL_QP 0"]);
         assert_eq!(bring_up(&records, 0xbb), [""; 0]);
-        assert_eq!(reduce(&records).len(), 4);
     }
 }
