@@ -4,6 +4,8 @@
 //! to have the stock driver's bytes, all of them; only addresses are taken from the bytes themselves. Of
 //! every other record the reserved fields are zero.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod control;
 mod fixture;
 mod mads;

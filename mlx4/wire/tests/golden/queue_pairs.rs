@@ -1,7 +1,7 @@
 //! QP transitions.
 
 use mlx4_wire::ctx::RingPages;
-use mlx4_wire::ctx::path::{AddressPath, PathTimeout, SchedQueue};
+use mlx4_wire::ctx::path::{AddressPath, PathSource, PathTimeout, SchedQueue};
 use mlx4_wire::ctx::qp::{
     Mtu, MtuMessage, OptPar, PathMigration, QpFlags, QpMailbox, QpMode, QpState, RequesterParams, RnrNextPsn,
     ServiceType, WqSize,
@@ -96,6 +96,21 @@ fn rc_goes_to_rtr_as_linux_takes_it() {
     let psn = from.rnr_next_psn.next_receive_psn();
     to.rnr_next_psn = RnrNextPsn::new().with_min_rnr_timer(12).with_next_receive_psn(psn);
     same(&record.bytes, &expected);
+}
+
+/// `ibv_rc_pingpong -g 0`: a GRH, whose source is GID index 0, with a hop limit of 1.
+#[test]
+fn path_with_a_grh_is_as_linux_gives_it() {
+    let record =
+        find("INIT2RTR_QP", |record| read::<QpMailbox>(&record.bytes).context.primary_path.source.grh());
+    let taken = read::<QpMailbox>(&record.bytes).context.primary_path;
+    let mut expected = port_only(SchedQueue::BASE);
+    expected.source = PathSource::new().with_grh(true);
+    expected.remote_lid = taken.remote_lid;
+    expected.hop_limit = 1;
+    expected.remote_gid = taken.remote_gid;
+    assert_eq!(taken.remote_gid[..8], [0xfe, 0x80, 0, 0, 0, 0, 0, 0]);
+    same(&record.bytes[0x20..0x4c], &expected);
 }
 
 /// Timeout 14, 7 retries, RNR retries without end, one read at a time.
