@@ -8,7 +8,7 @@ use std::time::Duration;
 use mlx4_pci::PciDevice;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::fw::{ModStatCfg, ModStatCfgOp};
-use mlx4_wire::cmd::misc::NOP_AT_ONCE;
+use mlx4_wire::cmd::misc::{NOP_AT_ONCE, SetNode};
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::mad::MAD_SIZE;
 use mlx4_wire::regs::{DeviceId, OWNER_OFFSET, VENDOR_ID};
@@ -54,6 +54,8 @@ const FIRST_COMPLETION_VECTOR: u16 = 2;
 /// Entries of the event queues for commands and asynchronous events.
 const COMMAND_ENTRIES: u32 = 128;
 const ASYNC_ENTRIES: u32 = 1024;
+/// Input modifier of SET_NODE.
+const SET_NODE_MODIFIER: u32 = 1;
 /// Completion event queues that the driver makes by default, at most.
 const DEFAULT_COMPLETION_EQS: u16 = 4;
 
@@ -180,6 +182,18 @@ impl Hca {
     /// As for [`Hca::port`].
     pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
         self.ports.get(port)?.pkeys(&self.shared.commands)
+    }
+
+    /// Sets the node description: at most 64 bytes of text, which tools show for the device.
+    ///
+    /// # Errors
+    /// The text is too long, or the device refuses it.
+    pub fn set_node_description(&self, text: &str) -> Result<()> {
+        let mut set = SetNode::new_zeroed();
+        let room = set.node_desc.get_mut(..text.len());
+        room.ok_or(Error::argument("length of the node description", text.len() as u64))?
+            .copy_from_slice(text.as_bytes());
+        Ok(self.shared.commands.give(Opcode::SET_NODE, SET_NODE_MODIFIER, &set)?)
     }
 
     /// Sends a datagram through a special queue pair of a port.

@@ -1,29 +1,22 @@
-//! The packet headers of a datagram from a special queue pair (IBTA vol. 1, ch. 7 to 9): LRH, GRH, BTH, DETH.
-//! The device adds the CRCs, and the source LID but for its low bits.
+//! The packet headers of a datagram from a special queue pair: LRH, GRH, BTH, DETH. The device adds the CRCs,
+//! and the source LID but for its low bits.
 
 use mlx4_wire::mad::MAD_SIZE;
+use mlx4_wire::packet::{
+    Bth, BthPsn, Deth, GRH_IP_VERSION, GRH_NEXT_HEADER, GrhHeader, GrhStart, ICRC_BYTES, LinkNextHeader, Lrh,
+    LrhLength, LrhStart, PacketOpcode,
+};
+use mlx4_wire::{Number24, U16, U32};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
 
-use super::GRH_BYTES;
 use crate::path::GlobalRoute;
 use crate::port::Gid;
 
-const LRH: usize = 8;
-const BTH: usize = 12;
-const DETH: usize = 8;
-/// Size of the ICRC at a packet's end.
-pub(super) const ICRC: usize = 4;
-
-/// Local route header's next header: BTH follows, or GRH.
-const NEXT_BTH: u8 = 2;
-const NEXT_GRH: u8 = 3;
-/// IP version and next header of a GRH.
-const GRH_VERSION: u32 = 6;
-const GRH_NEXT: u8 = 0x1b;
-/// UD SEND only.
-const OPCODE: u8 = 0x64;
-
 /// Greatest size of the headers.
-const MAX: usize = LRH + GRH_BYTES + BTH + DETH;
+const MAX: usize = size_of::<Lrh>() + size_of::<GrhHeader>() + size_of::<Bth>() + size_of::<Deth>();
+
+/// What follows the GRH.
+const AFTER_GRH: usize = size_of::<Bth>() + size_of::<Deth>() + MAD_SIZE + ICRC_BYTES;
 
 /// What the headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +45,9 @@ impl HeaderBytes {
         &self.bytes[..self.length]
     }
 
-    fn put(&mut self, part: &[u8]) {
-        self.bytes[self.length..self.length + part.len()].copy_from_slice(part);
-        self.length += part.len();
+    fn put<T: IntoBytes + Immutable>(&mut self, header: &T) {
+        self.bytes[self.length..self.length + size_of::<T>()].copy_from_slice(header.as_bytes());
+        self.length += size_of::<T>();
     }
 }
 
@@ -62,34 +55,49 @@ impl UdHeader {
     /// The headers of a packet with a datagram of 256 bytes.
     pub(super) fn bytes(&self) -> HeaderBytes {
         let mut out = HeaderBytes { bytes: [0; MAX], length: 0 };
-        let after_grh = BTH + DETH + MAD_SIZE + ICRC;
-        let packet = LRH + if self.grh.is_some() { GRH_BYTES } else { 0 } + after_grh;
-        let next = if self.grh.is_some() { NEXT_GRH } else { NEXT_BTH };
-        out.put(&[self.vl << 4, self.sl << 4 | next]);
-        out.put(&self.dlid.to_be_bytes());
-        out.put(&half(packet / 4));
-        out.put(&self.slid.to_be_bytes());
+        out.put(&self.local());
         if let Some((route, sgid)) = &self.grh {
-            let word = GRH_VERSION << 28 | u32::from(route.traffic_class) << 20 | route.flow_label & 0xf_ffff;
-            out.put(&word.to_be_bytes());
-            out.put(&half(after_grh));
-            out.put(&[GRH_NEXT, route.hop_limit]);
-            out.put(sgid);
-            out.put(&route.dgid);
+            out.put(&global(route, sgid));
         }
-        out.put(&[OPCODE, 0]);
-        out.put(&self.pkey.to_be_bytes());
-        out.put(&(self.remote_qpn & 0xff_ffff).to_be_bytes());
-        out.put(&(self.psn & 0xff_ffff).to_be_bytes());
-        out.put(&self.qkey.to_be_bytes());
-        out.put(&(self.source_qpn & 0xff_ffff).to_be_bytes());
+        let mut bth = Bth::new_zeroed();
+        bth.set_opcode(PacketOpcode::UD_SEND_ONLY);
+        bth.pkey = U16::new(self.pkey);
+        bth.dest_qp = Number24::wrapping(self.remote_qpn);
+        bth.psn = BthPsn::new().with_psn(self.psn & Number24::MAX);
+        out.put(&bth);
+        out.put(&Deth { qkey: U32::new(self.qkey), src_qp: Number24::wrapping(self.source_qpn) });
         out
+    }
+
+    fn local(&self) -> Lrh {
+        let grh = if self.grh.is_some() { size_of::<GrhHeader>() } else { 0 };
+        let next = if self.grh.is_some() { LinkNextHeader::GRH } else { LinkNextHeader::BTH };
+        Lrh {
+            start: LrhStart::new().with_vl(self.vl & 0xf).with_sl(self.sl & 0xf).with_next_header(next),
+            dlid: U16::new(self.dlid),
+            length: LrhLength::new().with_words(small((size_of::<Lrh>() + grh + AFTER_GRH) / 4)),
+            slid: U16::new(self.slid),
+        }
     }
 }
 
-/// A length of less than 64 KiB.
-fn half(length: usize) -> [u8; 2] {
-    u16::try_from(length).unwrap_or(0).to_be_bytes()
+fn global(route: &GlobalRoute, sgid: &Gid) -> GrhHeader {
+    GrhHeader {
+        start: GrhStart::new()
+            .with_ip_version(GRH_IP_VERSION)
+            .with_traffic_class(route.traffic_class)
+            .with_flow_label(route.flow_label & 0xf_ffff),
+        payload_bytes: U16::new(small(AFTER_GRH)),
+        next_header: GRH_NEXT_HEADER,
+        hop_limit: route.hop_limit,
+        sgid: *sgid,
+        dgid: route.dgid,
+    }
+}
+
+/// A length of less than 2 KiB.
+fn small(length: usize) -> u16 {
+    u16::try_from(length).unwrap_or(0) & 0x7ff
 }
 
 #[cfg(test)]

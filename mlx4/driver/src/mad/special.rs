@@ -8,13 +8,14 @@ use mlx4_queue::geometry::{SendSize, Service};
 use mlx4_queue::request::{PostError, Sge};
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::mad::{DEFAULT_PKEY, LID_PERMISSIVE, MAD_SIZE, QP1_QKEY};
+use mlx4_wire::packet::ICRC_BYTES;
 use mlx4_wire::wqe::{
     ByteCount, Completion, CtrlOpcode, CtrlSize, DataSeg, MlxCtrlFlags, MlxCtrlSeg, Opcode,
 };
 use mlx4_wire::{U32, U64};
 use zerocopy::FromZeros;
 
-use super::header::{ICRC, UdHeader};
+use super::header::UdHeader;
 use super::{Arrival, GRH_BYTES, MadAddress, MadQueue, ReceivedMad};
 use crate::cmd::Commands;
 use crate::error::{Error, Result};
@@ -190,7 +191,7 @@ impl Special {
             wqe.segment(&control);
             wqe.inline(&[bytes.as_slice()]);
             wqe.segment(&data);
-            wqe.inline(&[&[0; ICRC]]);
+            wqe.inline(&[&[0; ICRC_BYTES]]);
         })
     }
 

@@ -1,0 +1,71 @@
+//! The driver on the model: bring-up, ports, and teardown.
+
+mod common;
+
+use common::{Card, Tampered, config, fabric};
+use mlx4::{Config, Error, Hca};
+use mlx4_pci::PciDevice;
+use mlx4_wire::mad::portinfo::PortState;
+use mlx4_wire::regs::OWNER_OFFSET;
+
+#[test]
+fn driver_brings_the_model_up_to_active_and_leaves_nothing_behind() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_1000, 1);
+    let before = card.dump();
+    let host = card.open();
+    assert_eq!(host.hca.firmware().version, (2, 42, 5700));
+    assert_eq!(host.hca.capabilities().board_id, "MT_1090120019");
+    let lid = host.active(1);
+    let port = host.hca.port(1).unwrap();
+    assert_eq!((port.state, port.lid), (PortState::ACTIVE, lid));
+    assert!(lid != 0 && port.sm_lid != 0);
+    assert_eq!(host.hca.pkeys(1).unwrap()[0], 0xffff);
+    assert_eq!(host.hca.gids(1).unwrap()[0][8..], 0x0002_c903_0000_1001u64.to_be_bytes());
+    host.hca.close().unwrap();
+    assert_eq!(card.dump(), before);
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
+fn driver_can_be_opened_again_after_it_was_closed() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_2000, 2);
+    for _ in 0..2 {
+        let host = card.open();
+        assert_ne!(host.active(1), host.active(2));
+        host.hca.close().unwrap();
+    }
+}
+
+#[test]
+fn driver_that_does_not_answer_qp0_leaves_its_port_down() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_3000, 1);
+    let hca = Hca::open(card.seam(), &Config { ports: false, ..config() }).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(hca.port(1).unwrap().state, PortState::DOWN);
+    hca.close().unwrap();
+}
+
+#[test]
+fn device_with_an_owner_is_left_alone() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_4000, 1);
+    let before = card.dump();
+    let owned = Tampered::new(&card, |offset, value| if offset == OWNER_OFFSET { 7 } else { value });
+    let error = Hca::open(owned, &config()).unwrap_err();
+    assert!(matches!(error, Error::Owned { owner: 7, .. }), "{error}");
+    assert_eq!(card.dump(), before);
+}
+
+#[test]
+fn device_that_reads_as_all_ones_is_gone() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_5000, 1);
+    let gone = Tampered::new(&card, |_, _| u32::MAX);
+    assert!(matches!(Hca::open(gone, &config()).unwrap_err(), Error::Gone(_)));
+    let gone = Tampered::new(&card, |offset, value| if offset == OWNER_OFFSET { value } else { u32::MAX });
+    let error = Hca::open(gone, &config()).unwrap_err();
+    assert_eq!(error.to_string(), "QUERY_FW can't be posted: the device is gone");
+}

@@ -1,0 +1,217 @@
+//! A fabric, and HCAs of the model on it with this driver.
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(unreachable_pub, reason = "shared by several test binaries")]
+
+pub mod end;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mlx4::{Config, Event, EventSink, Hca, PortEvent, Profile};
+use mlx4_model::fabric::{Fabric, FabricConfig};
+use mlx4_model::hca::{EngineThread, HcaConfig};
+use mlx4_model::seam::ModelDevice;
+use mlx4_pci::{
+    DmaSpace, Doorbell, DoorbellKind, EventFd, Identity, InterruptError, PciDevice, RegisterError,
+    ResetError, ResetKind,
+};
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Hands events to a test.
+pub struct Events(Mutex<Sender<Event>>);
+
+impl Events {
+    pub fn new(sender: Sender<Event>) -> Self {
+        Self(Mutex::new(sender))
+    }
+}
+
+impl EventSink for Events {
+    fn event(&self, event: &Event) {
+        // The test may have ended.
+        let _ended = self.0.lock().expect("no panic while sending").send(*event);
+    }
+}
+
+/// A fabric with its subnet manager.
+pub fn fabric() -> Arc<Fabric> {
+    let _already = env_logger::builder().is_test(true).try_init();
+    Fabric::new(FabricConfig::default()).expect("a fabric")
+}
+
+/// A card of the model.
+pub struct Card {
+    pub device: Arc<ModelDevice>,
+    _engine: EngineThread,
+}
+
+impl Card {
+    pub fn new(fabric: &Arc<Fabric>, node_guid: u64, ports: u8) -> Self {
+        let config = HcaConfig { node_guid, ports, trace: None };
+        let device = Arc::new(ModelDevice::new(config, fabric).expect("a card"));
+        let engine = device.hca().start_engine().expect("an engine");
+        Self { device, _engine: engine }
+    }
+
+    pub fn seam(&self) -> Arc<dyn PciDevice> {
+        Arc::<ModelDevice>::clone(&self.device)
+    }
+
+    pub fn dump(&self) -> String {
+        self.device.hca().dump()
+    }
+
+    /// Opens the driver, with a small profile.
+    pub fn open(&self) -> Host {
+        let (sender, events) = channel();
+        let config = Config { events: Arc::new(Events::new(sender)), ..config() };
+        let hca = Hca::open(self.seam(), &config).expect("the driver opens");
+        Host { hca, events }
+    }
+}
+
+/// Small tables, two event queues for completions.
+pub fn config() -> Config {
+    let profile = Profile { log2_cqs: 10, log2_mcgs: 8, ..Profile::default() };
+    Config { profile, completion_eqs: 2, ..Config::default() }
+}
+
+/// A driver, and the events of its device.
+pub struct Host {
+    pub hca: Hca,
+    pub events: Receiver<Event>,
+}
+
+impl Host {
+    /// Waits for an event.
+    pub fn wait_for(&self, wanted: Event) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            match self.events.recv_timeout(left) {
+                Ok(event) if event == wanted => return,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        panic!("{wanted:?} didn't come");
+    }
+
+    /// Waits until a port is ACTIVE; returns its LID.
+    pub fn active(&self, port: u8) -> u16 {
+        self.wait_for(Event::Port { port, event: PortEvent::Active });
+        self.hca.port(port).expect("attributes of a port").lid
+    }
+}
+
+/// Two HCAs on one fabric, both ACTIVE, and their LIDs.
+pub struct Pair {
+    pub cards: [Card; 2],
+    pub hosts: [Host; 2],
+    pub lids: [u16; 2],
+    before: [String; 2],
+}
+
+impl Pair {
+    pub fn new(guid: u64) -> Self {
+        let fabric = fabric();
+        let cards = [guid, guid + 0x100].map(|guid| Card::new(&fabric, guid, 1));
+        let before = [cards[0].dump(), cards[1].dump()];
+        let hosts = [cards[0].open(), cards[1].open()];
+        let lids = [hosts[0].active(1), hosts[1].active(1)];
+        Self { cards, hosts, lids, before }
+    }
+
+    /// Closes both: nothing is left behind, and no access was refused.
+    pub fn close(self) {
+        for ((host, card), before) in self.hosts.into_iter().zip(&self.cards).zip(&self.before) {
+            host.hca.close().expect("an orderly end");
+            assert_eq!(card.dump(), *before);
+            assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+        }
+    }
+}
+
+/// Calls `probe` until it gives something.
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(value) = probe() {
+            return value;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{what} didn't come");
+}
+
+/// What a test does to a register: offset and true value give another value.
+type Twist = dyn Fn(u64, u32) -> u32 + Send + Sync;
+
+/// A device whose registers a test tampers with.
+pub struct Tampered {
+    inner: Arc<dyn PciDevice>,
+    read: Box<Twist>,
+    write: Box<Twist>,
+}
+
+impl Tampered {
+    /// What the driver reads is changed.
+    pub fn new(card: &Card, read: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: card.seam(), read: Box::new(read), write: Box::new(|_, value| value) })
+    }
+
+    /// What the driver writes is changed.
+    pub fn writing(card: &Card, write: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { inner: card.seam(), read: Box::new(|_, value| value), write: Box::new(write) })
+    }
+}
+
+impl std::fmt::Debug for Tampered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tampered({:?})", self.inner)
+    }
+}
+
+impl PciDevice for Tampered {
+    fn identity(&self) -> &Identity {
+        self.inner.identity()
+    }
+
+    fn config_read(&self, offset: u64, data: &mut [u8]) -> Result<(), RegisterError> {
+        self.inner.config_read(offset, data)
+    }
+
+    fn register(&self, offset: u64) -> Result<u32, RegisterError> {
+        Ok((self.read)(offset, self.inner.register(offset)?))
+    }
+
+    fn set_register(&self, offset: u64, value: u32) -> Result<(), RegisterError> {
+        self.inner.set_register(offset, (self.write)(offset, value))
+    }
+
+    fn dma(&self) -> &DmaSpace {
+        self.inner.dma()
+    }
+
+    fn interrupt(&self, vector: u16) -> Result<EventFd, InterruptError> {
+        self.inner.interrupt(vector)
+    }
+
+    fn enable_interrupts(&self, vectors: u16) -> Result<(), InterruptError> {
+        self.inner.enable_interrupts(vectors)
+    }
+
+    fn disable_interrupts(&self) -> Result<(), InterruptError> {
+        self.inner.disable_interrupts()
+    }
+
+    fn doorbell(&self, uar: u32, kind: DoorbellKind) -> Result<Arc<dyn Doorbell>, RegisterError> {
+        self.inner.doorbell(uar, kind)
+    }
+
+    fn reset(&self) -> Result<ResetKind, ResetError> {
+        self.inner.reset()
+    }
+}
