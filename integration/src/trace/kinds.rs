@@ -68,6 +68,8 @@ const KINDS: &[(Option<Opcode>, &str, Kind)] = &[
     (None, "size.log2_entries", Kind::Ignored),
     (None, "context.rq_size.log2_entries", Kind::Ignored),
     (None, "context.sq_size.log2_entries", Kind::Ignored),
+    (None, "context.rq_size.log2_stride_less_4", Kind::Ignored),
+    (None, "context.sq_size.log2_stride_less_4", Kind::Ignored),
     (None, "interrupt.vector", Kind::Number),
     (None, "completion_eq.eqn", Kind::Of(Object::Eq)),
     (None, "context.send_cqn.number", Kind::Of(Object::Cq)),
