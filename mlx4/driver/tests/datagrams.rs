@@ -132,8 +132,8 @@ fn two_queue_pairs_receive_from_one_shared_queue() {
         common::end::connect(receiver, pair.lids[0], sender.qp.number());
     }
     srq.object().arm(4).unwrap();
-    for id in 0..8u64 {
-        srq.post(id, &[far.memory.piece(id as usize * 64, 64)]).unwrap();
+    for (id, offset) in (0..8).zip((0..).step_by(64)) {
+        srq.post(id, &[far.memory.piece(offset, 64)]).unwrap();
     }
     let mut ids = Vec::new();
     for round in 0..6 {

@@ -18,7 +18,7 @@ fn ping_pong_between_two_hcas_leaves_nothing_behind() {
     for round in 0..200u32 {
         pong.qp.post_receive([(round.into(), &[pong.memory.piece(0, 4096)][..])]).unwrap();
         ping.qp.post_receive([(round.into(), &[ping.memory.piece(8192, 4096)][..])]).unwrap();
-        let message: Vec<u8> = (0..3000).map(|i| (i * 7 + round as usize) as u8).collect();
+        let message: Vec<u8> = (0..=250u8).cycle().skip(round as usize).take(3000).collect();
         ping.memory.write(0, &message).unwrap();
         let pieces = [ping.memory.piece(0, 1000), ping.memory.piece(1000, 2000)];
         ping.qp.post_send(&[request(1, Operation::SendImm([1, 2, 3, 4]), Data::Pieces(&pieces))]).unwrap();

@@ -1,6 +1,7 @@
 //! A fabric, and HCAs of the model on it with this driver.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 pub mod end;
 
