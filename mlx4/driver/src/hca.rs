@@ -8,7 +8,7 @@ use std::time::Duration;
 use mlx4_pci::PciDevice;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::fw::{ModStatCfg, ModStatCfgOp};
-use mlx4_wire::cmd::misc::NOP_AT_ONCE;
+use mlx4_wire::cmd::misc::{NOP_AT_ONCE, SetNode};
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::mad::MAD_SIZE;
 use mlx4_wire::regs::{DeviceId, OWNER_OFFSET, VENDOR_ID};
@@ -31,7 +31,7 @@ use crate::port::{Gid, PortAttributes, Ports};
 use crate::profile::{Layout, Profile};
 use crate::qp::{Qp, QpConfig};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
-use crate::region::{Access, Region, RegionConfig, RegisteredMemory};
+use crate::region::{Access, Region, RegionConfig, RegionInfo, RegisteredMemory};
 use crate::registry::Registry;
 use crate::shared::{AllNumbers, Shared};
 use crate::srq::{Srq, SrqConfig};
@@ -54,6 +54,8 @@ const FIRST_COMPLETION_VECTOR: u16 = 2;
 /// Entries of the event queues for commands and asynchronous events.
 const COMMAND_ENTRIES: u32 = 128;
 const ASYNC_ENTRIES: u32 = 1024;
+/// Input modifier of SET_NODE.
+const SET_NODE_MODIFIER: u32 = 1;
 /// Completion event queues that the driver makes by default, at most.
 const DEFAULT_COMPLETION_EQS: u16 = 4;
 
@@ -182,6 +184,18 @@ impl Hca {
         self.ports.get(port)?.pkeys(&self.shared.commands)
     }
 
+    /// Sets the node description: at most 64 bytes of text, which tools show for the device.
+    ///
+    /// # Errors
+    /// The text is too long, or the device refuses it.
+    pub fn set_node_description(&self, text: &str) -> Result<()> {
+        let mut set = SetNode::new_zeroed();
+        let room = set.node_desc.get_mut(..text.len());
+        room.ok_or(Error::argument("length of the node description", text.len() as u64))?
+            .copy_from_slice(text.as_bytes());
+        Ok(self.shared.commands.give(Opcode::SET_NODE, SET_NODE_MODIFIER, &set)?)
+    }
+
     /// Sends a datagram through a special queue pair of a port.
     ///
     /// # Errors
@@ -219,6 +233,12 @@ impl Hca {
     /// The config isn't one of a region, none is left, or the device refuses it.
     pub fn region(&self, config: &RegionConfig<'_>) -> Result<Region> {
         Region::new(&self.shared, config)
+    }
+
+    /// What a key stands for now.
+    pub fn region_of(&self, key: u32) -> Option<RegionInfo> {
+        // The index of a key is above its variable byte.
+        self.shared.regions.get(key >> 8).map(|info| *info).filter(|info| info.key == key)
     }
 
     /// Memory of the driver's own, registered.
@@ -432,6 +452,7 @@ fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<Hca> {
     let shared = Arc::new(Shared {
         device: Arc::clone(device),
         numbers: AllNumbers::new(&caps, &layout),
+        regions: Registry::new(layout.profile.log2_mpts),
         completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
         queues: Arc::new(Registry::new(layout.profile.log2_qps)),
         completion_eqns,
@@ -524,4 +545,35 @@ fn add(
     let interrupt = hca.shared.device.interrupt(vector)?;
     hca.threads.push(EventThread::start(name, interrupt, reader, handler)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use mlx4_model::fabric::{Fabric, FabricConfig};
+    use mlx4_model::hca::HcaConfig;
+    use mlx4_model::seam::ModelDevice;
+    use mlx4_wire::mad::portinfo::PortState;
+
+    use super::*;
+
+    /// As on a real subnet, a subnet manager alone doesn't make a port ACTIVE.
+    #[test]
+    fn port_whose_driver_does_not_answer_qp0_stays_in_init() {
+        let fabric = Fabric::new(FabricConfig::default()).unwrap();
+        let config = HcaConfig { node_guid: 0x0002_c903_0041_0000, ports: 1, trace: None };
+        let device = Arc::new(ModelDevice::new(config, &fabric).unwrap());
+        let hca = Hca::open(device, &Config { ports: false, ..Config::default() }).unwrap();
+        Ports::init(&hca.shared.commands, 1).unwrap();
+        let state = || hca.port(1).unwrap().state;
+        let start = Instant::now();
+        while state() != PortState::INIT {
+            assert!(start.elapsed() < Duration::from_secs(10), "the link doesn't come up");
+        }
+        // Several times what the subnet manager takes for a port that answers.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(state(), PortState::INIT);
+        hca.close().unwrap();
+    }
 }

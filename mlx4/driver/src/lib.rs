@@ -51,5 +51,5 @@ pub use port::{Gid, PortAttributes};
 pub use profile::Profile;
 pub use qp::{AlternatePath, Attributes, Qp, QpConfig, QpStatus};
 pub use queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
-pub use region::{Access, Region, RegionConfig, RegisteredMemory};
+pub use region::{Access, Region, RegionConfig, RegionInfo, RegisteredMemory};
 pub use srq::{Srq, SrqConfig};

@@ -2,10 +2,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::port::SetPortIb;
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::mad::attr::{GuidInfo, PKeyTable, SlToVlTable};
 use mlx4_wire::mad::portinfo::{Mtu, PortInfo, PortState};
 use mlx4_wire::mad::smp::SmpAttribute;
+use zerocopy::FromZeros;
 
 use crate::caps::{Capabilities, PortCapabilities};
 use crate::cmd::Commands;
@@ -225,11 +227,27 @@ impl Ports {
         index.and_then(|index| self.0.get(index)).ok_or(Error::argument("port", number))
     }
 
-    /// Forgets what has changed.
-    pub(crate) fn changed(&self, number: u8, event: PortEvent) {
-        match self.get(number) {
-            Ok(port) => port.changed(event),
-            Err(_) => log::warn!("{event:?} of port {number}, which isn't there"),
+    /// Forgets what has changed. Says whether there is such a port.
+    pub(crate) fn changed(&self, number: u8, event: PortEvent) -> bool {
+        self.get(number).map(|port| port.changed(event)).is_ok()
+    }
+
+    /// Sets the greatest MTU, and as many virtual lanes as there are buffers for with it.
+    pub(crate) fn configure(&self, commands: &Commands, number: u8) -> Result<()> {
+        let port = self.get(number)?;
+        let mut set = SetPortIb::new_zeroed();
+        // The mask is always set, so it has to be the one that is there.
+        set.cap_mask = port.fresh_info(commands)?.capability_mask.into_bits();
+        set.flags.set_change_mtu(true);
+        set.flags.set_change_vl(true);
+        set.flags.set_mtu_cap(port.caps.max_mtu);
+        let mut lanes = 8;
+        loop {
+            set.flags.set_vl_cap(lanes);
+            match commands.give(Opcode::SET_PORT, number.into(), &set) {
+                Err(error) if error.status() == Some(Status::BAD_SIZE) && lanes > 1 => lanes /= 2,
+                other => return Ok(other?),
+            }
         }
     }
 

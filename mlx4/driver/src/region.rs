@@ -61,6 +61,21 @@ pub struct RegionConfig<'a> {
     pub access: Access,
 }
 
+/// What is known of a region by its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Its key, with the variable byte.
+    pub key: u32,
+    /// Number of its domain.
+    pub pd: u32,
+    /// Virtual address of the first byte.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What may be done with it.
+    pub access: Access,
+}
+
 /// A memory region. The memory stays the caller's, who keeps it mapped until the region is destroyed.
 #[derive(Debug)]
 pub struct Region {
@@ -83,6 +98,14 @@ impl Region {
         let mut index = shared.numbers.mpts.take()?;
         match Self::enter(shared, config, pages, index.get()) {
             Ok((key, mtt)) => {
+                let info = RegionInfo {
+                    key,
+                    pd: config.pd.number(),
+                    address: config.address,
+                    length: config.length,
+                    access: config.access,
+                };
+                shared.regions.insert(index.get(), Arc::new(info));
                 let live = Live::new(shared, "memory region", index);
                 Ok(Self { live, _pd: config.pd.clone(), key, mtt })
             }
@@ -144,6 +167,7 @@ impl Region {
         let index = self.live.number();
         let command = Command::new(Opcode::HW2SW_MPT, index);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        shared.regions.remove(index);
         let mut ends = Ends::default();
         ends.note(shared.icm.forget(&shared.commands, self.mtt));
         ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
@@ -206,8 +230,15 @@ impl RegisteredMemory {
         let pages = Pages::Run { first: buffer.iova(), count, log2_page };
         let (address, length) = (buffer.iova(), buffer.len() as u64);
         let config = RegionConfig { pd, address, length, pages: &[], log2_page, access };
-        let region = Region::over(shared, &config, &pages)?;
-        Ok(Self { region, buffer })
+        match Region::over(shared, &config, &pages) {
+            Ok(region) => Ok(Self { region, buffer }),
+            Err(error) => {
+                if !error.is_unanswered() {
+                    buffer.release()?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The region.

@@ -12,6 +12,7 @@ use crate::icm::{FirmwareMemory, Icm};
 use crate::numbers::Numbers;
 use crate::profile::Layout;
 use crate::queues::Work;
+use crate::region::RegionInfo;
 use crate::registry::Registry;
 
 /// Queue pair numbers that CONF_SPECIAL_QP takes: QP0 and QP1 of both ports, and four that nobody uses.
@@ -74,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) icm: Icm,
     pub(crate) numbers: AllNumbers,
     pub(crate) completions: Arc<Registry<CompletionSink>>,
+    /// Regions by the index in their key.
+    pub(crate) regions: Registry<RegionInfo>,
     /// The queues of queue pairs that this process posts to.
     pub(crate) queues: Arc<Registry<Work>>,
     /// Numbers of the event queues for completions.

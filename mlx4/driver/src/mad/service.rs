@@ -73,6 +73,7 @@ impl MadService {
         let thread = std::thread::Builder::new().name(THREAD.into()).spawn(work).map_err(host("a thread"))?;
         let service = Self { core, thread: Mutex::new(Some(thread)), wake, stop };
         for port in ports.iter() {
+            ports.configure(&shared.commands, port.number)?;
             Ports::init(&shared.commands, port.number)?;
         }
         Ok(service)

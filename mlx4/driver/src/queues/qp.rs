@@ -141,7 +141,7 @@ impl QueuePair {
             buffer: Memory::ring(&pages),
             record: if receive.is_some() { memory.record() } else { 0 },
         };
-        let qp = Qp::new(shared, number, &qp_config)?;
+        let qp = memory.unless_kept(Qp::new(shared, number, &qp_config))?;
         let qp = if is_qp0 { qp.into_qp0() } else { qp };
         let work = Arc::new(work);
         shared.queues.insert(qp.number(), Arc::clone(&work));

@@ -46,7 +46,7 @@ impl SharedReceiveQueue {
         let pages = memory.pages();
         let record = memory.record();
         let config = SrqConfig { geometry, pd, ring: Memory::ring(&pages), record };
-        let srq = Srq::new(shared, number, &config)?;
+        let srq = memory.unless_kept(Srq::new(shared, number, &config))?;
         Ok(Self { srq, memory, ring: Arc::new(SharedRing(Mutex::new(ring))) })
     }
 

@@ -1,6 +1,9 @@
 //! A fabric, and HCAs of the model on it with this driver.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+pub mod end;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -20,6 +23,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Hands events to a test.
 pub struct Events(Mutex<Sender<Event>>);
+
+impl Events {
+    pub fn new(sender: Sender<Event>) -> Self {
+        Self(Mutex::new(sender))
+    }
+}
 
 impl EventSink for Events {
     fn event(&self, event: &Event) {
@@ -59,7 +68,7 @@ impl Card {
     /// Opens the driver, with a small profile.
     pub fn open(&self) -> Host {
         let (sender, events) = channel();
-        let config = Config { events: Arc::new(Events(Mutex::new(sender))), ..config() };
+        let config = Config { events: Arc::new(Events::new(sender)), ..config() };
         let hca = Hca::open(self.seam(), &config).expect("the driver opens");
         Host { hca, events }
     }
@@ -98,6 +107,34 @@ impl Host {
     }
 }
 
+/// Two HCAs on one fabric, both ACTIVE, and their LIDs.
+pub struct Pair {
+    pub cards: [Card; 2],
+    pub hosts: [Host; 2],
+    pub lids: [u16; 2],
+    before: [String; 2],
+}
+
+impl Pair {
+    pub fn new(guid: u64) -> Self {
+        let fabric = fabric();
+        let cards = [guid, guid + 0x100].map(|guid| Card::new(&fabric, guid, 1));
+        let before = [cards[0].dump(), cards[1].dump()];
+        let hosts = [cards[0].open(), cards[1].open()];
+        let lids = [hosts[0].active(1), hosts[1].active(1)];
+        Self { cards, hosts, lids, before }
+    }
+
+    /// Closes both: nothing is left behind, and no access was refused.
+    pub fn close(self) {
+        for ((host, card), before) in self.hosts.into_iter().zip(&self.cards).zip(&self.before) {
+            host.hca.close().expect("an orderly end");
+            assert_eq!(card.dump(), *before);
+            assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+        }
+    }
+}
+
 /// Calls `probe` until it gives something.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -110,18 +147,45 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     panic!("{what} didn't come");
 }
 
-/// What a test does to a register that is read: offset and true value give the value that the driver sees.
+/// What a test does to a register: offset and true value give another value.
 type Twist = dyn Fn(u64, u32) -> u32 + Send + Sync;
 
 /// A device whose registers a test tampers with.
 pub struct Tampered {
     inner: Arc<dyn PciDevice>,
     read: Box<Twist>,
+    write: Box<Twist>,
+    /// Whether doorbells of a kind are lost.
+    loses: fn(DoorbellKind) -> bool,
+}
+
+/// A doorbell whose rings are lost.
+#[derive(Debug)]
+struct LostDoorbell;
+
+impl Doorbell for LostDoorbell {
+    fn ring(&self, _: u64) {}
 }
 
 impl Tampered {
+    fn over(card: &Card) -> Self {
+        let same = |_, value| value;
+        Self { inner: card.seam(), read: Box::new(same), write: Box::new(same), loses: |_| false }
+    }
+
+    /// Doorbells of some kinds are lost.
+    pub fn losing(card: &Card, loses: fn(DoorbellKind) -> bool) -> Arc<Self> {
+        Arc::new(Self { loses, ..Self::over(card) })
+    }
+
+    /// What the driver reads is changed.
     pub fn new(card: &Card, read: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: card.seam(), read: Box::new(read) })
+        Arc::new(Self { read: Box::new(read), ..Self::over(card) })
+    }
+
+    /// What the driver writes is changed.
+    pub fn writing(card: &Card, write: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { write: Box::new(write), ..Self::over(card) })
     }
 }
 
@@ -145,7 +209,7 @@ impl PciDevice for Tampered {
     }
 
     fn set_register(&self, offset: u64, value: u32) -> Result<(), RegisterError> {
-        self.inner.set_register(offset, value)
+        self.inner.set_register(offset, (self.write)(offset, value))
     }
 
     fn dma(&self) -> &DmaSpace {
@@ -165,7 +229,7 @@ impl PciDevice for Tampered {
     }
 
     fn doorbell(&self, uar: u32, kind: DoorbellKind) -> Result<Arc<dyn Doorbell>, RegisterError> {
-        self.inner.doorbell(uar, kind)
+        if (self.loses)(kind) { Ok(Arc::new(LostDoorbell)) } else { self.inner.doorbell(uar, kind) }
     }
 
     fn reset(&self) -> Result<ResetKind, ResetError> {

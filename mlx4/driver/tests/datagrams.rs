@@ -1,0 +1,158 @@
+//! Datagrams, multicast and a shared receive queue through the driver on the model.
+
+mod common;
+
+use common::Pair;
+use common::end::{End, SIGNALLED, sent};
+use mlx4::{GlobalRoute, Path, QueuePairConfig};
+use mlx4_queue::geometry::{SendSize, Service};
+use mlx4_queue::request::{Data, Destination, Operation, SendRequest};
+use mlx4_queue::{Completed, Completion, Received};
+
+const QKEY: u32 = 0x1234;
+
+fn received(completion: &Completion) -> Received {
+    match completion.outcome {
+        Completed::Received(received) => received,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn datagram<'a>(wr_id: u64, data: Data<'a>, to: &'a Destination) -> SendRequest<'a> {
+    SendRequest { wr_id, operation: Operation::Send, data, flags: SIGNALLED, destination: Some(to) }
+}
+
+#[test]
+fn datagram_arrives_with_its_source_behind_40_bytes() {
+    let pair = Pair::new(0x0002_c903_0011_0000);
+    let ends = [0, 1].map(|i: usize| End::new(&pair.hosts[i].hca, Service::Ud));
+    ends.iter().for_each(|end| end.start_datagrams(QKEY));
+    let [near, far] = &ends;
+    far.qp.post_receive([(7, &[far.memory.piece(0, 4096)][..])]).unwrap();
+    let dgid = pair.hosts[1].hca.gids(1).unwrap()[0];
+    let grh = GlobalRoute { dgid, sgid_index: 0, hop_limit: 1, traffic_class: 0, flow_label: 0 };
+    let path = Path { grh: Some(grh), ..Path::local(1, pair.lids[1], 3) };
+    let av = pair.hosts[0].hca.address_vector(&near.pd, &path).unwrap();
+    let to = Destination { av, qpn: far.qp.number(), qkey: QKEY };
+    near.qp.post_send(&[datagram(1, Data::Inline(&[b"a datagram"]), &to)]).unwrap();
+    sent(near, 1);
+    let completion = far.completion();
+    let message = received(&completion);
+    assert_eq!((completion.wr_id, message.bytes), (7, 50));
+    assert_eq!((message.source_qpn, message.slid, message.sl), (near.qp.number(), pair.lids[0], 3));
+    assert!(message.grh);
+    let mut payload = [0; 10];
+    far.memory.read(40, &mut payload).unwrap();
+    assert_eq!(&payload, b"a datagram");
+    ends.into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn multicast_reaches_who_is_attached_and_nobody_after_it_is_detached() {
+    let pair = Pair::new(0x0002_c903_0012_0000);
+    let hca = &pair.hosts[0].hca;
+    let ends: Vec<End> = (0..4).map(|_| End::new(hca, Service::Ud)).collect();
+    ends.iter().for_each(|end| end.start_datagrams(QKEY));
+    let mut group = [0; 16];
+    group[..4].copy_from_slice(&[0xff, 0x12, 0x40, 0x1b]);
+    group[15] = 9;
+    let (sender, members) = ends.split_first().unwrap();
+    for member in members {
+        hca.attach_multicast(member.qp.object(), &group, false).unwrap();
+        // A second time changes nothing.
+        hca.attach_multicast(member.qp.object(), &group, false).unwrap();
+        member.qp.post_receive([(1, &[member.memory.piece(0, 4096)][..])]).unwrap();
+    }
+    hca.detach_multicast(members[1].qp.object(), &group).unwrap();
+    let grh = GlobalRoute { dgid: group, sgid_index: 0, hop_limit: 0, traffic_class: 0, flow_label: 0 };
+    let path = Path { grh: Some(grh), ..Path::local(1, 0xc000, 0) };
+    let av = hca.address_vector(&sender.pd, &path).unwrap();
+    let to = Destination { av, qpn: 0xff_ffff, qkey: QKEY };
+    sender.qp.post_send(&[datagram(1, Data::Inline(&[b"to all"]), &to)]).unwrap();
+    sent(sender, 1);
+    for member in [&members[0], &members[2]] {
+        assert_eq!(received(&member.completion()).bytes, 46);
+    }
+    assert_eq!(members[1].cq.poll(1, |_| {}).unwrap(), 0);
+    hca.detach_multicast(members[0].qp.object(), &group).unwrap();
+    hca.detach_multicast(members[2].qp.object(), &group).unwrap();
+    assert!(hca.detach_multicast(members[2].qp.object(), &group).is_err());
+    ends.into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn many_groups_share_chains_and_all_can_be_left() {
+    let pair = Pair::new(0x0002_c903_0013_0000);
+    let hca = &pair.hosts[0].hca;
+    let end = End::new(hca, Service::Ud);
+    let group = |n: u8| {
+        let mut group = [0; 16];
+        group[0] = 0xff;
+        // The hash of the model spreads little over these.
+        (group[7], group[15]) = (n, n);
+        group
+    };
+    // More groups than the table's hash reaches without chains.
+    for n in 0..100 {
+        hca.attach_multicast(end.qp.object(), &group(n), false).unwrap();
+    }
+    for n in (0..100).step_by(3).chain((0..100).filter(|n| n % 3 != 0)) {
+        hca.detach_multicast(end.qp.object(), &group(n)).unwrap();
+    }
+    for n in 0..100 {
+        assert!(hca.detach_multicast(end.qp.object(), &group(n)).is_err(), "{n}");
+    }
+    end.destroy();
+    pair.close();
+}
+
+#[test]
+fn two_queue_pairs_receive_from_one_shared_queue() {
+    let pair = Pair::new(0x0002_c903_0014_0000);
+    let hca = &pair.hosts[1].hca;
+    let far = End::new(hca, Service::Rc);
+    let srq = hca.shared_receive_queue(&far.pd, 16, 1).unwrap();
+    let config = QueuePairConfig {
+        service: Service::Rc,
+        pd: &far.pd,
+        uar: &far.uar,
+        send_cq: &far.cq,
+        receive_cq: &far.cq,
+        send: SendSize { requests: 4, sges: 1, inline: 0 },
+        receives: 0,
+        receive_sges: 0,
+        srq: Some(&srq),
+    };
+    let receivers = [hca.queue_pair(&config).unwrap(), hca.queue_pair(&config).unwrap()];
+    let senders = [0, 1].map(|_| End::new(&pair.hosts[0].hca, Service::Rc));
+    for (sender, receiver) in senders.iter().zip(&receivers) {
+        sender.connect(pair.lids[1], receiver.number());
+        common::end::connect(receiver, pair.lids[0], sender.qp.number());
+    }
+    srq.object().arm(4).unwrap();
+    for (id, offset) in (0..8).zip((0..).step_by(64)) {
+        srq.post(id, &[far.memory.piece(offset, 64)]).unwrap();
+    }
+    let mut ids = Vec::new();
+    for round in 0..6 {
+        let sender = &senders[round % 2];
+        let request = common::end::request(1, Operation::Send, Data::Inline(&[b"hello"]));
+        sender.qp.post_send(&[request]).unwrap();
+        sent(sender, 1);
+        let completion = far.completion();
+        assert_eq!(completion.qpn, receivers[round % 2].number());
+        ids.push(completion.wr_id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5]);
+    let srqn = srq.object().number();
+    pair.hosts[1].wait_for(mlx4::Event::Srq { srqn, limit: true });
+    assert_eq!(srq.object().limit().unwrap(), 0);
+    receivers.into_iter().for_each(|qp| qp.destroy().unwrap());
+    srq.destroy().unwrap();
+    far.destroy();
+    senders.into_iter().for_each(End::destroy);
+    pair.close();
+}

@@ -1,0 +1,155 @@
+//! What the driver does when the device fails, doesn't answer, or isn't given back.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::end::End;
+use common::{Card, PATIENCE, Tampered, config, fabric};
+use mlx4::{Access, CommandFailure, Config, Error, Event, Hca, Timeouts};
+use mlx4_pci::PciDevice;
+use mlx4_queue::geometry::Service;
+use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
+
+const CONTROL: u64 = HCR_OFFSET + HCR_BYTES - 4;
+const GO: u32 = 1 << 23;
+const EVENT: u32 = 1 << 22;
+
+fn impatient() -> Config {
+    let short = Duration::from_millis(200);
+    Config { timeouts: Timeouts { post: short, short, medium: short, long: short }, ports: false, ..config() }
+}
+
+#[test]
+fn failed_firmware_is_noticed_and_told_and_the_device_can_be_opened_again() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0031_0000, 1);
+    let before = card.dump();
+    let (sender, events) = std::sync::mpsc::channel();
+    let sink = Arc::new(common::Events::new(sender));
+    let config = Config { events: sink, health_interval: Duration::from_millis(20), ..config() };
+    let hca = Hca::open(card.seam(), &config).unwrap();
+    card.device.hca().fail_firmware(0x1234);
+    while events.recv_timeout(PATIENCE).unwrap() != Event::Fatal {}
+    let error = hca.port(1).unwrap_err();
+    assert!(error.to_string().contains("has failed or was closed"), "{error}");
+    assert!(hca.close().is_err());
+    assert_eq!(card.dump(), before);
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    let hca = Hca::open(card.seam(), &config).unwrap();
+    hca.close().unwrap();
+}
+
+#[test]
+fn command_that_is_never_accepted_stops_all_commands() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0032_0000, 1);
+    let stuck = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stuck);
+    let device = Tampered::new(&card, move |offset, value| {
+        if offset == CONTROL && flag.load(Ordering::SeqCst) { value | GO } else { value }
+    });
+    let hca = Hca::open(device, &impatient()).unwrap();
+    stuck.store(true, Ordering::SeqCst);
+    let failure = |error: Error| match error {
+        Error::Command(error) => error.failure,
+        other => panic!("{other}"),
+    };
+    assert!(matches!(failure(hca.port(1).unwrap_err()), CommandFailure::Busy(_)));
+    assert!(matches!(failure(hca.port(1).unwrap_err()), CommandFailure::Dead));
+    assert!(hca.close().is_err());
+    assert_eq!(card.device.dma().quarantined(), 0, "the reset has freed everything");
+}
+
+#[test]
+fn command_whose_event_is_lost_costs_its_place_and_no_other() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0033_0000, 1);
+    let before = card.dump();
+    let lose = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&lose);
+    // The device is told to report no event, so the driver waits in vain.
+    let device = Tampered::writing(&card, move |offset, value| {
+        if offset == CONTROL && flag.swap(false, Ordering::SeqCst) { value & !EVENT } else { value }
+    });
+    let hca = Hca::open(device, &impatient()).unwrap();
+    let pd = hca.pd().unwrap();
+    let uar = hca.uar().unwrap();
+    lose.store(true, Ordering::SeqCst);
+    let error = hca.port(1).unwrap_err();
+    assert!(error.to_string().contains("did not end within"), "{error}");
+    hca.port(1).unwrap();
+    // One in the middle of making an object: its memory must stay mapped, since the device may have it.
+    let memory = hca.memory(&pd, 4096, Access::LOCAL).unwrap();
+    lose.store(true, Ordering::SeqCst);
+    assert!(hca.completion_queue(16, &uar, 0, || {}).is_err());
+    assert_ne!(card.device.dma().quarantined(), 0);
+    memory.destroy().unwrap();
+    let in_use = hca.close();
+    assert!(in_use.is_ok() || matches!(in_use, Err(Error::InUse(_))), "{in_use:?}");
+    card.device.reset().unwrap();
+    assert_eq!(card.dump(), before);
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
+fn objects_in_use_at_close_are_counted_and_the_device_is_reset() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0034_0000, 1);
+    let before = card.dump();
+    let host = card.open();
+    let end = End::new(&host.hca, Service::Rc);
+    let error = host.hca.close().unwrap_err();
+    assert!(matches!(error, Error::InUse(3)), "{error}");
+    assert_eq!(card.dump(), before);
+    assert!(end.qp.destroy().is_ok(), "it never left RESET");
+    assert!(end.cq.destroy().is_err());
+    assert!(end.memory.destroy().is_err());
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
+fn device_that_vanishes_is_noticed() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0035_0000, 1);
+    let gone = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&gone);
+    let device =
+        Tampered::new(&card, move |_, value| if flag.load(Ordering::SeqCst) { u32::MAX } else { value });
+    let (sender, events) = std::sync::mpsc::channel();
+    let sink = Arc::new(common::Events::new(sender));
+    let config = Config { events: sink, health_interval: Duration::from_millis(20), ..impatient() };
+    let hca = Hca::open(device, &config).unwrap();
+    gone.store(true, Ordering::SeqCst);
+    while events.recv_timeout(PATIENCE).unwrap() != Event::Fatal {}
+    assert!(hca.pkeys(1).is_err());
+    assert!(hca.close().is_err());
+}
+
+#[test]
+fn commands_of_many_threads_are_in_flight_at_once() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0036_0000, 1);
+    let host = card.open();
+    let hca = &host.hca;
+    let pd = hca.pd().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8u32 {
+            let pd = &pd;
+            scope.spawn(move || {
+                for round in 0..40u32 {
+                    if (thread + round) % 2 == 0 {
+                        let memory = hca.memory(pd, 64 << 10, Access::LOCAL).unwrap();
+                        memory.destroy().unwrap();
+                    } else {
+                        assert_eq!(hca.port(1).unwrap().gids, 128);
+                    }
+                }
+            });
+        }
+    });
+    host.hca.close().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
