@@ -30,6 +30,8 @@ mod running;
 mod runset;
 mod srq;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tpt;
 mod uar;
 
