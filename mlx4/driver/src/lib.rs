@@ -24,6 +24,7 @@ mod handlers;
 mod hca;
 mod health;
 mod icm;
+mod lifecycle;
 mod mad;
 mod multicast;
 mod numbers;

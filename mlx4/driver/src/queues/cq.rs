@@ -91,7 +91,8 @@ impl CompletionQueue {
         });
         let pages = memory.pages();
         let record = memory.record();
-        let config = CqConfig { geometry, ring: Memory::ring(&pages), record, uar, vector };
+        let log2_entries = geometry.log2_entries();
+        let config = CqConfig { log2_entries, ring: Memory::ring(&pages), record, uar, vector };
         let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
         let poller = Poller { ring: Mutex::new(ring), queues: Arc::clone(&shared.queues) };
         Ok(Self { cq, memory, poller: Arc::new(poller) })
