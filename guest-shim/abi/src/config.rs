@@ -133,11 +133,11 @@ layout! {
     size = 256;
     /// The configuration space. All of it is read-only.
     pub struct Config {
-        /// [`MAGIC`].
+        /// The bytes `virtrdma`.
         pub magic: [u8; 8],
-        /// [`VERSION_MAJOR`].
+        /// Major version of the ABI: 1.
         pub version_major: U16,
-        /// [`VERSION_MINOR`].
+        /// Minor version of the ABI: 0.
         pub version_minor: U16,
         /// Number of the HCA's present life; it changes when the guest's objects were lost.
         pub generation: U32,
@@ -145,9 +145,9 @@ layout! {
         pub state: DeviceState,
         /// Number of ports, counted from 1.
         pub ports: u8,
-        /// Number of completion vectors, 1 to [`crate::queue::MAX_VECTORS`].
+        /// Number of completion vectors, 1 to 8.
         pub completion_vectors: u8,
-        /// Number of doorbell-kick queues, 1 to [`crate::queue::MAX_KICKS`].
+        /// Number of doorbell-kick queues, 1 to 4.
         pub kick_queues: u8,
         /// The format of rings, and of `format` below.
         pub queue_format: QueueFormat,
@@ -163,7 +163,7 @@ layout! {
         pub max_registered_bytes: U64,
         /// Most UARs.
         pub max_uars: U32,
-        /// Most slots of a doorbell area, at most [`crate::doorbell::MAX_SLOTS`].
+        /// Most slots of a doorbell area, at most 4096.
         pub max_slots: U32,
         /// Asynchronous events that the device keeps while the driver has no buffer for them.
         pub max_events: U32,

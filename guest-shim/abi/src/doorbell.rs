@@ -32,7 +32,7 @@ layout! {
     /// The header page. The device writes it before it answers `ALLOC_UAR`; later the driver writes the summary
     /// words, and the device those and the sleeping flag.
     pub struct AreaHeader {
-        /// [`AREA_VERSION`].
+        /// Version of the layout: 1.
         pub version: U32,
         /// Number of slots.
         pub slots: U32,

@@ -37,7 +37,7 @@ codes! {
         SRQ_ERR = 14,
         /// An SRQ fell below its limit.
         SRQ_LIMIT_REACHED = 15,
-        /// The last request of an SRQ was taken by a queue pair that is in error.
+        /// A queue pair in error has taken the last request that it takes from its SRQ.
         QP_LAST_WQE_REACHED = 16,
         /// The subnet manager asks for registrations to be renewed.
         CLIENT_REREGISTER = 17,

@@ -27,7 +27,9 @@ layout! {
         /// Index of the P_Key.
         pub pkey_index: U16,
         /// Zero.
-        pub reserved: Reserved<6>,
+        pub reserved: Reserved<2>,
+        /// The generation that the agent is of.
+        pub generation: U32,
         /// The way there.
         pub path: AhAttributes,
     }

@@ -1,8 +1,9 @@
 //! Tests of the doorbell area, with real threads on both sides.
 
 use std::boxed::Box;
+use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::vec::Vec;
 use std::{thread, vec};
 
@@ -103,7 +104,7 @@ fn bits_of_slots_beyond_the_area_are_dropped() {
 }
 
 /// Four threads ring all slots in a scattered order, each value greater than the last; the reader sleeps
-/// whenever it may, and only kicks wake it.
+/// at first and whenever it may, and only kicks wake it.
 #[test]
 fn threads_that_ring_back_to_back_lose_nothing() {
     const WRITERS: u32 = 4;
@@ -111,14 +112,15 @@ fn threads_that_ring_back_to_back_lose_nothing() {
     let area = area(MAX_SLOTS);
     let done = AtomicBool::new(false);
     let (kick, kicks) = mpsc::channel();
+    let start = Barrier::new(WRITERS as usize + 1);
     let mut last = vec![0u64; MAX_SLOTS as usize];
-    let mut sleeps = 0u32;
 
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (area, kick) = (&area, kick.clone());
+                let (area, start, kick) = (&area, &start, kick.clone());
                 scope.spawn(move || {
+                    start.wait();
                     for round in 1..=ROUNDS {
                         for step in 0..MAX_SLOTS / WRITERS {
                             let slot = (step.wrapping_mul(661) * WRITERS + writer) % MAX_SLOTS;
@@ -141,6 +143,10 @@ fn threads_that_ring_back_to_back_lose_nothing() {
             }
         });
         let reader = reader(&area, MAX_SLOTS);
+        assert!(reader.prepare_sleep());
+        start.wait();
+        kicks.recv().expect("a kick");
+        reader.wake();
         loop {
             let finished = done.load(Ordering::SeqCst);
             reader.drain(|slot, value| {
@@ -151,7 +157,6 @@ fn threads_that_ring_back_to_back_lose_nothing() {
                 break;
             }
             if reader.prepare_sleep() {
-                sleeps += 1;
                 kicks.recv().expect("a kick");
                 reader.wake();
             }
@@ -160,5 +165,84 @@ fn threads_that_ring_back_to_back_lose_nothing() {
     });
 
     assert!(last.iter().all(|value| *value == ROUNDS), "a last ring was lost");
-    assert!(sleeps > 0);
+}
+
+/// An area of which one side's access number `at` (counted from 0) finds that the other side has just acted.
+struct Interrupted<'a> {
+    area: &'a [AtomicU64],
+    at: usize,
+    accesses: Cell<usize>,
+    act: &'a dyn Fn(),
+}
+
+impl Words for Interrupted<'_> {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        if self.accesses.replace(self.accesses.get() + 1) == self.at {
+            (self.act)();
+        }
+        &self.area[index]
+    }
+}
+
+/// Runs `pass` with an area whose reader is awake and has slot 6 to look at, and `act` before each access in
+/// turn, until `pass` has no more accesses. `pass` checks what must hold.
+fn at_every_access(act: impl Fn(&[AtomicU64]), pass: impl Fn(&Interrupted<'_>)) {
+    for at in 0.. {
+        let area = area(64);
+        reader(&area, 64).wake();
+        assert!(!ring(&*area, 6, 1));
+        let act = || act(&area);
+        let interrupted = Interrupted { area: &area, at, accesses: Cell::new(0), act: &act };
+        pass(&interrupted);
+        if interrupted.accesses.get() <= at {
+            assert!(at >= 4, "the pass has too few accesses");
+            return;
+        }
+    }
+}
+
+#[test]
+fn ring_at_any_point_of_a_readers_pass_is_seen_or_kicks() {
+    let kick = Cell::new(false);
+    at_every_access(
+        |area| kick.set(ring(area, 5, 9)),
+        |area| {
+            let reader = Reader::new(area, 64).expect("a reader");
+            let mut seen = false;
+            reader.drain(|slot, _| seen |= slot == 5);
+            let asleep = reader.prepare_sleep();
+            if area.accesses.get() > area.at && !seen {
+                assert!(!asleep || kick.get(), "lost by access {} of the reader", area.at);
+                reader.drain(|slot, value| seen |= (slot, value) == (5, 9));
+                assert!(seen, "no trace after access {} of the reader", area.at);
+            }
+        },
+    );
+}
+
+#[test]
+fn readers_pass_at_any_point_of_a_ring_loses_nothing() {
+    let pass = Cell::new((0, false));
+    at_every_access(
+        |area| {
+            let reader = reader(area, 64);
+            let mut seen = 0;
+            reader.drain(|slot, value| {
+                if slot == 5 {
+                    seen = value;
+                }
+            });
+            pass.set((seen, reader.prepare_sleep()));
+        },
+        |area| {
+            pass.set((0, false));
+            let kick = ring(area, 5, 9);
+            let (seen, asleep) = pass.get();
+            if area.accesses.get() > area.at && seen != 9 {
+                assert!(!asleep || kick, "lost by access {} of the writer", area.at);
+                let left = drained(&reader(area.area, 64));
+                assert!(left.contains(&(5, 9)), "no trace after access {} of the writer", area.at);
+            }
+        },
+    );
 }

@@ -142,10 +142,12 @@ layout! {
         pub max_cq_count: U16,
         /// Longest time in µs that an event of a CQ may wait.
         pub max_cq_period: U16,
+        /// Longest message in bytes that a UD queue pair segments (LSO); 0: none.
+        pub max_tso: U32,
         /// The board's id (PSID) in ASCII, zero padded.
         pub board_id: [u8; 16],
         /// Must be ignored.
-        pub reserved_end: Reserved<40>,
+        pub reserved_end: Reserved<36>,
     }
 }
 

@@ -22,8 +22,10 @@ codes! {
 }
 
 flags! {
-    /// How a queue pair works (`ibv_qp_create_flags`).
+    /// How a queue pair works (`ibv_qp_create_flags`, bit 0 as in the kernel).
     pub struct QpFlags: U32 as u32 {
+        /// UD: it segments long messages (LSO).
+        UD_LSO = 1 << 0,
         /// Its own multicast messages don't come back to it.
         BLOCK_SELF_MCAST_LB = 1 << 1,
     }
