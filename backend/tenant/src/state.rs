@@ -13,7 +13,7 @@ use crate::events::Events;
 use crate::hca::{DeviceInfo, GuestId, Hca, HcaError, Iova, Piece, RingLayout, RingMemory};
 use crate::host::Host;
 use crate::memory::{GuestMemory, Pins, Range, RegionTable};
-use crate::objects::{Base, Held, Objects};
+use crate::objects::{Base, Held, Objects, Parents};
 use crate::relay::Relay;
 use crate::stats::Counters;
 
@@ -196,13 +196,19 @@ impl State {
         self.quarantined = self.quarantined.saturating_add(1);
     }
 
-    /// Memory after the HCA was asked to create something in it.
-    pub(crate) fn settle<T>(&mut self, held: Held, result: Result<T, HcaError>) -> Result<(T, Held), Reason> {
+    /// Memory after the HCA was asked to create something in it, which uses `parents`.
+    pub(crate) fn settle<T>(
+        &mut self,
+        held: Held,
+        parents: &Parents,
+        result: Result<T, HcaError>,
+    ) -> Result<(T, Held), Reason> {
         match result {
             Ok(created) => Ok((created, held)),
             Err(error) => {
                 if error.leaves_open() {
                     self.quarantine(&held);
+                    self.objects.mark_parents_stuck(parents);
                 } else {
                     self.release(held);
                 }

@@ -155,10 +155,10 @@ impl Pins {
         std::mem::take(&mut self.stuck)
     }
 
-    /// Forgets that chunks are stuck: the HCA was reset.
+    /// Forgets what uses chunks: the HCA was reset.
     pub(crate) fn absolve(&mut self) {
         for chunk in self.chunks.values_mut() {
-            chunk.stuck = false;
+            (chunk.stuck, chunk.users) = (false, 0);
         }
     }
 

@@ -53,11 +53,11 @@ impl CarryOut for CreateCq {
             timestamp,
             ignore_overrun: self.flags.contains(CqFlags::IGNORE_OVERRUN),
         });
-        let (cq, held) = state.settle(held, result).inspect_err(|_| {
+        let parents = Parents { uar: Some(self.uar.get()), ..Parents::default() };
+        let (cq, held) = state.settle(held, &parents, result).inspect_err(|_| {
             slots.free(slot);
             state.events.close(Subject::Cq, handle);
         })?;
-        let parents = Parents { uar: Some(self.uar.get()), ..Parents::default() };
         state.objects.use_parents(&parents);
         let base = Base::new(cq.id, cq.number, held, parents);
         let handle = state.objects.cqs.insert(Cq { base, slot, record }).ok_or(Reason::OBJECT_LIMIT)?;
@@ -87,7 +87,7 @@ impl CarryOut for ResizeCq {
         let ring = state.ring(request, record.guest_address(), layout)?;
         let held = state.hold_ring(&ring)?;
         let result = state.hca().resize_cq(id, &geometry, ring.pieces());
-        let ((), held) = state.settle(held, result)?;
+        let ((), held) = state.settle(held, &Parents::default(), result)?;
         let cq = found(state.objects.cqs.get_mut(self.cq.get()))?;
         let old = std::mem::replace(&mut cq.base.held, held);
         state.release(old);

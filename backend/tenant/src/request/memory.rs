@@ -66,8 +66,8 @@ impl CarryOut for RegMr {
         let held = state.hold(&ranges, sum(&ranges))?;
         let pages = state.pieces(&ranges);
         let result = state.hca().create_mr(&MrSpec { pd, access, start, length, pages: &pages });
-        let ((id, keys), held) = state.settle(held, result)?;
         let parents = Parents::pd(self.pd.get());
+        let ((id, keys), held) = state.settle(held, &parents, result)?;
         state.objects.use_parents(&parents);
         let base = Base::new(id, keys.lkey, held, parents);
         let mr = Mr { base, writes: access.local_write, writable };
@@ -93,10 +93,11 @@ impl CarryOut for AllocMw {
         };
         let pd = state.objects.pd(self.pd.get())?;
         state.objects.mws.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
-        let mw = state.hca().alloc_mw(pd, kind).map_err(|error| error.reason())?;
         let parents = Parents::pd(self.pd.get());
+        let result = state.hca().alloc_mw(pd, kind);
+        let (mw, held) = state.settle(Held::default(), &parents, result)?;
         state.objects.use_parents(&parents);
-        let base = Base::new(mw.id, mw.number, Held::default(), parents);
+        let base = Base::new(mw.id, mw.number, held, parents);
         let handle = state.objects.mws.insert(base).ok_or(Reason::OBJECT_LIMIT)?;
         Ok(MwAllocated { mw: U32::new(handle), rkey: U32::new(mw.number) })
     }

@@ -166,7 +166,7 @@ impl CarryOut for CreateQp {
             lso: self.flags.contains(QpFlags::UD_LSO),
             block_loopback: self.flags.contains(QpFlags::BLOCK_SELF_MCAST_LB),
         });
-        let (qp, held) = state.settle(held, result).inspect_err(|_| {
+        let (qp, held) = state.settle(held, &parents, result).inspect_err(|_| {
             if let (Some(slots), Some(slot)) = (slots, slot) {
                 slots.free(slot);
             }

@@ -57,7 +57,7 @@ impl CarryOut for CreateSrq {
             geometry,
             memory: ring.memory(),
         });
-        let (srq, held) = state.settle(held, result).inspect_err(|_| {
+        let (srq, held) = state.settle(held, &parents, result).inspect_err(|_| {
             state.events.close(Subject::Srq, handle);
         })?;
         state.objects.use_parents(&parents);
