@@ -150,6 +150,9 @@ impl State {
 
     /// The HCA is lost.
     pub(crate) fn stop(&mut self) {
+        if self.closed {
+            return;
+        }
         self.phase = Phase::Starting;
         self.silence_all();
         self.close_areas();
@@ -157,6 +160,9 @@ impl State {
 
     /// The HCA was reset.
     pub(crate) fn device_lost(&mut self, generation: u32) {
+        if self.closed {
+            return;
+        }
         self.stop();
         self.unregister_all();
         self.objects = Objects::new(&self.config.limits);
@@ -171,6 +177,9 @@ impl State {
 
     /// The HCA works again.
     pub(crate) fn device_ready(&mut self, sink: Arc<dyn EventSink>) -> Result<(), MemoryError> {
+        if self.closed {
+            return Ok(());
+        }
         self.guest = self.hca().attach(sink).map_err(|error| {
             self.phase = Phase::Failed;
             MemoryError::Attach(error)

@@ -322,7 +322,8 @@ pub trait Hca: Send + Sync + std::fmt::Debug {
     /// [`HcaError`].
     fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError>;
 
-    /// Undoes [`Hca::attach_mcast`].
+    /// Undoes [`Hca::attach_mcast`]. If that fails the queue pair's number stays out of use until the HCA's reset,
+    /// also when the queue pair itself is destroyed.
     ///
     /// # Errors
     /// [`HcaError`].

@@ -13,6 +13,7 @@ use zerocopy::FromZeros;
 
 use super::memory::region;
 use super::scene::{MEMORY, Scene, call, create_qp, reg_mr};
+use crate::Limits;
 use crate::hca::{AsyncKind, HcaError};
 
 fn destroy_qp(qp: u32) -> DestroyQp {
@@ -216,4 +217,20 @@ fn loss_of_the_hca_forgets_everything_and_changes_the_generation() {
     assert!(call(&scene.tenant, &AllocPd {}, &[], SegmentMode::DIRECT, 9).is_ok());
     scene.tenant.close();
     assert_empty(&scene);
+}
+
+#[test]
+fn events_beyond_the_limit_are_counted_and_the_guest_is_told_how_many() {
+    let scene = Scene::with(Limits { events: 2, ..Limits::default() });
+    scene.basics();
+    for _ in 0..5 {
+        scene.hca.raise_last("qp", Some(AsyncKind::CommunicationEstablished));
+    }
+    let mut events = Vec::new();
+    scene.tenant.events().deliver(|event| {
+        events.push((event.event_type, event.lost.get()));
+        true
+    });
+    assert_eq!(events, [(EventType::COMM_EST, 3), (EventType::COMM_EST, 0)]);
+    scene.tenant.close();
 }
