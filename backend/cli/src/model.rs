@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -22,6 +23,9 @@ use crate::dump::DumpServer;
 const FIRST_GUID: u64 = 0x0002_c903_00a0_0000;
 /// Distance of the cards' GUIDs; a card uses four.
 const GUID_STEP: u64 = 0x10;
+
+/// How long links train. Drivers in VMs are slow to get ready for the first SMP.
+const LINK_TRAINING: Duration = Duration::from_secs(1);
 
 /// Arguments of `paraverbs model`.
 #[derive(Debug, Args)]
@@ -55,7 +59,8 @@ pub(crate) fn run(args: &ModelArgs) -> Result<()> {
     // Before anything that has to be cleaned up.
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't wait for signals")?;
     let trace = args.trace.as_deref().map(open_trace).transpose()?.map(Arc::new);
-    let fabric = Fabric::new(FabricConfig::default()).context("can't make the fabric")?;
+    let fabric = Fabric::new(FabricConfig { training: LINK_TRAINING, ..FabricConfig::default() })
+        .context("can't make the fabric")?;
     let guids = (FIRST_GUID..).step_by(usize::try_from(GUID_STEP)?);
     let cards = args
         .sockets

@@ -19,6 +19,7 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -57,6 +58,10 @@ pub struct FabricConfig {
     /// Entries of the P_Key table by which each external port can drop packets; 0 for a switch that can't.
     /// The built-in subnet manager turns it on where it can.
     pub partition_enforcement_cap: u16,
+    /// How long a link trains before it is up, once both ends are polling. Real ones take about a second,
+    /// and drivers count on some time between INIT_PORT and the first packet: Linux registers its agents
+    /// after it, and complains of an SMP that comes before.
+    pub training: Duration,
     /// The built-in subnet manager; without it every port stays in INIT until another one comes.
     pub subnet_manager: Option<SmConfig>,
 }
@@ -68,6 +73,7 @@ impl Default for FabricConfig {
             ports: 36,
             description: "paraverbs model switch".into(),
             partition_enforcement_cap: 0,
+            training: Duration::ZERO,
             subnet_manager: Some(SmConfig::default()),
         }
     }
@@ -105,6 +111,7 @@ pub enum FabricError {
 /// long as something is plugged in.
 pub struct Fabric {
     switch: Arc<Switch>,
+    training: Duration,
     _manager: Option<SubnetManager>,
 }
 
@@ -119,7 +126,7 @@ impl Fabric {
         };
         let start = |config| SubnetManager::start(config, connect).map_err(FabricError::Thread);
         let manager = config.subnet_manager.map(start).transpose()?;
-        Ok(Arc::new(Self { switch, _manager: manager }))
+        Ok(Arc::new(Self { switch, training: config.training, _manager: manager }))
     }
 
     /// Plugs an endpoint into the lowest free port of the switch. There is no link before
@@ -128,7 +135,7 @@ impl Fabric {
     pub fn plug(&self, endpoint: Arc<dyn Endpoint>) -> Result<Plug, FabricError> {
         let port = self.switch.plug(&endpoint);
         let port = port.ok_or_else(|| FabricError::NoFreePort(self.switch.node().num_ports()))?;
-        Ok(Plug::new(self.switch.clone(), port))
+        Ok(Plug::new(self.switch.clone(), port, self.training))
     }
 
     /// Plugs an endpoint into a certain port of the switch, from 1.
@@ -136,7 +143,7 @@ impl Fabric {
         if !self.switch.plug_at(port, &endpoint) {
             return Err(FabricError::PortTaken(port));
         }
-        Ok(Plug::new(self.switch.clone(), port))
+        Ok(Plug::new(self.switch.clone(), port, self.training))
     }
 }
 

@@ -1,7 +1,9 @@
 //! An endpoint's end of its cable.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Endpoint;
 use super::packet::Packet;
@@ -12,11 +14,42 @@ use super::switch::Switch;
 pub struct Plug {
     switch: Arc<Switch>,
     port: u8,
+    training: Duration,
+    wish: Arc<Wish>,
+}
+
+/// What the endpoint last asked of its link.
+#[derive(Default)]
+struct Wish(Mutex<Asked>);
+
+#[derive(Default)]
+struct Asked {
+    /// Counts the requests.
+    number: u64,
+    up: bool,
+    /// When the link has trained.
+    due: Option<Instant>,
+    /// A thread waits for that: one at a time, however often drivers ask.
+    awaited: bool,
+}
+
+impl Wish {
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a request in.
+    fn ask(&self, up: bool, due: Option<Instant>) -> MutexGuard<'_, Asked> {
+        let mut asked = self.lock();
+        asked.number += 1;
+        (asked.up, asked.due) = (up, due);
+        asked
+    }
 }
 
 impl Plug {
-    pub(super) fn new(switch: Arc<Switch>, port: u8) -> Self {
-        Self { switch, port }
+    pub(super) fn new(switch: Arc<Switch>, port: u8, training: Duration) -> Self {
+        Self { switch, port, training, wish: Arc::default() }
     }
 
     /// The switch's port, from 1.
@@ -25,10 +58,26 @@ impl Plug {
     }
 
     /// The endpoint's port is polling for a far end, or not any more. While it is there is a link, unless
-    /// subnet management disabled the switch's side; [`Endpoint::link_changed`] tells, before this returns
-    /// unless the link is being changed by another thread as well.
+    /// subnet management disabled the switch's side; [`Endpoint::link_changed`] tells. A link comes up when
+    /// the fabric's training time is over; without one, and when the link goes down, the endpoint hears of
+    /// it before this returns, unless the link is being changed by another thread as well.
     pub fn set_link(&self, up: bool) {
-        self.switch.set_polling(self.port, up);
+        if !up || self.training.is_zero() {
+            drop(self.wish.ask(up, None));
+            self.switch.set_polling(self.port, up);
+            return;
+        }
+        let mut asked = self.wish.ask(true, Some(Instant::now() + self.training));
+        if std::mem::replace(&mut asked.awaited, true) {
+            return;
+        }
+        drop(asked);
+        let (switch, wish, port) = (Arc::downgrade(&self.switch), self.wish.clone(), self.port);
+        let thread = thread::Builder::new().name("mlx4-train".into());
+        if thread.spawn(move || train(&switch, port, &wish)).is_err() {
+            self.wish.lock().awaited = false;
+            self.switch.set_polling(self.port, true);
+        }
     }
 
     /// Sends a packet; runs [`Endpoint::receive`] of whoever it reaches. It is dropped silently if it may
@@ -53,8 +102,38 @@ impl Plug {
     }
 }
 
+/// Brings a link up when it is due, until nothing is due any more.
+fn train(switch: &Weak<Switch>, port: u8, wish: &Wish) {
+    loop {
+        let mut asked = wish.lock();
+        let Some(due) = asked.due else {
+            asked.awaited = false;
+            return;
+        };
+        let wait = due.saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            drop(asked);
+            thread::sleep(wait);
+            continue;
+        }
+        asked.due = None;
+        let number = asked.number;
+        drop(asked);
+        let Some(switch) = switch.upgrade() else { continue };
+        switch.set_polling(port, true);
+        // Asked to go down in between, the link must not stay up.
+        let asked = wish.lock();
+        let taken_back = asked.number != number && !asked.up;
+        drop(asked);
+        if taken_back {
+            switch.set_polling(port, false);
+        }
+    }
+}
+
 impl Drop for Plug {
     fn drop(&mut self) {
+        drop(self.wish.ask(false, None));
         self.switch.unplug(self.port);
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! Who runs what:
 //! - a store to the HCR executes the command on the storing thread, one command at a time;
-//! - a send doorbell only marks the queue pair; the [`engine`] executes work requests, on its own thread or
+//! - a send doorbell only marks the queue pair; the engine executes work requests, on its own thread or
 //!   on whoever calls [`Hca::run`];
 //! - the engine of the sender does the receiver's part too: payload is copied once, from the memory of one
 //!   HCA to that of the other.
 //!
 //! What is reached through DMA is read once, checked, then used. Every burst of work holds snapshots of
-//! the mappings ([`burst`]); whoever takes a mapping back waits for the bursts that may still use it.
+//! the mappings; whoever takes a mapping back waits for the bursts that may still use it.
 //!
 //! Order of locks: command, send half of a queue pair, receive half (of the far one), SRQ, CQ, EQ.
 
@@ -30,6 +30,8 @@ mod running;
 mod runset;
 mod srq;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tpt;
 mod uar;
 

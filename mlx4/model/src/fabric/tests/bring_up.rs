@@ -1,7 +1,7 @@
 //! Ports come up, stay down, go away and come back.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mlx4_wire::mad::LID_PERMISSIVE;
@@ -15,6 +15,7 @@ use zerocopy::FromZeros;
 
 use super::{Adapter, Lab, SWITCH_GUID};
 use crate::fabric::datagram::Datagram;
+use crate::fabric::packet::Packet;
 use crate::fabric::sm::SmConfig;
 use crate::fabric::{Endpoint, Fabric, FabricConfig};
 use crate::node::trap;
@@ -116,7 +117,7 @@ fn both_ends_get_the_smaller_mtu_and_fewer_lanes() {
     assert!(adapter.node.port(1).unwrap().set_caps(Mtu::B2048, VlCap::VL0_3));
     let endpoint: Arc<dyn Endpoint> = adapter.clone();
     assert!(lab.switch.plug_at(1, &endpoint));
-    adapter.connect(crate::fabric::plug::Plug::new(lab.switch.clone(), 1));
+    adapter.connect(crate::fabric::plug::Plug::new(lab.switch.clone(), 1, std::time::Duration::ZERO));
     lab.settle();
     for port in [adapter.node.port(1).unwrap(), lab.switch.node().port(1).unwrap()] {
         assert_eq!(
@@ -158,7 +159,7 @@ fn request_that_overtakes_the_last_smp_is_answered() {
     adapter.set_eager();
     let endpoint: Arc<dyn Endpoint> = adapter.clone();
     assert!(lab.switch.plug_at(1, &endpoint));
-    adapter.connect(crate::fabric::plug::Plug::new(lab.switch.clone(), 1));
+    adapter.connect(crate::fabric::plug::Plug::new(lab.switch.clone(), 1, std::time::Duration::ZERO));
     lab.settle();
     let answers = adapter.received();
     assert_eq!(answers.len(), 1);
@@ -294,4 +295,40 @@ fn fabric_with_its_own_thread_brings_ports_up_and_stops() {
     adapters[0].plug().set_link(false);
     assert_eq!(adapters[0].state(), PortState::DOWN);
     adapters.iter().for_each(|adapter| adapter.disconnect());
+}
+
+#[test]
+fn trained_link_comes_up_late_and_not_after_it_was_taken_back() {
+    let training = std::time::Duration::from_millis(100);
+    let config = FabricConfig { training, subnet_manager: None, ..FabricConfig::default() };
+    let fabric = Fabric::new(config).unwrap();
+    let up = Arc::new(Mutex::new(Vec::new()));
+    struct Far(Arc<Mutex<Vec<bool>>>);
+    impl Endpoint for Far {
+        fn receive(&self, _: &Packet<'_>) {}
+        fn link_changed(&self, up: bool) {
+            self.0.lock().unwrap().push(up);
+        }
+    }
+    let plug = fabric.plug(Arc::new(Far(up.clone()))).unwrap();
+    plug.set_link(true);
+    assert!(up.lock().unwrap().is_empty());
+    plug.set_link(false);
+    std::thread::sleep(3 * training);
+    assert!(up.lock().unwrap().is_empty());
+    // A driver that asks again and again gets no more than one thread to wait for it.
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "mlx4-train").count()
+    };
+    for _ in 0..1000 {
+        plug.set_link(true);
+    }
+    assert!(threads() < 20, "{} threads", threads());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while up.lock().unwrap().is_empty() && std::time::Instant::now() < deadline {
+        std::thread::sleep(training / 10);
+    }
+    assert_eq!(*up.lock().unwrap(), [true]);
 }

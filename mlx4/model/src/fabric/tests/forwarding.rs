@@ -176,6 +176,6 @@ fn unplugged_endpoint_is_let_go() {
     let endpoint: Arc<dyn Endpoint> = adapter.clone();
     assert!(lab.switch.plug_at(5, &endpoint));
     drop(endpoint);
-    drop(Plug::new(lab.switch.clone(), 5));
+    drop(Plug::new(lab.switch.clone(), 5, std::time::Duration::ZERO));
     assert_eq!(Arc::strong_count(&adapter), 1);
 }

@@ -88,7 +88,7 @@ impl Lab {
         let adapter = Arc::new(Adapter::new(node_guid));
         let endpoint: Arc<dyn Endpoint> = adapter.clone();
         assert!(self.switch.plug_at(port, &endpoint));
-        adapter.connect(Plug::new(self.switch.clone(), port));
+        adapter.connect(Plug::new(self.switch.clone(), port, std::time::Duration::ZERO));
         adapter
     }
 

@@ -278,9 +278,13 @@ fn packets_are_counted_at_both_ports() {
     assert_eq!(a.sent(&lab), good(Opcode::RDMA_WRITE, 0));
     // Three packets of LRH, BTH and ICRC (6 words) with one RETH (4); the ACK has an AETH.
     let data = 3 * 6 + 4 + 513;
-    let differ = |now: [u64; 4], before: [u64; 4]| [0, 1, 2, 3].map(|i| now[i] - before[i]);
-    assert_eq!(differ(counters(&a), before_a), [3, data, 1, 7]);
-    assert_eq!(differ(counters(&b), before_b), [1, 7, 3, data]);
+    // The subnet manager may have sent some more MADs, of 72 words, and got answers.
+    let check = |now: [u64; 4], before: [u64; 4], expected: [u64; 4]| {
+        let more = [0, 1, 2, 3].map(|i| now[i] - before[i] - expected[i]);
+        assert_eq!([more[1], more[3]], [72 * more[0], 72 * more[2]]);
+    };
+    check(counters(&a), before_a, [3, data, 1, 7]);
+    check(counters(&b), before_b, [1, 7, 3, data]);
     // Besides it there were MADs only.
     assert_eq!(lab.machine(&b).hca.counters().payload_bytes.get() % 256, 2050 % 256);
 }

@@ -1,0 +1,45 @@
+//! Our driver on a card behind a real kernel's VFIO: in a guest with a virtual IOMMU, where the model's card
+//! is bound to vfio-pci.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::time::Duration;
+
+use integration::{Model, Rig, VmConfig};
+
+/// Where the card is in the guest.
+const ADDRESS: &str = "0000:01:00.0";
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn our_driver_brings_the_port_up_through_vfio_and_leaves_nothing_behind() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 1, &[]).unwrap();
+    let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
+    let program = integration::program("integration", "rig-driver").unwrap();
+    vm.put("/bin/rig-driver", 0o755, &std::fs::read(program).unwrap()).unwrap();
+    let untouched = model.dump().unwrap();
+
+    let unbound = vm.run(&format!("rig-driver vfio:{ADDRESS}")).unwrap();
+    assert_ne!(unbound.status, 0, "{unbound}");
+    assert!(
+        unbound.stderr.contains("vfio-pci"),
+        "an unbound card's error says what to bind it to: {unbound}"
+    );
+
+    vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
+    let folder = format!("/sys/bus/pci/devices/{ADDRESS}");
+    vm.check(&format!(
+        "echo vfio-pci > {folder}/driver_override && echo {ADDRESS} > /sys/bus/pci/drivers_probe"
+    ))
+    .unwrap();
+    for _ in 0..2 {
+        let run = vm.check_within(LIMIT, &format!("RUST_LOG=info rig-driver vfio:{ADDRESS}")).unwrap();
+        assert!(run.contains("port 1 ACTIVE lid "), "{run}");
+        assert!(run.contains("rdma write of 65536 bytes verified"), "{run}");
+        assert!(run.ends_with("closed\n"), "{run}");
+        assert_eq!(model.dump().unwrap(), untouched);
+    }
+    vm.shutdown().unwrap();
+    model.stop().unwrap();
+}
