@@ -21,6 +21,7 @@ mod paths;
 pub mod process;
 mod rig;
 pub mod stock;
+pub mod trace;
 pub mod vm;
 
 pub use cargo::program;

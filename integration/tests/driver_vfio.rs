@@ -22,12 +22,17 @@ fn our_driver_brings_the_port_up_through_vfio_and_leaves_nothing_behind() {
 
     let unbound = vm.run(&format!("rig-driver vfio:{ADDRESS}")).unwrap();
     assert_ne!(unbound.status, 0, "{unbound}");
-    assert!(unbound.stderr.contains("vfio-pci"), "an unbound card's error says what to bind it to: {unbound}");
+    assert!(
+        unbound.stderr.contains("vfio-pci"),
+        "an unbound card's error says what to bind it to: {unbound}"
+    );
 
     vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
     let folder = format!("/sys/bus/pci/devices/{ADDRESS}");
-    vm.check(&format!("echo vfio-pci > {folder}/driver_override && echo {ADDRESS} > /sys/bus/pci/drivers_probe"))
-        .unwrap();
+    vm.check(&format!(
+        "echo vfio-pci > {folder}/driver_override && echo {ADDRESS} > /sys/bus/pci/drivers_probe"
+    ))
+    .unwrap();
     for _ in 0..2 {
         let run = vm.check_within(LIMIT, &format!("RUST_LOG=info rig-driver vfio:{ADDRESS}")).unwrap();
         assert!(run.contains("port 1 ACTIVE lid "), "{run}");

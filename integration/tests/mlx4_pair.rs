@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
+use integration::trace::{self, Behaviour};
 use integration::{Model, Rig, Vm, VmConfig, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
@@ -65,6 +68,34 @@ fn ip_over_infiniband(vms: &[Vm; 2]) {
     assert!(!other.is_empty());
 }
 
+/// What the driver gave the model on the day when golden bytes were taken from it.
+const RECORDED: &str = include_str!("../../mlx4/wire/tests/golden/stock-6.12.trace");
+
+/// Expects the driver to have brought its HCAs up by the recorded commands, and to have filled the fields of
+/// all commands as recorded, addresses and numbers aside. If it hasn't, the trace is written anew next to
+/// the logs.
+fn behaves_as_recorded(rig: &Rig, model: &Model) {
+    let recorded = trace::parse(RECORDED).unwrap();
+    let now = trace::parse(&model.trace().unwrap()).unwrap();
+    let sequence = trace::bring_up(&recorded, recorded[0].hca);
+    let mut problems = Vec::new();
+    for hca in now.iter().map(|record| record.hca).collect::<BTreeSet<u64>>() {
+        let found = trace::bring_up(&now, hca);
+        if found != sequence {
+            problems.push(format!("bring-up of {hca:x} by {found:?}, recorded {sequence:?}"));
+        }
+    }
+    let [before, after] = [&recorded, &now].map(|records| Behaviour::of(records));
+    problems.extend(before.differences(&after).iter().map(|new| format!("recorded and now: {new}")));
+    problems.extend(after.differences(&before).iter().map(|gone| format!("now and recorded: {gone}")));
+    if !problems.is_empty() {
+        let file = rig.folder().join("logs/stock.trace");
+        let text: String = trace::reduce(&now).into_iter().map(|record| record.text).collect();
+        fs::write(&file, text).unwrap();
+        panic!("{}\nthe new trace is {}", problems.join("\n"), file.display());
+    }
+}
+
 #[test]
 fn two_stock_drivers_exchange_data() {
     let rig = Rig::prepare().unwrap();
@@ -84,6 +115,8 @@ fn two_stock_drivers_exchange_data() {
         ping_pong(&vms, &format!("{program} -d mlx4_0"));
     }
     ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
+    ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -g 0");
+    ping_pong(&vms, "ibv_uc_pingpong -d mlx4_0 -g 0");
     ping_pong(&vms, "ibv_ud_pingpong -d mlx4_0 -s 1024");
     for test in ["send", "write", "read"] {
         perftest(&vms, &format!("ib_{test}_lat"), 8, 1000);
@@ -95,4 +128,5 @@ fn two_stock_drivers_exchange_data() {
         assert_eq!(stock::problems(vm).unwrap(), [""; 0]);
         stock::unload(vm).unwrap();
     }
+    behaves_as_recorded(&rig, &model);
 }

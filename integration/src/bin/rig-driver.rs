@@ -127,12 +127,8 @@ fn queue_pair(hca: &Hca, pd: &Pd, uar: &Uar, cq: &CompletionQueue) -> Result<Que
 }
 
 fn connect(qp: &QueuePair, remote_qpn: u32, lid: u16, [send_psn, receive_psn]: [u32; 2]) -> Result<()> {
-    let init = Attributes {
-        pkey_index: Some(0),
-        port: Some(1),
-        access: Some(Access::ALL),
-        ..Attributes::default()
-    };
+    let init =
+        Attributes { pkey_index: Some(0), port: Some(1), access: Some(Access::ALL), ..Attributes::default() };
     let receive = Attributes {
         path: Some(Path::local(1, lid, 0)),
         mtu: Some(Mtu::MTU_4096),
@@ -164,7 +160,9 @@ fn completion(cq: &CompletionQueue, wr_id: u64) -> Result<()> {
         cq.poll(1, |completion| found = Some(completion))?;
     }
     match found {
-        Some(completion) if completion.wr_id == wr_id && matches!(completion.outcome, Completed::Sent { .. }) => {
+        Some(completion)
+            if completion.wr_id == wr_id && matches!(completion.outcome, Completed::Sent { .. }) =>
+        {
             Ok(())
         }
         other => bail!("request {wr_id} completes as {other:?}"),

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use mlx4_queue::geometry::CqGeometry;
 use mlx4_wire::U64;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::Hw2SwOp;
+use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::cq::{CqContext, CqEqn, CqStatus};
 use mlx4_wire::ctx::{RingPages, RingSize};
 use zerocopy::FromZeros;
@@ -44,11 +44,14 @@ impl RingMemoryPages<'_> {
     }
 }
 
+/// log2 of the most entries that 24-bit indexes can tell apart.
+const LOG2_MAX_CQES: u8 = 23;
+
 /// What a completion queue shall be.
 #[derive(Clone, Copy, Debug)]
 pub struct CqConfig<'a> {
-    /// Its size.
-    pub geometry: CqGeometry,
+    /// log2 of its entries.
+    pub log2_entries: u8,
     /// Its ring, which the device fills with entries of its own first.
     pub ring: RingMemoryPages<'a>,
     /// Bus address of its doorbell record of 8 bytes, a multiple of 8.
@@ -86,7 +89,10 @@ impl Cq {
         config: &CqConfig<'_>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
-        config.ring.check(config.geometry.bytes().into())?;
+        if config.log2_entries > shared.caps.queues.log2_max_cqes.min(LOG2_MAX_CQES) {
+            return Err(Error::argument("log2 of the entries of a completion queue", config.log2_entries));
+        }
+        config.ring.check(u64::from(CQE_BYTES) << config.log2_entries)?;
         if !config.record.is_multiple_of(8) {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
@@ -168,8 +174,7 @@ fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqC
     let eqn = eqns.get(config.vector % eqns.len().max(1)).ok_or(Error::Exhausted("completion EQ"))?;
     let eqn = u16::try_from(*eqn).map_err(|_| Error::argument("EQ number", *eqn))?;
     let mut context = CqContext::new_zeroed();
-    context.size =
-        RingSize::new().with_log2_entries(config.geometry.log2_entries()).with_uar_page(config.uar.index());
+    context.size = RingSize::new().with_log2_entries(config.log2_entries).with_uar_page(config.uar.index());
     context.completion_eq =
         CqEqn::new().with_eqn_checked(eqn).map_err(|()| Error::argument("EQ number", eqn))?;
     context.pages = RingPages::new(config.ring.log2_page, mtt.offset())

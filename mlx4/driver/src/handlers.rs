@@ -59,10 +59,12 @@ impl EventHandler for AsyncHandler {
             log::warn!("unexpected event {} with subtype {:#x}", eqe.event_type(), eqe.subtype);
         }
         for event in events {
-            if let Event::Port { port, event } = event {
-                self.ports.changed(port, event);
+            match event {
+                Event::Port { port, event } if !self.ports.changed(port, event) => {
+                    log::warn!("{event:?} of port {port}, which isn't there");
+                }
+                event => self.sink.event(&event),
             }
-            self.sink.event(&event);
         }
     }
 

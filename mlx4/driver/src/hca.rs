@@ -1,39 +1,34 @@
-//! The device as a whole: bring-up and teardown.
+//! The device as a whole, and what can be made of it. How it starts and ends is in `lifecycle`.
 
 use std::fmt;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mlx4_pci::PciDevice;
 use mlx4_wire::cmd::Opcode;
-use mlx4_wire::cmd::fw::{ModStatCfg, ModStatCfgOp};
-use mlx4_wire::cmd::misc::{NOP_AT_ONCE, SetNode};
-use mlx4_wire::eqe::EventType;
+use mlx4_wire::cmd::misc::SetNode;
+use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::mad::MAD_SIZE;
-use mlx4_wire::regs::{DeviceId, OWNER_OFFSET, VENDOR_ID};
-use zerocopy::{FromZeros, IntoBytes};
+use mlx4_wire::regs::{DeviceId, VENDOR_ID};
+use zerocopy::FromZeros;
 
 use crate::caps::{Capabilities, Firmware};
-use crate::cmd::{ALL_ONES, Command, Commands, Ends, Input, Timeouts};
+use crate::cmd::Timeouts;
 use crate::cq::{Cq, CqConfig};
-use crate::eq::{EqConfig, EventQueue, EventReader, EventThread};
+use crate::eq::{EventQueue, EventThread};
 use crate::error::{Error, Result};
-use crate::event::{ASYNC_EVENTS, EventSink, LogEvents};
-use crate::handlers::{AsyncHandler, CommandHandler, CompletionHandler};
-use crate::health::Health;
-use crate::icm::{FirmwareMemory, Icm};
+use crate::event::{EventSink, LogEvents};
+use crate::lifecycle::bring_up;
 use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
 use crate::object::{Pd, Uar};
 use crate::path::Path;
 use crate::port::{Gid, PortAttributes, Ports};
-use crate::profile::{Layout, Profile};
+use crate::profile::Profile;
 use crate::qp::{Qp, QpConfig};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
-use crate::region::{Access, Region, RegionConfig, RegisteredMemory};
-use crate::registry::Registry;
-use crate::shared::{AllNumbers, Shared};
+use crate::region::{Access, Region, RegionConfig, RegionInfo, RegisteredMemory};
+use crate::shared::Shared;
 use crate::srq::{Srq, SrqConfig};
 
 /// Devices that this driver knows: ConnectX-3 and its Pro, and their predecessors.
@@ -47,13 +42,6 @@ const DEVICES: [DeviceId; 7] = [
     DeviceId::MT27520,
 ];
 
-/// Vectors of the event queues for commands and asynchronous events; completions have those behind.
-const COMMAND_VECTOR: u16 = 0;
-const ASYNC_VECTOR: u16 = 1;
-const FIRST_COMPLETION_VECTOR: u16 = 2;
-/// Entries of the event queues for commands and asynchronous events.
-const COMMAND_ENTRIES: u32 = 128;
-const ASYNC_ENTRIES: u32 = 1024;
 /// Input modifier of SET_NODE.
 const SET_NODE_MODIFIER: u32 = 1;
 /// Completion event queues that the driver makes by default, at most.
@@ -110,12 +98,12 @@ impl fmt::Debug for Config {
 /// reset.
 pub struct Hca {
     // In the order in which they end.
-    mads: Option<MadService>,
-    threads: Vec<EventThread>,
-    queues: Vec<EventQueue>,
-    ports: Arc<Ports>,
-    shared: Arc<Shared>,
-    closed: bool,
+    pub(crate) mads: Option<MadService>,
+    pub(crate) threads: Vec<EventThread>,
+    pub(crate) queues: Vec<EventQueue>,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) closed: bool,
 }
 
 impl Hca {
@@ -235,6 +223,12 @@ impl Hca {
         Region::new(&self.shared, config)
     }
 
+    /// What a key stands for now.
+    pub fn region_of(&self, key: u32) -> Option<RegionInfo> {
+        // The index of a key is above its variable byte.
+        self.shared.regions.get(key >> 8).map(|info| *info).filter(|info| info.key == key)
+    }
+
     /// Memory of the driver's own, registered.
     ///
     /// # Errors
@@ -267,6 +261,9 @@ impl Hca {
     /// # Errors
     /// The config isn't one of a queue pair, or none is left.
     pub fn qp(&self, config: &QpConfig<'_>) -> Result<Qp> {
+        if ![ServiceType::RC, ServiceType::UC, ServiceType::UD].contains(&config.service) {
+            return Err(Error::argument("service of a queue pair", config.service.0));
+        }
         let number = self.shared.numbers.qps.take()?;
         Qp::new(&self.shared, number, config)
     }
@@ -345,49 +342,6 @@ impl Hca {
         }
         result
     }
-
-    fn shut_down(mut self) -> Result<()> {
-        let mut ends = Ends::default();
-        if let Some(mads) = self.mads.take() {
-            ends.note(mads.close());
-        }
-        let in_use = self.shared.objects();
-        self.shared.commands.use_events(false);
-        let commands = Arc::clone(&self.shared.commands);
-        for (queue, mask) in self.queues.iter().zip([command_mask(), async_mask(&self.shared.caps)]) {
-            ends.note(queue.map(&commands, mask, true));
-        }
-        self.threads.clear();
-        for queue in std::mem::take(&mut self.queues) {
-            ends.note(queue.close(&commands, &self.shared.icm));
-        }
-        ends.note(commands.simple(Opcode::CLOSE_HCA, 0));
-        let shared = Arc::clone(&self.shared);
-        drop(self);
-        if in_use != 0 {
-            commands.kill();
-            return Err(Error::InUse(in_use));
-        }
-        let shared = Arc::into_inner(shared).ok_or(Error::InUse(1))?;
-        ends.note(give_up_memory(shared, commands));
-        ends.result()
-    }
-}
-
-/// Takes ICM and the firmware's area back, and lets go of the device.
-fn give_up_memory(shared: Shared, commands: Arc<Commands>) -> Result<()> {
-    let Shared { icm, area, device, commands: its, .. } = shared;
-    drop(its);
-    let mut ends = Ends::default();
-    ends.note(icm.close(&commands));
-    ends.note(area.take_back(&commands));
-    match Arc::into_inner(commands) {
-        Some(commands) => ends.note(commands.close()),
-        None => ends.note(Err::<(), _>(Error::InUse(1))),
-    };
-    ends.note(device.disable_interrupts());
-    ends.note(device.set_register(OWNER_OFFSET, 0));
-    ends.result()
 }
 
 impl Drop for Hca {
@@ -404,138 +358,28 @@ impl fmt::Debug for Hca {
     }
 }
 
-fn command_mask() -> u64 {
-    EventType::COMMAND.mask()
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
 
-fn async_mask(caps: &Capabilities) -> u64 {
-    let mask = ASYNC_EVENTS.iter().fold(0, |mask, event| mask | event.mask());
-    if caps.port_management_events { mask | EventType::PORT_MANAGEMENT_CHANGE.mask() } else { mask }
-}
+    use mlx4_wire::mad::portinfo::PortState;
 
-/// Claims a device that was just reset.
-fn claim(device: &Arc<dyn PciDevice>) -> Result<()> {
-    let name = || device.identity().name.clone();
-    match device.register(OWNER_OFFSET)? {
-        0 => Ok(()),
-        ALL_ONES => Err(Error::Gone(name())),
-        owner => Err(Error::Owned { name: name(), owner }),
+    use super::*;
+    use crate::testing::Bench;
+
+    /// As on a real subnet, a subnet manager alone doesn't make a port ACTIVE.
+    #[test]
+    fn port_whose_driver_does_not_answer_qp0_stays_in_init() {
+        let bench = Bench::new(&Config { ports: false, ..Config::default() });
+        Ports::init(&bench.hca.shared.commands, 1).unwrap();
+        let state = || bench.hca.port(1).unwrap().state;
+        let start = Instant::now();
+        while state() != PortState::INIT {
+            assert!(start.elapsed() < Duration::from_secs(10), "the link doesn't come up");
+        }
+        // Several times what the subnet manager takes for a port that answers.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(state(), PortState::INIT);
+        bench.hca.close().unwrap();
     }
-}
-
-fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<Hca> {
-    claim(device)?;
-    let commands = Arc::new(Commands::new(device, config.timeouts)?);
-    let bars = device.identity().bar_bytes;
-    let firmware = Firmware::query(&commands, bars[0])?;
-    let (major, minor, sub) = firmware.version;
-    log::info!("{}: firmware {major}.{minor}.{sub}", device.identity().name);
-    commands.set_outstanding(firmware.log2_commands);
-    let map = (Opcode::MAP_FA, Opcode::UNMAP_FA);
-    let area = FirmwareMemory::give(&commands, device.dma(), firmware.pages.into(), map)?;
-    commands.simple(Opcode::RUN_FW, 0)?;
-    set_page_size(&commands);
-    let mut caps = Capabilities::query(&commands, bars[2])?;
-    let layout = Layout::new(&config.profile, &caps)?;
-    let icm = Icm::open(&commands, device.dma(), &layout, &caps)?;
-    commands.give(Opcode::INIT_HCA, 0, &layout.init_hca(&caps)?)?;
-    caps.query_board(&commands)?;
-    let vectors = vectors(device, config, &caps)?;
-    let first_eqn = caps.eqs.reserved;
-    let completion_eqns = (FIRST_COMPLETION_VECTOR..vectors).map(|v| first_eqn + u32::from(v)).collect();
-    let shared = Arc::new(Shared {
-        device: Arc::clone(device),
-        numbers: AllNumbers::new(&caps, &layout),
-        completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
-        queues: Arc::new(Registry::new(layout.profile.log2_qps)),
-        completion_eqns,
-        groups: Mutex::new(()),
-        objects: AtomicUsize::new(0),
-        commands,
-        firmware,
-        caps,
-        layout,
-        area,
-        icm,
-    });
-    let ports = Arc::new(Ports::new(&shared.caps));
-    let mut hca = Hca { mads: None, threads: Vec::new(), queues: Vec::new(), ports, shared, closed: true };
-    start_events(&mut hca, config, vectors)?;
-    if config.ports {
-        let (mads, events) = (Arc::clone(&config.mads), Arc::clone(&config.events));
-        hca.mads = Some(MadService::start(&hca.shared, &hca.ports, mads, events)?);
-    }
-    hca.closed = false;
-    Ok(hca)
-}
-
-/// Tells the device that host pages are of 4 KiB. Firmware that doesn't know the command has no others.
-fn set_page_size(commands: &Commands) {
-    let mut cfg = ModStatCfg::new_zeroed();
-    cfg.page.set_log_pg_sz_m(true);
-    let input = Input::Mailbox(cfg.as_bytes());
-    let command = Command { opmod: ModStatCfgOp::SET.0, input, ..Command::new(Opcode::MOD_STAT_CFG, 0) };
-    if let Err(error) = commands.run(&command) {
-        log::warn!("{error}");
-    }
-}
-
-/// Connects as many interrupts as there are to be event queues.
-fn vectors(device: &Arc<dyn PciDevice>, config: &Config, caps: &Capabilities) -> Result<u16> {
-    let eqs = (1u32 << caps.eqs.log2).saturating_sub(caps.eqs.reserved);
-    let most = device.identity().vectors.min(u16::try_from(eqs).unwrap_or(u16::MAX));
-    let wanted = FIRST_COMPLETION_VECTOR.saturating_add(config.completion_eqs.max(1)).min(most);
-    if wanted <= FIRST_COMPLETION_VECTOR {
-        return Err(Error::Exhausted("interrupt vector"));
-    }
-    device.enable_interrupts(wanted)?;
-    Ok(wanted)
-}
-
-/// Makes the event queues and their threads, and has commands reported by events from there on.
-fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
-    let shared = Arc::clone(&hca.shared);
-    let commands = &shared.commands;
-    let make = |vector: u16, entries| {
-        let config = EqConfig { eqn: shared.caps.eqs.reserved + u32::from(vector), vector, entries };
-        EventQueue::new(&shared.device, commands, &shared.icm, config)
-    };
-    let (queue, reader) = make(COMMAND_VECTOR, COMMAND_ENTRIES)?;
-    let handler = CommandHandler(Arc::clone(commands));
-    add(hca, "mlx4-cmd".into(), COMMAND_VECTOR, (queue, reader), handler)?;
-    let (queue, reader) = make(ASYNC_VECTOR, ASYNC_ENTRIES)?;
-    let handler = AsyncHandler {
-        sink: Arc::clone(&config.events),
-        ports: Arc::clone(&hca.ports),
-        commands: Arc::clone(commands),
-        health: Health::new(Arc::clone(&shared.device), &shared.firmware),
-        interval: config.health_interval,
-    };
-    add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
-    // Room for an event of every completion queue.
-    let entries = 1u32 << shared.layout.profile.log2_cqs;
-    for vector in FIRST_COMPLETION_VECTOR..vectors {
-        let made = make(vector, entries.min(1 << shared.caps.log2_max_eqes >> 1))?;
-        let handler = CompletionHandler(Arc::clone(&shared.completions));
-        let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
-        add(hca, name, vector, made, handler)?;
-    }
-    hca.queues[usize::from(COMMAND_VECTOR)].map(commands, command_mask(), false)?;
-    hca.queues[usize::from(ASYNC_VECTOR)].map(commands, async_mask(&shared.caps), false)?;
-    commands.use_events(true);
-    // The first command that an event reports: it shows that interrupts come.
-    Ok(commands.simple(Opcode::NOP, NOP_AT_ONCE)?)
-}
-
-fn add(
-    hca: &mut Hca,
-    name: String,
-    vector: u16,
-    (queue, reader): (EventQueue, EventReader),
-    handler: impl crate::eq::EventHandler + 'static,
-) -> Result<()> {
-    hca.queues.push(queue);
-    let interrupt = hca.shared.device.interrupt(vector)?;
-    hca.threads.push(EventThread::start(name, interrupt, reader, handler)?);
-    Ok(())
 }

@@ -244,12 +244,9 @@ impl Ports {
         index.and_then(|index| self.0.get(index)).ok_or(Error::argument("port", number))
     }
 
-    /// Forgets what has changed.
-    pub(crate) fn changed(&self, number: u8, event: PortEvent) {
-        match self.get(number) {
-            Ok(port) => port.changed(event),
-            Err(_) => log::warn!("{event:?} of port {number}, which isn't there"),
-        }
+    /// Forgets what has changed. Says whether there is such a port.
+    pub(crate) fn changed(&self, number: u8, event: PortEvent) -> bool {
+        self.get(number).map(|port| port.changed(event)).is_ok()
     }
 
     /// Sets the greatest MTU, and as many virtual lanes as there are buffers for with it.

@@ -1,7 +1,7 @@
 //! Memory regions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
 use mlx4_pci::{DmaBuffer, MemoryError};
 use mlx4_queue::request::Sge;
@@ -61,6 +61,21 @@ pub struct RegionConfig<'a> {
     pub access: Access,
 }
 
+/// What is known of a region by its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Its key, with the variable byte.
+    pub key: u32,
+    /// Number of its domain.
+    pub pd: u32,
+    /// Virtual address of the first byte.
+    pub address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What may be done with it.
+    pub access: Access,
+}
+
 /// A memory region. The memory stays the caller's, who keeps it mapped until the region is destroyed.
 #[derive(Debug)]
 pub struct Region {
@@ -69,9 +84,6 @@ pub struct Region {
     key: u32,
     mtt: MttRange,
 }
-
-/// The variable byte of the next key: a key of a destroyed region isn't that of the next one in its place.
-static VARIANT: AtomicU8 = AtomicU8::new(1);
 
 impl Region {
     pub(crate) fn new(shared: &Arc<Shared>, config: &RegionConfig<'_>) -> Result<Self> {
@@ -83,6 +95,14 @@ impl Region {
         let mut index = shared.numbers.mpts.take()?;
         match Self::enter(shared, config, pages, index.get()) {
             Ok((key, mtt)) => {
+                let info = RegionInfo {
+                    key,
+                    pd: config.pd.number(),
+                    address: config.address,
+                    length: config.length,
+                    access: config.access,
+                };
+                shared.regions.insert(index.get(), Arc::new(info));
                 let live = Live::new(shared, "memory region", index);
                 Ok(Self { live, _pd: config.pd.clone(), key, mtt })
             }
@@ -110,7 +130,7 @@ impl Region {
                 return Err(error);
             }
         };
-        let variant = VARIANT.fetch_add(1, Ordering::Relaxed);
+        let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
         let entry = entry(config, index | u32::from(variant) << 24, &mtt);
         match shared.commands.give(Opcode::SW2HW_MPT, index, &entry) {
             Ok(()) => Ok((mpt_index_to_key(entry.key.get()), mtt)),
@@ -144,6 +164,7 @@ impl Region {
         let index = self.live.number();
         let command = Command::new(Opcode::HW2SW_MPT, index);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        shared.regions.remove(index);
         let mut ends = Ends::default();
         ends.note(shared.icm.forget(&shared.commands, self.mtt));
         ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
@@ -206,8 +227,15 @@ impl RegisteredMemory {
         let pages = Pages::Run { first: buffer.iova(), count, log2_page };
         let (address, length) = (buffer.iova(), buffer.len() as u64);
         let config = RegionConfig { pd, address, length, pages: &[], log2_page, access };
-        let region = Region::over(shared, &config, &pages)?;
-        Ok(Self { region, buffer })
+        match Region::over(shared, &config, &pages) {
+            Ok(region) => Ok(Self { region, buffer }),
+            Err(error) => {
+                if !error.is_unanswered() {
+                    buffer.release()?;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The region.

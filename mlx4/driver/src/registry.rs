@@ -6,21 +6,20 @@ use arc_swap::ArcSwapOption;
 
 /// log2 of the numbers that share a page of the table.
 const LOG2_PAGE: u32 = 8;
+const IN_PAGE: u32 = (1 << LOG2_PAGE) - 1;
 
 type Page<T> = Box<[ArcSwapOption<T>]>;
 
 /// Objects of one kind by their number.
 pub(crate) struct Registry<T> {
     pages: Box<[OnceLock<Page<T>>]>,
-    mask: u32,
 }
 
 impl<T> Registry<T> {
-    /// For numbers of `log2` bits; higher bits of a number are not looked at.
+    /// For numbers of `log2` bits.
     pub(crate) fn new(log2: u8) -> Self {
         let entries = 1u32 << log2.clamp(8, 24);
-        let pages = (0..entries >> LOG2_PAGE).map(|_| OnceLock::new()).collect();
-        Self { pages, mask: entries - 1 }
+        Self { pages: (0..entries >> LOG2_PAGE).map(|_| OnceLock::new()).collect() }
     }
 
     /// The object with a number.
@@ -30,10 +29,9 @@ impl<T> Registry<T> {
 
     /// Puts an object under its number.
     pub(crate) fn insert(&self, number: u32, object: Arc<T>) {
-        let index = number & self.mask;
-        if let Some(page) = self.pages.get((index >> LOG2_PAGE) as usize) {
+        if let Some(page) = self.pages.get((number >> LOG2_PAGE) as usize) {
             let page = page.get_or_init(|| (0..1 << LOG2_PAGE).map(|_| ArcSwapOption::empty()).collect());
-            page[(index & ((1 << LOG2_PAGE) - 1)) as usize].store(Some(object));
+            page[(number & IN_PAGE) as usize].store(Some(object));
         }
     }
 
@@ -43,15 +41,14 @@ impl<T> Registry<T> {
     }
 
     fn slot(&self, number: u32) -> Option<&ArcSwapOption<T>> {
-        let index = number & self.mask;
-        let page = self.pages.get((index >> LOG2_PAGE) as usize)?.get()?;
-        page.get((index & ((1 << LOG2_PAGE) - 1)) as usize)
+        let page = self.pages.get((number >> LOG2_PAGE) as usize)?.get()?;
+        page.get((number & IN_PAGE) as usize)
     }
 }
 
 impl<T> std::fmt::Debug for Registry<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Registry({} numbers)", u64::from(self.mask) + 1)
+        write!(f, "Registry({} numbers)", self.pages.len() << LOG2_PAGE)
     }
 }
 
@@ -66,7 +63,7 @@ mod tests {
         registry.insert(0x1234, Arc::new(7));
         assert_eq!(registry.get(0x1234).as_deref(), Some(&7));
         assert!(registry.get(0x1235).is_none());
-        assert_eq!(registry.get(0x0f_1234).as_deref(), Some(&7), "higher bits are not looked at");
+        assert!(registry.get(0x0f_1234).is_none() && registry.get(u32::MAX).is_none());
         assert_eq!(registry.remove(0x1234).as_deref(), Some(&7));
         assert!(registry.get(0x1234).is_none());
     }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use mlx4_queue::geometry::SrqGeometry;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::Hw2SwOp;
 use mlx4_wire::ctx::RingPages;
@@ -19,11 +18,20 @@ use crate::numbers::Number;
 use crate::object::{Live, Pd};
 use crate::shared::Shared;
 
+/// log2 of the most slots that a context can tell.
+const LOG2_MAX_WQES: u8 = 15;
+
+/// log2 of the strides of slots, and of the unit in which a context tells them.
+const LOG2_STRIDES: std::ops::RangeInclusive<u8> = 5..=11;
+const LOG2_STRIDE_UNIT: u8 = 4;
+
 /// What a shared receive queue shall be.
 #[derive(Clone, Copy, Debug)]
 pub struct SrqConfig<'a> {
-    /// Its size.
-    pub geometry: SrqGeometry,
+    /// log2 of its slots, of which one is never posted.
+    pub log2_entries: u8,
+    /// log2 of the distance of slots in bytes, 5 to 11.
+    pub log2_stride: u8,
     /// Its domain.
     pub pd: &'a Pd,
     /// Its ring, whose slots are chained.
@@ -43,7 +51,13 @@ pub struct Srq {
 
 impl Srq {
     pub(crate) fn new(shared: &Arc<Shared>, mut number: Number, config: &SrqConfig<'_>) -> Result<Self> {
-        config.ring.check(config.geometry.bytes().into())?;
+        if config.log2_entries > shared.caps.queues.log2_max_srq_wqes.min(LOG2_MAX_WQES) {
+            return Err(Error::argument("log2 of the slots of an SRQ", config.log2_entries));
+        }
+        if !LOG2_STRIDES.contains(&config.log2_stride) {
+            return Err(Error::argument("log2 of the stride of an SRQ", config.log2_stride));
+        }
+        config.ring.check(1 << (config.log2_entries + config.log2_stride))?;
         if !config.record.is_multiple_of(4) {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
@@ -52,7 +66,7 @@ impl Srq {
         match Self::enter(shared, srqn, config) {
             Ok(mtt) => {
                 let live = Live::new(shared, "shared receive queue", number);
-                let requests = config.geometry.requests();
+                let requests = (1 << config.log2_entries) - 1;
                 Ok(Self { live, _pd: config.pd.clone(), requests, mtt })
             }
             Err(error) => {
@@ -129,9 +143,8 @@ impl Srq {
 
 fn context(srqn: u32, config: &SrqConfig<'_>, mtt: &MttRange) -> Result<SrqContext> {
     let mut context = SrqContext::new_zeroed();
-    context.size =
-        SrqSize::new().with_log2_entries(config.geometry.log2_entries()).with_srqn(srqn & Number24::MAX);
-    context.stride = SrqStride::new().with_log2_stride_less_4(config.geometry.log2_stride() - 4);
+    context.size = SrqSize::new().with_log2_entries(config.log2_entries).with_srqn(srqn & Number24::MAX);
+    context.stride = SrqStride::new().with_log2_stride_less_4(config.log2_stride - LOG2_STRIDE_UNIT);
     context.pages = RingPages::new(config.ring.log2_page, mtt.offset())
         .ok_or(Error::argument("MTT offset", mtt.offset()))?;
     context.pd = Number24::wrapping(config.pd.number());

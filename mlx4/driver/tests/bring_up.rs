@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Card, Tampered, config, fabric};
+use common::{Card, Tampered, config, eventually, fabric};
 use mlx4::{Config, Error, Hca};
-use mlx4_pci::PciDevice;
+use mlx4_pci::{DoorbellKind, PciDevice};
 use mlx4_wire::mad::portinfo::PortState;
 use mlx4_wire::regs::OWNER_OFFSET;
 
@@ -38,10 +38,24 @@ fn driver_can_be_opened_again_after_it_was_closed() {
     }
 }
 
+/// What the driver sends is never sent: it takes what the subnet manager asks on QP0, and stays mute.
 #[test]
-fn driver_that_does_not_answer_qp0_leaves_its_port_down() {
+fn driver_whose_qp0_is_mute_leaves_its_port_in_init() {
     let fabric = fabric();
     let card = Card::new(&fabric, 0x0002_c903_0000_3000, 1);
+    let mute = Tampered::losing(&card, |kind| matches!(kind, DoorbellKind::Send(_)));
+    let hca = Hca::open(mute, &config()).unwrap();
+    eventually("a link", || (hca.port(1).unwrap().state == PortState::INIT).then_some(()));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(hca.port(1).unwrap().state, PortState::INIT);
+    assert_ne!(card.device.hca().counters().datagrams.get(), 0, "the subnet manager has asked");
+    hca.close().unwrap();
+}
+
+#[test]
+fn driver_without_special_queue_pairs_leaves_its_port_down() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_3100, 1);
     let hca = Hca::open(card.seam(), &Config { ports: false, ..config() }).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert_eq!(hca.port(1).unwrap().state, PortState::DOWN);

@@ -4,10 +4,11 @@ mod common;
 
 use common::Pair;
 use common::end::{End, SIGNALLED, sent};
-use mlx4::{GlobalRoute, Path, QueuePairConfig};
+use mlx4::{Attributes, GlobalRoute, Path, QueuePairConfig};
 use mlx4_queue::geometry::{SendSize, Service};
-use mlx4_queue::request::{Data, Destination, Operation, SendRequest};
+use mlx4_queue::request::{Data, Destination, Operation, SendRequest, Sge};
 use mlx4_queue::{Completed, Completion, Received};
+use mlx4_wire::ctx::qp::QpState;
 
 const QKEY: u32 = 0x1234;
 
@@ -132,8 +133,8 @@ fn two_queue_pairs_receive_from_one_shared_queue() {
         common::end::connect(receiver, pair.lids[0], sender.qp.number());
     }
     srq.object().arm(4).unwrap();
-    for id in 0..8u64 {
-        srq.post(id, &[far.memory.piece(id as usize * 64, 64)]).unwrap();
+    for (id, offset) in (0..8).zip((0..).step_by(64)) {
+        srq.post(id, &[far.memory.piece(offset, 64)]).unwrap();
     }
     let mut ids = Vec::new();
     for round in 0..6 {
@@ -154,5 +155,28 @@ fn two_queue_pairs_receive_from_one_shared_queue() {
     srq.destroy().unwrap();
     far.destroy();
     senders.into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn send_queue_in_error_is_started_again() {
+    let pair = Pair::new(0x0002_c903_0015_0000);
+    let ends = [0, 1].map(|i: usize| End::new(&pair.hosts[i].hca, Service::Ud));
+    ends.iter().for_each(|end| end.start_datagrams(QKEY));
+    let [near, far] = &ends;
+    let path = Path::local(1, pair.lids[1], 0);
+    let av = pair.hosts[0].hca.address_vector(&near.pd, &path).unwrap();
+    let to = Destination { av, qpn: far.qp.number(), qkey: QKEY };
+    let bad = Sge { lkey: near.memory.region().lkey() ^ 1, ..near.memory.piece(0, 8) };
+    near.qp.post_send(&[datagram(1, Data::Pieces(&[bad]), &to)]).unwrap();
+    let completion = near.completion();
+    assert!(matches!(completion.outcome, Completed::Failed { send: true, .. }), "{completion:?}");
+    assert_eq!(near.qp.query().unwrap().state, QpState::SQER);
+    // The driver took it to RTS, so it learns only now where it is.
+    near.qp.modify(QpState::RTS, &Attributes::default()).unwrap();
+    assert_eq!(near.qp.query().unwrap().state, QpState::RTS);
+    near.qp.post_send(&[datagram(2, Data::Inline(&[b"again"]), &to)]).unwrap();
+    sent(near, 2);
+    ends.into_iter().for_each(End::destroy);
     pair.close();
 }

@@ -1,5 +1,6 @@
 //! Management datagrams through the driver: questions to the subnet administrator, traps, performance
 //! management, and what the driver doesn't know.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
@@ -108,8 +109,9 @@ fn node_description(witness: &Witness, lid: u16) -> String {
 fn trap_of_the_firmware_reaches_the_subnet_manager() {
     let fabric = fabric();
     let witness = Witness::new(&fabric, 0x0002_c903_0021_0000);
-    let before = node_description(&witness, witness.lid);
-    assert!(before.starts_with("ConnectX-3"), "{before}");
+    eventually("the first description at the subnet manager", || {
+        node_description(&witness, witness.lid).starts_with("ConnectX-3").then_some(())
+    });
     witness.hca.set_node_description("paraverbs mlx4_0").unwrap();
     eventually("the new description at the subnet manager", || {
         (node_description(&witness, witness.lid) == "paraverbs mlx4_0").then_some(())

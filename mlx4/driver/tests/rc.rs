@@ -4,7 +4,7 @@ mod common;
 
 use common::end::{End, request, sent};
 use common::{Pair, eventually};
-use mlx4::{Attributes, Error};
+use mlx4::{Access, Attributes, Error};
 use mlx4_queue::request::{Data, Operation, Remote};
 use mlx4_queue::{Completed, Notify, Payload};
 use mlx4_wire::cqe::Syndrome;
@@ -18,7 +18,7 @@ fn ping_pong_between_two_hcas_leaves_nothing_behind() {
     for round in 0..200u32 {
         pong.qp.post_receive([(round.into(), &[pong.memory.piece(0, 4096)][..])]).unwrap();
         ping.qp.post_receive([(round.into(), &[ping.memory.piece(8192, 4096)][..])]).unwrap();
-        let message: Vec<u8> = (0..3000).map(|i| (i * 7 + round as usize) as u8).collect();
+        let message: Vec<u8> = (0..=250u8).cycle().skip(round as usize).take(3000).collect();
         ping.memory.write(0, &message).unwrap();
         let pieces = [ping.memory.piece(0, 1000), ping.memory.piece(1000, 2000)];
         ping.qp.post_send(&[request(1, Operation::SendImm([1, 2, 3, 4]), Data::Pieces(&pieces))]).unwrap();
@@ -162,6 +162,58 @@ fn query_tells_what_was_modified() {
     near.qp.post_send(&[request(1, Operation::Nop, Data::Pieces(&[]))]).unwrap();
     let completion = near.completion();
     assert!(matches!(completion.outcome, Completed::Sent { opcode: Opcode::NOP, .. }), "{completion:?}");
+    near.destroy();
+    far.destroy();
+    pair.close();
+}
+
+#[test]
+fn transitions_from_a_state_to_itself_change_what_they_are_given() {
+    let pair = Pair::new(0x0002_c903_0006_0000);
+    let [near, far] = End::connected(&pair);
+    near.qp.modify(QpState::RST, &Attributes::default()).unwrap();
+    let init = |port, access| Attributes {
+        port: Some(port),
+        pkey_index: Some(0),
+        access: Some(access),
+        ..Attributes::default()
+    };
+    near.qp.modify(QpState::INIT, &init(1, Access::LOCAL)).unwrap();
+    assert!(near.qp.modify(QpState::INIT, &init(2, Access::ALL)).is_err(), "there is no port 2");
+    near.qp.modify(QpState::INIT, &init(1, Access::ALL)).unwrap();
+    near.qp.modify(QpState::RST, &Attributes::default()).unwrap();
+    near.connect(pair.lids[1], far.qp.number());
+    assert!(near.qp.query().unwrap().access.remote_write);
+    let changed = Attributes { access: Some(Access::LOCAL), min_rnr_timer: Some(5), ..Attributes::default() };
+    near.qp.modify(QpState::RTS, &changed).unwrap();
+    let status = near.qp.query().unwrap();
+    assert_eq!((status.access, status.min_rnr_timer), (Access::LOCAL, 5));
+    near.qp.modify(QpState::ERR, &Attributes::default()).unwrap();
+    assert_eq!(near.qp.query().unwrap().state, QpState::ERR);
+    near.destroy();
+    far.destroy();
+    pair.close();
+}
+
+#[test]
+fn every_posted_request_is_flushed_in_error() {
+    let pair = Pair::new(0x0002_c903_0007_0000);
+    let [near, far] = End::connected(&pair);
+    near.qp.modify(QpState::ERR, &Attributes::default()).unwrap();
+    for id in 0..10 {
+        near.qp.post_send(&[request(id, Operation::Nop, Data::Pieces(&[]))]).unwrap();
+        near.qp.post_receive([(100 + id, &[near.memory.piece(0, 64)][..])]).unwrap();
+    }
+    let mut ids: Vec<u64> = (0..20)
+        .map(|_| {
+            let completion = near.completion();
+            let Completed::Failed { syndrome, .. } = completion.outcome else { panic!("{completion:?}") };
+            assert_eq!(syndrome, Syndrome::WR_FLUSH_ERR);
+            completion.wr_id
+        })
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..10).chain(100..110).collect::<Vec<_>>());
     near.destroy();
     far.destroy();
     pair.close();

@@ -1,8 +1,8 @@
 //! A readable trace of what a driver does with an HCA: each command with its mailboxes, decoded and as
-//! bytes, resets and doorbells that set something up.
+//! bytes, resets, and the first send WQEs of each QP.
 //!
 //! One record a line, `HCA number what`; below a command stand its mailboxes, each as one line of hex (for
-//! golden bytes) and one of decoded fields. Send and arm doorbells are not traced.
+//! golden bytes) and one of decoded fields; below a WQE its bytes. Doorbells are not traced.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -49,4 +49,9 @@ impl Trace {
             out.failed = true;
         }
     }
+}
+
+/// Bytes as hexadecimal digits, two each.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

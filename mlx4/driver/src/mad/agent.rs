@@ -132,21 +132,7 @@ impl Agent {
 
     /// Tells of what the subnet manager has set, where the device doesn't.
     fn watch(&self, port: u8, request: &Smp) {
-        let changes: &[PortEvent] = match request.attribute_id() {
-            SmpAttribute::PORT_INFO => {
-                let info: PortInfo = request.attribute();
-                if info.timeout.client_reregister() {
-                    &[PortEvent::Sm, PortEvent::Lid, PortEvent::Gids, PortEvent::Reregister]
-                } else {
-                    &[PortEvent::Sm, PortEvent::Lid, PortEvent::Gids]
-                }
-            }
-            SmpAttribute::P_KEY_TABLE => &[PortEvent::Pkeys],
-            SmpAttribute::GUID_INFO => &[PortEvent::Gids],
-            SmpAttribute::SL_TO_VL_MAPPING_TABLE => &[PortEvent::VirtualLanes],
-            _ => &[],
-        };
-        for event in changes {
+        for event in changes(request) {
             self.ports.changed(port, *event);
             self.events.event(&Event::Port { port, event: *event });
         }
@@ -208,6 +194,24 @@ impl Agent {
     }
 }
 
+/// What may have changed by what a subnet manager has set.
+fn changes(request: &Smp) -> &'static [PortEvent] {
+    match request.attribute_id() {
+        SmpAttribute::PORT_INFO => {
+            let info: PortInfo = request.attribute();
+            if info.timeout.client_reregister() {
+                &[PortEvent::Sm, PortEvent::Lid, PortEvent::Gids, PortEvent::Reregister]
+            } else {
+                &[PortEvent::Sm, PortEvent::Lid, PortEvent::Gids]
+            }
+        }
+        SmpAttribute::P_KEY_TABLE => &[PortEvent::Pkeys],
+        SmpAttribute::GUID_INFO => &[PortEvent::Gids],
+        SmpAttribute::SL_TO_VL_MAPPING_TABLE => &[PortEvent::VirtualLanes],
+        _ => &[],
+    }
+}
+
 /// An answer, turned round if its request came by a directed route.
 fn finish(request: &Smp, mad: [u8; MAD_SIZE], directed: bool) -> [u8; MAD_SIZE] {
     if !directed {
@@ -226,4 +230,51 @@ fn refuse(received: &ReceivedMad) -> [u8; MAD_SIZE] {
         header.status = U16::new(Status::UNSUPPORTED_METHOD_ATTRIBUTE.0);
     }
     mad
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx4_wire::mad::portinfo::SubnetTimeout;
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    fn set(attribute: SmpAttribute) -> Smp {
+        let mut smp = Smp::new_zeroed();
+        smp.header.method = Method::SET;
+        smp.header.attribute_id = U16::new(attribute.0);
+        smp
+    }
+
+    #[test]
+    fn what_a_subnet_manager_sets_is_told_where_the_device_does_not() {
+        assert_eq!(changes(&set(SmpAttribute::P_KEY_TABLE)), [PortEvent::Pkeys]);
+        assert_eq!(changes(&set(SmpAttribute::GUID_INFO)), [PortEvent::Gids]);
+        assert_eq!(changes(&set(SmpAttribute::LED_INFO)), []);
+        let mut port = set(SmpAttribute::PORT_INFO);
+        assert!(!changes(&port).contains(&PortEvent::Reregister));
+        let mut info = PortInfo::new_zeroed();
+        info.timeout = SubnetTimeout::new().with_client_reregister(true);
+        port.set_attribute(&info);
+        assert!(changes(&port).contains(&PortEvent::Reregister));
+    }
+
+    #[test]
+    fn refusal_keeps_transaction_and_attribute() {
+        let mut mad = [0; MAD_SIZE];
+        mad[3] = Method::GET.0;
+        mad[8..18].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8, 0, 0x10]);
+        let arrival = crate::mad::Arrival {
+            qpn: 1,
+            source_qpn: 1,
+            slid: 1,
+            sl: 0,
+            path_bits: 0,
+            pkey_index: 0,
+            grh: None,
+        };
+        let answer = refuse(&ReceivedMad { port: 1, mad, arrival });
+        assert_eq!((answer[3], &answer[4..6]), (Method::GET_RESP.0, &[0, 0x0c][..]));
+        assert_eq!(answer[8..18], mad[8..18]);
+    }
 }

@@ -1,7 +1,6 @@
 //! Attributes of queue pairs, and which of them a transition needs or takes (IBTA vol. 1, 11.2.5.2).
 
-use mlx4_queue::geometry::Service;
-use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpState};
+use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpState, ServiceType};
 
 use crate::error::{Error, Result};
 use crate::path::Path;
@@ -128,7 +127,7 @@ impl Attributes {
     }
 
     /// Checks that all attributes are given that a transition needs, and none that it doesn't take.
-    pub(super) fn check(&self, service: Service, from: QpState, to: QpState) -> Result<()> {
+    pub(super) fn check(&self, service: ServiceType, from: QpState, to: QpState) -> Result<()> {
         let (required, optional) = accepted(service, from, to);
         let given = self.set();
         let missing = required & !given;
@@ -147,44 +146,45 @@ pub(super) fn state_name(state: QpState) -> &'static str {
     state.name().unwrap_or("an unknown state")
 }
 
-/// Attributes that a transition needs, and those that it takes besides.
-fn accepted(service: Service, from: QpState, to: QpState) -> (Set, Set) {
+/// Attributes that a transition needs, and those that it takes besides. Special queue pairs are as datagram
+/// ones.
+fn accepted(service: ServiceType, from: QpState, to: QpState) -> (Set, Set) {
     use QpState as S;
     match (from, to) {
         (S::RST, S::INIT) => match service {
-            Service::Rc | Service::Uc => (PKEY | PORT | ACCESS, 0),
-            Service::Ud | Service::Mlx => (PKEY | PORT | QKEY, 0),
+            ServiceType::RC | ServiceType::UC => (PKEY | PORT | ACCESS, 0),
+            _ => (PKEY | PORT | QKEY, 0),
         },
         (S::INIT, S::INIT) => match service {
-            Service::Rc | Service::Uc => (0, PKEY | PORT | ACCESS),
-            Service::Ud | Service::Mlx => (0, PKEY | PORT | QKEY),
+            ServiceType::RC | ServiceType::UC => (0, PKEY | PORT | ACCESS),
+            _ => (0, PKEY | PORT | QKEY),
         },
         (S::INIT, S::RTR) => match service {
-            Service::Rc => {
+            ServiceType::RC => {
                 (PATH | MTU | REMOTE | RECEIVE_PSN | RESPONDER | MIN_RNR, ALTERNATE | ACCESS | PKEY)
             }
-            Service::Uc => (PATH | MTU | REMOTE | RECEIVE_PSN, ALTERNATE | ACCESS | PKEY),
-            Service::Ud | Service::Mlx => (0, PKEY | QKEY),
+            ServiceType::UC => (PATH | MTU | REMOTE | RECEIVE_PSN, ALTERNATE | ACCESS | PKEY),
+            _ => (0, PKEY | QKEY),
         },
         (S::RTR, S::RTS) => match service {
-            Service::Rc => {
+            ServiceType::RC => {
                 (SEND_PSN | TIMEOUT | RETRY | RNR | REQUESTER, ALTERNATE | ACCESS | MIN_RNR | MIGRATION)
             }
-            Service::Uc => (SEND_PSN, ALTERNATE | ACCESS | MIGRATION),
-            Service::Ud | Service::Mlx => (SEND_PSN, QKEY),
+            ServiceType::UC => (SEND_PSN, ALTERNATE | ACCESS | MIGRATION),
+            _ => (SEND_PSN, QKEY),
         },
         (S::RTS, S::RTS) | (S::SQD | S::SQ_DRAINING, S::RTS) => match service {
-            Service::Rc => (0, ACCESS | ALTERNATE | MIGRATION | MIN_RNR),
-            Service::Uc => (0, ACCESS | ALTERNATE | MIGRATION),
-            Service::Ud | Service::Mlx => (0, QKEY),
+            ServiceType::RC => (0, ACCESS | ALTERNATE | MIGRATION | MIN_RNR),
+            ServiceType::UC => (0, ACCESS | ALTERNATE | MIGRATION),
+            _ => (0, QKEY),
         },
         (S::SQER, S::RTS) => match service {
-            Service::Rc => (0, 0),
-            Service::Uc => (0, ACCESS),
-            Service::Ud | Service::Mlx => (0, QKEY),
+            ServiceType::RC => (0, 0),
+            ServiceType::UC => (0, ACCESS),
+            _ => (0, QKEY),
         },
         (S::SQD | S::SQ_DRAINING, S::SQD) => match service {
-            Service::Rc => (
+            ServiceType::RC => (
                 0,
                 PKEY | ACCESS
                     | PATH
@@ -197,8 +197,8 @@ fn accepted(service: Service, from: QpState, to: QpState) -> (Set, Set) {
                     | ALTERNATE
                     | MIGRATION,
             ),
-            Service::Uc => (0, PKEY | ACCESS | PATH | ALTERNATE | MIGRATION),
-            Service::Ud | Service::Mlx => (0, PKEY | QKEY),
+            ServiceType::UC => (0, PKEY | ACCESS | PATH | ALTERNATE | MIGRATION),
+            _ => (0, PKEY | QKEY),
         },
         _ => (0, 0),
     }
@@ -211,19 +211,19 @@ mod tests {
     #[test]
     fn missing_attribute_is_named() {
         let attributes = Attributes { port: Some(1), pkey_index: Some(0), ..Attributes::default() };
-        let error = attributes.check(Service::Rc, QpState::RST, QpState::INIT).unwrap_err();
+        let error = attributes.check(ServiceType::RC, QpState::RST, QpState::INIT).unwrap_err();
         assert_eq!(error.to_string(), "access is missing for a transition from RST to INIT");
-        let error = attributes.check(Service::Ud, QpState::RST, QpState::INIT).unwrap_err();
+        let error = attributes.check(ServiceType::UD, QpState::RST, QpState::INIT).unwrap_err();
         assert_eq!(error.to_string(), "Q_Key is missing for a transition from RST to INIT");
     }
 
     #[test]
     fn attribute_that_the_transition_does_not_take_is_named() {
         let attributes = Attributes { send_psn: Some(1), mtu: Some(Mtu::MTU_256), ..Attributes::default() };
-        let error = attributes.check(Service::Ud, QpState::RTR, QpState::RTS).unwrap_err();
+        let error = attributes.check(ServiceType::UD, QpState::RTR, QpState::RTS).unwrap_err();
         assert_eq!(error.to_string(), "MTU can't be given for a transition from RTR to RTS");
         let attributes = Attributes { qkey: Some(1), ..Attributes::default() };
-        assert!(attributes.check(Service::Ud, QpState::RTS, QpState::ERR).is_err());
+        assert!(attributes.check(ServiceType::UD, QpState::RTS, QpState::ERR).is_err());
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! What never changes is repeated in each, as the stock driver does. Of the rest, only fields are filled in
 //! that were given, with their bits in the mask.
 
-use mlx4_queue::geometry::Service;
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::path::SchedQueue;
 use mlx4_wire::ctx::qp::{
@@ -14,7 +13,7 @@ use zerocopy::FromZeros;
 
 use super::attributes::Attributes;
 use crate::error::{Error, Result};
-use crate::path::path_timeout;
+use crate::path::{NO_COUNTER, path_timeout};
 use crate::region::Access;
 
 /// log2 of the packets from one request for an ACK to the next, as the stock driver has it.
@@ -27,7 +26,7 @@ const LOG2_MLX_MESSAGE: u8 = 11;
 /// What of a queue pair never changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fixed {
-    pub(super) service: Service,
+    pub(super) service: ServiceType,
     pub(super) qpn: u32,
     pub(super) pd: u32,
     pub(super) uar: u32,
@@ -87,14 +86,9 @@ impl Fixed {
     fn base(&self, to: QpState, attributes: &Attributes) -> QpMailbox {
         let mut mailbox = QpMailbox::new_zeroed();
         let context = &mut mailbox.context;
-        let service = match self.service {
-            Service::Rc => ServiceType::RC,
-            Service::Uc => ServiceType::UC,
-            Service::Ud => ServiceType::UD,
-            Service::Mlx => ServiceType::MLX,
-        };
         let migration = attributes.migration.unwrap_or(PathMigration::MIGRATED);
-        context.flags = QpFlags::new().with_state(to).with_service(service).with_path_migration(migration);
+        context.flags =
+            QpFlags::new().with_state(to).with_service(self.service).with_path_migration(migration);
         context.pd = Number24::wrapping(self.pd);
         (context.rq_size, context.sq_size) = (self.receive, self.send);
         context.uar_page = Number24::wrapping(self.uar);
@@ -108,6 +102,7 @@ impl Fixed {
             context.responder.set_invalid_credits(true);
         }
         context.pages = self.pages;
+        context.primary_path.counter_index = NO_COUNTER;
         mailbox.optional.set_path_migration(attributes.migration.is_some());
         mailbox
     }
@@ -148,9 +143,9 @@ impl Fixed {
 
     fn messages(&self, mailbox: &mut QpMailbox, limits: &Limits, attributes: &Attributes) {
         let (mtu, log2) = match self.service {
-            Service::Ud => (Mtu::MTU_4096, LOG2_UD_MESSAGE),
-            Service::Mlx => (Mtu::MTU_4096, LOG2_MLX_MESSAGE),
-            Service::Rc | Service::Uc => match attributes.mtu {
+            ServiceType::UD => (Mtu::MTU_4096, LOG2_UD_MESSAGE),
+            ServiceType::MLX => (Mtu::MTU_4096, LOG2_MLX_MESSAGE),
+            _ => match attributes.mtu {
                 Some(mtu) => (mtu, limits.log2_max_message),
                 None => return,
             },

@@ -6,13 +6,12 @@ mod context;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlx4_queue::geometry::{QpLayout, Service};
 use mlx4_wire::Number24;
 use mlx4_wire::cmd::misc::SqdModifier;
 use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::path::SchedQueue;
-use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpContext, QpMailbox, QpState, WqSize};
+use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpContext, QpMailbox, QpState, ServiceType, WqSize};
 
 pub use attributes::{AlternatePath, Attributes};
 
@@ -32,11 +31,19 @@ use context::{Change, Fixed, Limits};
 /// Operation modifier of 2RST: without a mailbox, as the stock driver has it.
 const TO_RST_MODIFIER: u8 = 2;
 
+/// log2 of the smallest stride of a send queue in bytes.
+const LOG2_SEND_STRIDE: u8 = 6;
+
 /// What a queue pair shall be.
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig<'a> {
-    /// Its queues; the send queue's geometry tells the service.
-    pub layout: QpLayout,
+    /// Its service: RC, UC or UD.
+    pub service: ServiceType,
+    /// Its send queue: a stride of 64 bytes or more.
+    pub send: WqSize,
+    /// Its receive queue; `None` with an SRQ. The queue with the larger stride is first in the buffer, the
+    /// send queue if they are equal.
+    pub receive: Option<WqSize>,
     /// Its domain.
     pub pd: &'a Pd,
     /// UAR page through which its doorbell comes.
@@ -45,7 +52,7 @@ pub struct QpConfig<'a> {
     pub send_cq: &'a Cq,
     /// Where its receive requests complete.
     pub receive_cq: &'a Cq,
-    /// The SRQ that its receive requests come from; then its layout has no receive queue.
+    /// The SRQ that its receive requests come from, if it has no receive queue.
     pub srq: Option<&'a Srq>,
     /// The buffer with its queues.
     pub buffer: RingMemoryPages<'a>,
@@ -156,7 +163,7 @@ impl QpStatus {
 impl Qp {
     /// A queue pair in RESET. Its queues' memory need not be ready before it goes to INIT.
     pub(crate) fn new(shared: &Arc<Shared>, number: Number, config: &QpConfig<'_>) -> Result<Self> {
-        check(config)?;
+        check(shared, config)?;
         let qpn = number.get();
         shared.icm.get(&shared.commands, Kind::Qp, qpn)?;
         let made = Self::prepare(shared, qpn, config);
@@ -181,17 +188,16 @@ impl Qp {
         let Some(ring_pages) = RingPages::new(config.buffer.log2_page, mtt.offset()) else {
             return Err(Error::argument("MTT offset", mtt.offset()));
         };
-        let receive = config.layout.receive;
         let fixed = Fixed {
-            service: config.layout.send.service(),
+            service: config.service,
             qpn,
             pd: config.pd.number(),
             uar: config.uar.index(),
             send_cqn: config.send_cq.number(),
             receive_cqn: config.receive_cq.number(),
             srqn: config.srq.map(Srq::number),
-            send: config.layout.send.wq_size(),
-            receive: receive.map_or(WqSize::new(), |receive| receive.wq_size()),
+            send: config.send,
+            receive: config.receive.unwrap_or_default(),
             pages: ring_pages,
             record: config.record,
             sched_queue: SchedQueue::BASE,
@@ -211,7 +217,7 @@ impl Qp {
     }
 
     /// Its service.
-    pub fn service(&self) -> Service {
+    pub fn service(&self) -> ServiceType {
         self.fixed.service
     }
 
@@ -340,9 +346,19 @@ impl Qp {
     }
 }
 
-fn check(config: &QpConfig<'_>) -> Result<()> {
-    config.buffer.check(config.layout.bytes() as u64)?;
-    let own = config.layout.receive.is_some();
+fn check(shared: &Shared, config: &QpConfig<'_>) -> Result<()> {
+    let limits = &shared.caps.queues;
+    for size in [Some(config.send), config.receive].into_iter().flatten() {
+        if size.log2_entries() > limits.log2_max_wqes {
+            return Err(Error::argument("entries of a work queue", size.entries()));
+        }
+    }
+    if config.send.log2_stride() < LOG2_SEND_STRIDE || config.send.no_prefetch() {
+        return Err(Error::argument("size of a send queue", config.send.into_bits()));
+    }
+    let bytes = config.send.bytes() + config.receive.map_or(0, |receive| receive.bytes());
+    config.buffer.check(bytes.into())?;
+    let own = config.receive.is_some();
     if own == config.srq.is_some() {
         return Err(Error::argument("receive queue beside an SRQ, or neither", u64::from(own)));
     }

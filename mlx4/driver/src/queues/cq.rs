@@ -91,8 +91,9 @@ impl CompletionQueue {
         });
         let pages = memory.pages();
         let record = memory.record();
-        let config = CqConfig { geometry, ring: Memory::ring(&pages), record, uar, vector };
-        let cq = Cq::new(shared, number, &config, notify)?;
+        let log2_entries = geometry.log2_entries();
+        let config = CqConfig { log2_entries, ring: Memory::ring(&pages), record, uar, vector };
+        let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
         let poller = Poller { ring: Mutex::new(ring), queues: Arc::clone(&shared.queues) };
         Ok(Self { cq, memory, poller: Arc::new(poller) })
     }
@@ -106,7 +107,8 @@ impl CompletionQueue {
         &self.poller
     }
 
-    /// Takes completions, at most `most`, and hands each on. Returns how many there were.
+    /// Takes completions, at most `most`, and hands each on. Returns how many there were. `each` may post, but
+    /// neither poll nor arm this queue.
     ///
     /// # Errors
     /// The device has written one that can't be; it is passed over.

@@ -53,6 +53,15 @@ impl Memory {
         self.iova + self.ring_bytes as u64
     }
 
+    /// Passes on the result of making an object with the memory. If it failed, the device has not kept the
+    /// memory, unless it hasn't answered.
+    pub(super) fn unless_kept<T>(&self, result: Result<T>) -> Result<T> {
+        if result.as_ref().is_err_and(|error| !error.is_unanswered()) {
+            self.free.store(true, Ordering::Release);
+        }
+        result
+    }
+
     /// The device has let go of the memory.
     pub(super) fn release(this: Arc<Self>) {
         this.free.store(true, Ordering::Release);

@@ -7,7 +7,7 @@ use mlx4_pci::DoorbellKind;
 use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
 use mlx4_queue::request::{PostError, SendRequest, Sge};
 use mlx4_queue::{Place, ReceiveQueue, SendQueue, WqeWriter};
-use mlx4_wire::ctx::qp::QpState;
+use mlx4_wire::ctx::qp::{QpState, ServiceType};
 
 use super::cq::{CompletionQueue, Poller};
 use super::memory::{Bell, Memory};
@@ -132,7 +132,14 @@ impl QueuePair {
         let work = work(&memory, &layout, number.get(), Bell(doorbell), config.srq)?;
         let pages = memory.pages();
         let qp_config = QpConfig {
-            layout,
+            service: match config.service {
+                Service::Rc => ServiceType::RC,
+                Service::Uc => ServiceType::UC,
+                Service::Ud => ServiceType::UD,
+                Service::Mlx => ServiceType::MLX,
+            },
+            send: send.wq_size(),
+            receive: receive.map(|receive| receive.wq_size()),
             pd: config.pd,
             uar: config.uar,
             send_cq: config.send_cq.object(),
@@ -141,7 +148,7 @@ impl QueuePair {
             buffer: Memory::ring(&pages),
             record: if receive.is_some() { memory.record() } else { 0 },
         };
-        let qp = Qp::new(shared, number, &qp_config)?;
+        let qp = memory.unless_kept(Qp::new(shared, number, &qp_config))?;
         let qp = if is_qp0 { qp.into_qp0() } else { qp };
         let work = Arc::new(work);
         shared.queues.insert(qp.number(), Arc::clone(&work));

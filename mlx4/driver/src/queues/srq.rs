@@ -45,8 +45,14 @@ impl SharedReceiveQueue {
         ring.reset();
         let pages = memory.pages();
         let record = memory.record();
-        let config = SrqConfig { geometry, pd, ring: Memory::ring(&pages), record };
-        let srq = Srq::new(shared, number, &config)?;
+        let config = SrqConfig {
+            log2_entries: geometry.log2_entries(),
+            log2_stride: geometry.log2_stride(),
+            pd,
+            ring: Memory::ring(&pages),
+            record,
+        };
+        let srq = memory.unless_kept(Srq::new(shared, number, &config))?;
         Ok(Self { srq, memory, ring: Arc::new(SharedRing(Mutex::new(ring))) })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mlx4::{
-    Access, Attributes, CompletionQueue, Hca, Path, Pd, QueuePair, QueuePairConfig, RegisteredMemory, Uar,
+    Access, Attributes, CompletionQueue, Hca, Path, Pd, Qp, QueuePair, QueuePairConfig, RegisteredMemory, Uar,
 };
 use mlx4_queue::geometry::{SendSize, Service};
 use mlx4_queue::request::{Data, Operation, SendFlags, SendRequest};
@@ -109,11 +109,20 @@ impl End {
     }
 }
 
-/// Takes the queue pair to RTS, connected to another one.
+/// Takes a queue pair to RTS, connected to another one.
 pub fn connect(qp: &QueuePair, lid: u16, qpn: u32) {
+    connect_by(|to, attributes| qp.modify(to, attributes), lid, qpn);
+}
+
+/// As [`connect`], for a queue pair in anybody's memory.
+pub fn connect_object(qp: &Qp, lid: u16, qpn: u32) {
+    connect_by(|to, attributes| qp.modify(to, attributes), lid, qpn);
+}
+
+fn connect_by(modify: impl Fn(QpState, &Attributes) -> mlx4::Result<()>, lid: u16, qpn: u32) {
     let init =
         Attributes { port: Some(1), pkey_index: Some(0), access: Some(Access::ALL), ..Attributes::default() };
-    qp.modify(QpState::INIT, &init).unwrap();
+    modify(QpState::INIT, &init).unwrap();
     let rtr = Attributes {
         path: Some(Path::local(1, lid, 0)),
         mtu: Some(Mtu::MTU_2048),
@@ -123,7 +132,7 @@ pub fn connect(qp: &QueuePair, lid: u16, qpn: u32) {
         min_rnr_timer: Some(12),
         ..Attributes::default()
     };
-    qp.modify(QpState::RTR, &rtr).unwrap();
+    modify(QpState::RTR, &rtr).unwrap();
     let rts = Attributes {
         send_psn: Some(0x1000),
         timeout: Some(14),
@@ -132,5 +141,5 @@ pub fn connect(qp: &QueuePair, lid: u16, qpn: u32) {
         requester_reads: Some(4),
         ..Attributes::default()
     };
-    qp.modify(QpState::RTS, &rts).unwrap();
+    modify(QpState::RTS, &rts).unwrap();
 }

@@ -1,6 +1,7 @@
 //! A fabric, and HCAs of the model on it with this driver.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 pub mod end;
 
@@ -154,17 +155,37 @@ pub struct Tampered {
     inner: Arc<dyn PciDevice>,
     read: Box<Twist>,
     write: Box<Twist>,
+    /// Whether doorbells of a kind are lost.
+    loses: fn(DoorbellKind) -> bool,
+}
+
+/// A doorbell whose rings are lost.
+#[derive(Debug)]
+struct LostDoorbell;
+
+impl Doorbell for LostDoorbell {
+    fn ring(&self, _: u64) {}
 }
 
 impl Tampered {
+    fn over(card: &Card) -> Self {
+        let same = |_, value| value;
+        Self { inner: card.seam(), read: Box::new(same), write: Box::new(same), loses: |_| false }
+    }
+
+    /// Doorbells of some kinds are lost.
+    pub fn losing(card: &Card, loses: fn(DoorbellKind) -> bool) -> Arc<Self> {
+        Arc::new(Self { loses, ..Self::over(card) })
+    }
+
     /// What the driver reads is changed.
     pub fn new(card: &Card, read: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: card.seam(), read: Box::new(read), write: Box::new(|_, value| value) })
+        Arc::new(Self { read: Box::new(read), ..Self::over(card) })
     }
 
     /// What the driver writes is changed.
     pub fn writing(card: &Card, write: impl Fn(u64, u32) -> u32 + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { inner: card.seam(), read: Box::new(|_, value| value), write: Box::new(write) })
+        Arc::new(Self { write: Box::new(write), ..Self::over(card) })
     }
 }
 
@@ -208,7 +229,7 @@ impl PciDevice for Tampered {
     }
 
     fn doorbell(&self, uar: u32, kind: DoorbellKind) -> Result<Arc<dyn Doorbell>, RegisterError> {
-        self.inner.doorbell(uar, kind)
+        if (self.loses)(kind) { Ok(Arc::new(LostDoorbell)) } else { self.inner.doorbell(uar, kind) }
     }
 
     fn reset(&self) -> Result<ResetKind, ResetError> {

@@ -4,6 +4,7 @@
 //! Only datagrams (UD, and MADs on QP0 and QP1) cross the switch as packets. Connected transports look up
 //! the far port once for each burst, by the same tables, and then work on both queue pairs directly.
 
+use mlx4_wire::mad::{LID_MULTICAST_FIRST, LID_PERMISSIVE};
 use vm_memory::VolatileSlice;
 
 /// Bytes of the headers and check sum that every datagram has.
@@ -38,6 +39,18 @@ pub struct Headers {
     pub src_qp: u32,
     /// Immediate data, as it lies on the wire.
     pub immediate: Option<[u8; 4]>,
+}
+
+impl Headers {
+    /// Whether the destination LID is that of a multicast group.
+    pub fn is_multicast(&self) -> bool {
+        is_multicast(self.dlid)
+    }
+}
+
+/// Whether a LID is that of a multicast group.
+pub(crate) fn is_multicast(lid: u16) -> bool {
+    (LID_MULTICAST_FIRST..LID_PERMISSIVE).contains(&lid)
 }
 
 /// The global route header (IBTA vol. 1, 8.3), without version, next header and payload length, which

@@ -1,10 +1,9 @@
 //! An endpoint's end of its cable.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Endpoint;
 use super::packet::Packet;
@@ -21,20 +20,30 @@ pub struct Plug {
 
 /// What the endpoint last asked of its link.
 #[derive(Default)]
-struct Wish {
+struct Wish(Mutex<Asked>);
+
+#[derive(Default)]
+struct Asked {
     /// Counts the requests.
-    number: AtomicU64,
-    up: AtomicBool,
+    number: u64,
+    up: bool,
+    /// When the link has trained.
+    due: Option<Instant>,
+    /// A thread waits for that: one at a time, however often drivers ask.
+    awaited: bool,
 }
 
 impl Wish {
-    fn set(&self, up: bool) -> u64 {
-        self.up.store(up, Ordering::SeqCst);
-        self.number.fetch_add(1, Ordering::SeqCst) + 1
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is(&self, number: u64) -> bool {
-        self.number.load(Ordering::SeqCst) == number
+    /// Takes a request in.
+    fn ask(&self, up: bool, due: Option<Instant>) -> MutexGuard<'_, Asked> {
+        let mut asked = self.lock();
+        asked.number += 1;
+        (asked.up, asked.due) = (up, due);
+        asked
     }
 }
 
@@ -53,24 +62,22 @@ impl Plug {
     /// the fabric's training time is over; without one, and when the link goes down, the endpoint hears of
     /// it before this returns, unless the link is being changed by another thread as well.
     pub fn set_link(&self, up: bool) {
-        let number = self.wish.set(up);
-        if !up || self.training.is_zero() || !self.train(number) {
+        if !up || self.training.is_zero() {
+            drop(self.wish.ask(up, None));
             self.switch.set_polling(self.port, up);
+            return;
         }
-    }
-
-    /// Brings the link up later, if nothing else was asked for by then. False if there is no thread to be
-    /// had for that.
-    fn train(&self, number: u64) -> bool {
-        let (switch, wish) = (Arc::downgrade(&self.switch), self.wish.clone());
-        let (port, training) = (self.port, self.training);
+        let mut asked = self.wish.ask(true, Some(Instant::now() + self.training));
+        if std::mem::replace(&mut asked.awaited, true) {
+            return;
+        }
+        drop(asked);
+        let (switch, wish, port) = (Arc::downgrade(&self.switch), self.wish.clone(), self.port);
         let thread = thread::Builder::new().name("mlx4-train".into());
-        thread
-            .spawn(move || {
-                thread::sleep(training);
-                trained(&switch, port, &wish, number);
-            })
-            .is_ok()
+        if thread.spawn(move || train(&switch, port, &wish)).is_err() {
+            self.wish.lock().awaited = false;
+            self.switch.set_polling(self.port, true);
+        }
     }
 
     /// Sends a packet; runs [`Endpoint::receive`] of whoever it reaches. It is dropped silently if it may
@@ -95,19 +102,38 @@ impl Plug {
     }
 }
 
-/// The training time that request `number` has started is over.
-fn trained(switch: &Weak<Switch>, port: u8, wish: &Wish, number: u64) {
-    let Some(switch) = switch.upgrade().filter(|_| wish.is(number)) else { return };
-    switch.set_polling(port, true);
-    // Asked to go down in between, the link must not stay up.
-    if !wish.is(number) && !wish.up.load(Ordering::SeqCst) {
-        switch.set_polling(port, false);
+/// Brings a link up when it is due, until nothing is due any more.
+fn train(switch: &Weak<Switch>, port: u8, wish: &Wish) {
+    loop {
+        let mut asked = wish.lock();
+        let Some(due) = asked.due else {
+            asked.awaited = false;
+            return;
+        };
+        let wait = due.saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            drop(asked);
+            thread::sleep(wait);
+            continue;
+        }
+        asked.due = None;
+        let number = asked.number;
+        drop(asked);
+        let Some(switch) = switch.upgrade() else { continue };
+        switch.set_polling(port, true);
+        // Asked to go down in between, the link must not stay up.
+        let asked = wish.lock();
+        let taken_back = asked.number != number && !asked.up;
+        drop(asked);
+        if taken_back {
+            switch.set_polling(port, false);
+        }
     }
 }
 
 impl Drop for Plug {
     fn drop(&mut self) {
-        self.wish.set(false);
+        drop(self.wish.ask(false, None));
         self.switch.unplug(self.port);
     }
 }

@@ -14,6 +14,8 @@ pub(crate) const LOG2_MAX_SRQS: u8 = 16;
 pub(crate) const LOG2_MAX_CQS: u8 = 16;
 pub(crate) const LOG2_MAX_EQS: u8 = 9;
 pub(crate) const LOG2_MAX_MPTS: u8 = 20;
+/// Multicast groups: hash heads and overflow entries together.
+pub(crate) const LOG2_MAX_MCGS: u8 = 13;
 pub(crate) const LOG2_MAX_EQ_ENTRIES: u8 = 22;
 pub(crate) const LOG2_MAX_CQ_ENTRIES: u8 = 22;
 /// Work requests in a send or receive queue.
@@ -35,6 +37,8 @@ pub(crate) const LOG2_RESERVED_SRQS: u8 = 6;
 pub(crate) const LOG2_RESERVED_CQS: u8 = 7;
 pub(crate) const LOG2_RESERVED_EQS: u8 = 3;
 pub(crate) const LOG2_RESERVED_MPTS: u8 = 8;
+/// Bytes of ICM; nothing can be mapped beyond.
+pub(crate) const MAX_ICM_BYTES: u64 = 1 << 40;
 /// Distance of entries in the ICM tables, in bytes.
 pub(crate) const QPC_BYTES: u16 = 256;
 pub(crate) const AUXC_BYTES: u16 = 256;
@@ -74,7 +78,7 @@ pub(crate) fn query_dev_cap(ports: u8) -> QueryDevCap {
     cap.uar.set_num_rsvd_uars(1);
     cap.uar.set_log2_uar_sz_mb(LOG2_UARS - 8);
     cap.uar.set_log2_min_page_sz(9);
-    cap.max_icm_sz.set(1 << 40);
+    cap.max_icm_sz.set(MAX_ICM_BYTES);
     cap
 }
 
@@ -93,7 +97,7 @@ fn objects(cap: &mut QueryDevCap) {
     cap.mtt.set_log2_rsvd_mtts(4);
     cap.mtt.set_log2_max_mtts(28);
     cap.mtt.set_log2_max_mrw_sz(40);
-    cap.mcg.set_log2_max_mcgs(13);
+    cap.mcg.set_log2_max_mcgs(LOG2_MAX_MCGS);
     cap.mcg.set_log2_max_qp_mcg(8);
     cap.pd_xrcd.set_num_rsvd_pds(4);
     cap.pd_xrcd.set_log2_max_pds(15);

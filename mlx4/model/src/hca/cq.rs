@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::Burst;
 use super::eq::{Eq, INDEX_MASK};
-use super::ring::RingMemory;
+use super::ring::{RingBudget, RingMemory};
 
 /// A completion queue in hardware ownership.
 pub(crate) struct Cq {
@@ -61,15 +61,16 @@ impl Cq {
     /// Takes a CQ over from software (SW2HW_CQ). Unless `initialised`, every entry becomes the hardware's.
     ///
     /// # Errors
-    /// BAD_PARAM for a size or a page out of range.
+    /// BAD_PARAM for a size or a page out of range, EXCEED_LIM for too much memory of queues.
     pub(crate) fn new(
         burst: &Burst,
+        rings: &RingBudget,
         cqn: u32,
         context: &CqContext,
         eq: Option<Arc<Eq>>,
         initialised: bool,
     ) -> Result<Self, Status> {
-        let memory = ring(burst, context, initialised)?;
+        let memory = ring(burst, rings, context, initialised)?;
         let consumer = context.consumer_index.number();
         Ok(Self {
             cqn,
@@ -175,10 +176,14 @@ impl Cq {
     /// the consumer over.
     ///
     /// # Errors
-    /// BAD_PARAM for a size or a page out of range, BAD_RES_STATE if the queue has failed or the marker
-    /// finds no room.
-    pub(crate) fn resize(&self, burst: &Burst, request: &CqContext) -> Result<(), Status> {
-        let memory = ring(burst, request, false)?;
+    /// As for [`Cq::new`]; BAD_RES_STATE if the queue has failed or the marker finds no room.
+    pub(crate) fn resize(
+        &self,
+        burst: &Burst,
+        rings: &RingBudget,
+        request: &CqContext,
+    ) -> Result<(), Status> {
+        let memory = ring(burst, rings, request, false)?;
         let mut state = self.lock();
         let mut marker = Cqe::new_zeroed();
         marker.owner.set_opcode(CqeOpcode::RESIZE);
@@ -241,14 +246,19 @@ impl State {
     }
 }
 
-fn ring(burst: &Burst, context: &CqContext, initialised: bool) -> Result<RingMemory, Status> {
+fn ring(
+    burst: &Burst,
+    rings: &RingBudget,
+    context: &CqContext,
+    initialised: bool,
+) -> Result<RingMemory, Status> {
     let log2_entries = context.size.log2_entries();
     let log2_page = context.pages.log2_page();
     if log2_entries > super::caps::LOG2_MAX_CQ_ENTRIES || log2_page > 31 || context.page_offset.bytes() != 0 {
         return Err(Status::BAD_PARAM);
     }
     let bytes = u64::from(CQE_BYTES) << log2_entries;
-    let memory = RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, bytes);
+    let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
     if !initialised {
         memory.fill(burst, CQE_FILL);
     }

@@ -13,7 +13,7 @@ use mlx4_wire::eqe::{EQE_BYTES, Eqe};
 use zerocopy::IntoBytes;
 
 use super::burst::Burst;
-use super::ring::RingMemory;
+use super::ring::{RingBudget, RingMemory};
 use crate::device::Interrupts;
 
 /// Indexes of queues run free in 24 bits.
@@ -52,9 +52,10 @@ impl Eq {
     /// Takes an EQ over from software (SW2HW_EQ): every entry of the ring becomes the hardware's.
     ///
     /// # Errors
-    /// BAD_PARAM for a size above 2^22 entries or a page above 2^31 bytes.
+    /// BAD_PARAM for a size above 2^22 entries or a page above 2^31 bytes, EXCEED_LIM for too much memory of queues.
     pub(crate) fn new(
         burst: &Burst,
+        rings: &RingBudget,
         eqn: u32,
         context: &EqContext,
         interrupts: Arc<dyn Interrupts>,
@@ -68,7 +69,7 @@ impl Eq {
             return Err(Status::BAD_PARAM);
         }
         let bytes = u64::from(EQE_BYTES) << log2_entries;
-        let memory = RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, bytes);
+        let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
         memory.fill(burst, 0x80);
         let armed = match context.flags.state() {
             EqState::ARMED => Armed::Once,
@@ -112,7 +113,7 @@ impl Eq {
             fault.event(&mut bytes);
         }
         if let Err(fault) = self.memory.write_entry(burst, slot, &bytes) {
-            log::warn!("EQ {:#x} cannot be written: {fault}", self.eqn);
+            log::debug!("EQ {:#x} can't be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);
             state.dropped += 1;
             return;

@@ -8,8 +8,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::caps::MAX_ICM_BYTES;
+
 /// An ICM page is 4 KiB, whatever the host's page size.
 pub(crate) const PAGE_SHIFT: u32 = 12;
+
+/// Most ranges that are mapped at once. Each change copies the list of them, which is to stay short.
+const MAX_EXTENTS: usize = 1 << 17;
+
+/// Why ranges can't be mapped. None of them is then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MapError {
+    #[error("ICM range of 2^{log2_pages} pages at {virt:#x} ends beyond {MAX_ICM_BYTES:#x}")]
+    Beyond { virt: u64, log2_pages: u32 },
+    #[error("ICM would be in more than {MAX_EXTENTS} ranges")]
+    TooMany,
+}
 
 /// A range of ICM pages that is contiguous on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +87,11 @@ impl IcmMap {
     }
 
     fn insert(&mut self, extent: Extent) {
-        self.remove(extent.page, extent.pages);
-        let at = self.extents.partition_point(|e| e.page < extent.page);
-        self.extents.insert(at, extent);
+        let at = |map: &Self| map.extents.partition_point(|e| e.end() <= extent.page);
+        if self.extents.get(at(self)).is_some_and(|after| after.page < extent.end()) {
+            self.remove(extent.page, extent.pages);
+        }
+        self.extents.insert(at(self), extent);
     }
 }
 
@@ -94,29 +110,43 @@ impl Icm {
 
     /// Maps ranges of `(icm address, bus address, log2 of 4 KiB pages)`; a later mapping replaces an
     /// earlier one.
-    pub(crate) fn map(&self, ranges: &[(u64, u64, u32)]) {
+    pub(crate) fn map(&self, ranges: &[(u64, u64, u32)]) -> Result<(), MapError> {
         self.update(|map| {
             for &(virt, bus, log2_pages) in ranges {
-                map.insert(Extent { page: virt >> PAGE_SHIFT, pages: 1 << log2_pages, bus });
+                let extent = Extent { page: virt >> PAGE_SHIFT, pages: 1 << log2_pages, bus };
+                if extent.end() > MAX_ICM_BYTES >> PAGE_SHIFT {
+                    return Err(MapError::Beyond { virt, log2_pages });
+                }
+                map.insert(extent);
             }
-        });
+            if map.extents.len() > MAX_EXTENTS { Err(MapError::TooMany) } else { Ok(()) }
+        })
     }
 
     /// Takes `pages` pages from `addr` on back. The caller waits for accesses in progress.
     pub(crate) fn unmap(&self, addr: u64, pages: u64) {
-        self.update(|map| map.remove(addr >> PAGE_SHIFT, pages));
+        self.change(|map| map.remove(addr >> PAGE_SHIFT, pages));
     }
 
     /// Takes every page back.
     pub(crate) fn clear(&self) {
-        self.update(|map| map.extents.clear());
+        self.change(|map| map.extents.clear());
     }
 
-    fn update(&self, change: impl FnOnce(&mut IcmMap)) {
+    fn change(&self, change: impl FnOnce(&mut IcmMap)) {
+        let Ok(()) = self.update(|map| {
+            change(map);
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
+
+    /// Publishes a changed map, unless the change fails.
+    fn update<E>(&self, change: impl FnOnce(&mut IcmMap) -> Result<(), E>) -> Result<(), E> {
         let _one = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut map = IcmMap::clone(&self.map.load());
-        change(&mut map);
+        change(&mut map)?;
         self.map.store(Arc::new(map));
+        Ok(())
     }
 }
 
@@ -127,7 +157,7 @@ mod tests {
     #[test]
     fn translates_inside_and_not_outside() {
         let icm = Icm::default();
-        icm.map(&[(0x10_0000, 0x8000_0000, 2), (0x20_0000, 0x9000_0000, 0)]);
+        icm.map(&[(0x10_0000, 0x8000_0000, 2), (0x20_0000, 0x9000_0000, 0)]).unwrap();
         let map = icm.snapshot();
         assert_eq!(map.translate(0x10_1008), Some((0x8000_1008, 0x2ff8)));
         assert_eq!(map.translate(0x10_4000), None);
@@ -138,7 +168,7 @@ mod tests {
     #[test]
     fn unmap_larger_than_the_mapping_and_in_its_middle() {
         let icm = Icm::default();
-        icm.map(&[(0x10_0000, 0x8000_0000, 4)]);
+        icm.map(&[(0x10_0000, 0x8000_0000, 4)]).unwrap();
         icm.unmap(0x10_4000, 4);
         assert_eq!(icm.snapshot().translate(0x10_4000), None);
         assert_eq!(icm.snapshot().translate(0x10_8000), Some((0x8000_8000, 0x8000)));
@@ -150,10 +180,24 @@ mod tests {
     #[test]
     fn later_mapping_replaces_the_earlier() {
         let icm = Icm::default();
-        icm.map(&[(0, 0x1000_0000, 2)]);
-        icm.map(&[(0x1000, 0x2000_0000, 0)]);
+        icm.map(&[(0, 0x1000_0000, 2)]).unwrap();
+        icm.map(&[(0x1000, 0x2000_0000, 0)]).unwrap();
         let map = icm.snapshot();
         assert_eq!(map.translate(0x1010), Some((0x2000_0010, 0xff0)));
         assert_eq!(map.translate(0x2010), Some((0x1000_2010, 0x1ff0)));
+    }
+
+    #[test]
+    fn nothing_is_mapped_beyond_the_end_or_in_too_many_pieces() {
+        let icm = Icm::default();
+        let last = MAX_ICM_BYTES - 0x1000;
+        icm.map(&[(last, 0, 0)]).unwrap();
+        let beyond = |virt, log2_pages| Err(MapError::Beyond { virt, log2_pages });
+        assert_eq!(icm.map(&[(0, 0, 0), (last, 0, 1)]), beyond(last, 1));
+        assert_eq!(icm.map(&[(u64::MAX - 0xfff, 0, 0)]), beyond(u64::MAX - 0xfff, 0));
+        assert_eq!(icm.snapshot().pages(), 1, "a command that fails maps nothing");
+        let all: Vec<_> = (0..MAX_EXTENTS as u64).map(|i| (0x2000 * i, 0, 0)).collect();
+        assert_eq!(icm.map(&all), Err(MapError::TooMany));
+        icm.map(&all[1..]).unwrap();
     }
 }

@@ -3,14 +3,12 @@
 
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::mcg::{
-    MCG_HEADER_BYTES, MCG_MEMBER_BYTES, McgHeader, McgMember, McgProtocol, mcg_capacity,
+    LOG2_MCG_ENTRY_MAX, MCG_HEADER_BYTES, MCG_MEMBER_BYTES, McgHeader, McgMember, McgProtocol, mcg_capacity,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::{Burst, IcmFault};
 
-/// Largest MGM entry that INIT_HCA may ask for, in bytes.
-pub(crate) const MAX_ENTRY_BYTES: usize = 4096;
 /// Chains longer than this are a loop of a confused driver.
 const MAX_CHAIN: usize = 1 << 10;
 
@@ -35,7 +33,7 @@ pub(crate) fn entry_addr(burst: &Burst, index: u32) -> Result<u64, Status> {
 
 /// Size of an entry in bytes.
 pub(crate) fn entry_bytes(burst: &Burst) -> usize {
-    (1usize << burst.tables.log2_mc_entry_bytes.min(12)).min(MAX_ENTRY_BYTES)
+    1 << burst.tables.log2_mc_entry_bytes.min(LOG2_MCG_ENTRY_MAX)
 }
 
 /// Hands every member queue pair of a group to `each`. A group that nobody joined has none.
@@ -60,7 +58,7 @@ pub(crate) fn for_each_member(
             return Ok(());
         }
     }
-    log::warn!("multicast chain of {gid:02x?} doesn't end");
+    log::debug!("multicast chain of {gid:02x?} doesn't end");
     Ok(())
 }
 

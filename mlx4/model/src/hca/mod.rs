@@ -31,6 +31,8 @@ mod running;
 mod runset;
 mod srq;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tpt;
 mod uar;
 

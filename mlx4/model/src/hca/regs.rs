@@ -103,6 +103,11 @@ impl Registers {
         Effect::None
     }
 
+    /// Whether a command is pending: one was posted, and neither completed nor wiped out by a reset since.
+    pub(crate) fn is_pending(&self) -> bool {
+        read_hcr(&self.lock()).control.go()
+    }
+
     /// Clears GO and sets the status and the immediate result; the toggle stays as it was posted.
     pub(crate) fn complete(&self, status: Status, out_param: u64) {
         let mut state = self.lock();
@@ -180,6 +185,7 @@ mod tests {
         let control = HcrControl::new().with_opcode(Opcode::NOP).with_go(true).with_toggle(true);
         let Effect::Command(hcr) = posted(&regs, control) else { panic!("not posted") };
         assert_eq!((hcr.in_modifier.get(), hcr.control.opcode()), (5, Opcode::NOP));
+        assert!(regs.is_pending());
         regs.complete(Status::BAD_PARAM, 0x1_0000_0002);
         assert_eq!(regs.read(HCR_OFFSET + 0x10), [0, 0, 0, 2]);
         let word = u32::from_be_bytes(regs.read(CONTROL_OFFSET));
@@ -193,6 +199,8 @@ mod tests {
         let control = HcrControl::new().with_opcode(Opcode::NOP).with_go(true);
         assert!(matches!(posted(&regs, control), Effect::Command(_)));
         assert_eq!(posted(&regs, control), Effect::None);
+        regs.reset();
+        assert!(!regs.is_pending());
     }
 
     #[test]

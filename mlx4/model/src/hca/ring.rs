@@ -2,6 +2,11 @@
 //! range and a page size. The addresses are resolved once, when the queue goes to hardware; an entry of
 //! the MTT that wasn't present then stays absent, and the access that needs it fails.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mlx4_wire::cmd::Status;
+
 use super::burst::Burst;
 use super::tpt;
 use crate::mem::DmaFault;
@@ -9,12 +14,42 @@ use crate::mem::DmaFault;
 /// Marks a page whose MTT entry wasn't present.
 const ABSENT: u64 = u64::MAX;
 
+/// Pages of all queues of an HCA together: their addresses take 128 MiB of this process's memory.
+const MAX_PAGES: u64 = 1 << 24;
+
+/// What the queues of an HCA may still take of the process's memory. A driver can create queues of any size
+/// on a single page of its own.
+#[derive(Debug, Default)]
+pub(crate) struct RingBudget(Arc<AtomicU64>);
+
+impl RingBudget {
+    fn take(&self, pages: u64) -> Option<Share> {
+        let add = |used: u64| used.checked_add(pages).filter(|used| *used <= MAX_PAGES);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Share { used: self.0.clone(), pages })
+    }
+}
+
+/// A queue's part of the budget, given back when it is dropped.
+#[derive(Debug)]
+struct Share {
+    used: Arc<AtomicU64>,
+    pages: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.pages, Ordering::Relaxed);
+    }
+}
+
 /// A queue's memory.
 #[derive(Debug)]
 pub(crate) struct RingMemory {
     page_shift: u8,
     bytes: u64,
     pages: Box<[u64]>,
+    _share: Share,
 }
 
 /// An access to a queue's memory that failed.
@@ -29,13 +64,23 @@ pub(crate) enum RingFault {
 impl RingMemory {
     /// Resolves the pages of a ring of `bytes` bytes at an MTT byte offset; pages are `1 << page_shift`
     /// bytes. A ring has at most 2^28 bytes.
-    pub(crate) fn resolve(burst: &Burst, mtt_offset: u64, page_shift: u8, bytes: u64) -> Self {
+    ///
+    /// # Errors
+    /// EXCEED_LIM if the HCA's queues have too many pages already.
+    pub(crate) fn resolve(
+        burst: &Burst,
+        budget: &RingBudget,
+        mtt_offset: u64,
+        page_shift: u8,
+        bytes: u64,
+    ) -> Result<Self, Status> {
         let bytes = bytes.min(1 << 28);
         let count = bytes.div_ceil(1 << page_shift);
+        let share = budget.take(count).ok_or(Status::EXCEED_LIM)?;
         let pages = (0..count)
             .map(|i| tpt::mtt(burst, mtt_offset.wrapping_add(8 * i), page_shift).unwrap_or(ABSENT))
             .collect();
-        Self { page_shift, bytes, pages }
+        Ok(Self { page_shift, bytes, pages, _share: share })
     }
 
     /// The bus address of a ring offset, and the bytes from there to the end of its page.
@@ -66,7 +111,7 @@ impl RingMemory {
     /// at least as new.
     pub(crate) fn load_acquire(&self, burst: &Burst, offset: u64) -> Result<[u8; 4], RingFault> {
         let (bus, _) = self.translate(offset)?;
-        Ok(burst.dma.load_u32(bus, std::sync::atomic::Ordering::Acquire)?.to_ne_bytes())
+        Ok(burst.dma.load_u32(bus, Ordering::Acquire)?.to_ne_bytes())
     }
 
     /// Writes an entry of 32 bytes, its last word (which holds the owner bit) after all others.
@@ -75,7 +120,7 @@ impl RingMemory {
         let (body, owner) = entry.split_at(28);
         burst.dma.write(bus, body)?;
         let word = u32::from_ne_bytes([owner[0], owner[1], owner[2], owner[3]]);
-        burst.dma.store_u32(bus + 28, word, std::sync::atomic::Ordering::Release)?;
+        burst.dma.store_u32(bus + 28, word, Ordering::Release)?;
         Ok(())
     }
 
@@ -91,5 +136,20 @@ impl RingMemory {
             }
             offset += n as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_all_queues_are_bounded_and_come_back() {
+        let budget = RingBudget::default();
+        let half = budget.take(MAX_PAGES / 2).unwrap();
+        assert!(budget.take(MAX_PAGES / 2 + 1).is_none());
+        assert!(budget.take(u64::MAX).is_none());
+        drop(half);
+        assert!(budget.take(MAX_PAGES).is_some());
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::cmd::Status;
 use mlx4_wire::cmd::hca::{HcaParams, InitHca};
+use mlx4_wire::ctx::mcg::LOG2_MCG_ENTRY_MAX;
 use mlx4_wire::eqe::{EVENT_TYPES, Eqe};
 
 use super::burst::{Burst, IcmTables};
@@ -14,6 +15,7 @@ use super::caps;
 use super::cq::Cq;
 use super::eq::Eq;
 use super::qp::Qp;
+use super::ring::RingBudget;
 use super::srq::Srq;
 use super::table::Table;
 
@@ -64,6 +66,7 @@ pub(crate) struct Running {
     pub(crate) cqs: Table<Cq>,
     pub(crate) srqs: Table<Srq>,
     pub(crate) qps: Table<Qp>,
+    pub(crate) rings: RingBudget,
     /// Indexes of the MPT entries in hardware ownership; the entries themselves are in ICM.
     pub(crate) mpts: IndexSet,
     routes: [AtomicU32; EVENT_TYPES as usize],
@@ -124,6 +127,7 @@ impl Running {
             cqs: Table::new(logs.cqs),
             srqs: Table::new(logs.srqs),
             qps: Table::new(logs.qps),
+            rings: RingBudget::default(),
             mpts: IndexSet::default(),
             routes: [const { AtomicU32::new(NO_EQ) }; EVENT_TYPES as usize],
             special_base: AtomicU32::new(0),
@@ -227,15 +231,15 @@ impl Logs {
             (logs.cqs, caps::LOG2_MAX_CQS, "CQs"),
             (logs.eqs, caps::LOG2_MAX_EQS, "EQs"),
             (p.dmpt.log2_entries(), caps::LOG2_MAX_MPTS, "MPTs"),
-            (p.mc_entry_sz.log2(), 12, "bytes of a multicast entry"),
-            (p.mc_table.log2_table_sz(), 24, "multicast entries"),
-            (p.mc_hash_sz.log2(), 16, "multicast hash heads"),
+            (p.mc_entry_sz.log2(), LOG2_MCG_ENTRY_MAX, "bytes of a multicast entry"),
+            (p.mc_table.log2_table_sz(), caps::LOG2_MAX_MCGS, "multicast entries"),
+            (p.mc_hash_sz.log2(), p.mc_table.log2_table_sz(), "multicast hash heads"),
             (p.uar.log2_max_uars(), caps::LOG2_UARS, "UARs"),
             (p.uar.log2_uar_page_sz(), 0, "pages of 4 KiB in a UAR"),
         ];
         match limits.iter().find(|(asked, limit, _)| asked > limit) {
             Some((asked, limit, what)) => {
-                log::warn!("INIT_HCA asks for 2^{asked} {what}; the limit is 2^{limit}");
+                log::debug!("INIT_HCA asks for 2^{asked} {what}; the limit is 2^{limit}");
                 Err(Status::BAD_PARAM)
             }
             None => Ok(logs),
@@ -266,4 +270,33 @@ fn context_tables(p: &HcaParams, logs: &Logs) -> [Vec<ContextTable>; 4] {
         vec![table("CQC", p.cqc.base(), logs.cqs, caps::CQC_BYTES), cmpt("cMPT of CQs", logs.cqs, 2)],
         vec![table("EQC", p.eqc.base(), logs.eqs, caps::EQC_BYTES), cmpt("cMPT of EQs", logs.eqs, 3)],
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    fn started(set: impl FnOnce(&mut HcaParams)) -> Result<Running, Status> {
+        let mut init = InitHca::new_zeroed();
+        set(&mut init.params);
+        Running::new(&init)
+    }
+
+    /// INIT_HCA clears the multicast table on the thread that posts it, which is the VMM's only one.
+    #[test]
+    fn multicast_table_is_not_larger_than_reported() {
+        let log2 = |entries, bytes, heads| {
+            started(|p| {
+                p.mc_table.set_log2_table_sz(entries);
+                p.mc_entry_sz.set_log2(bytes);
+                p.mc_hash_sz.set_log2(heads);
+            })
+        };
+        assert!(log2(13, 12, 13).is_ok());
+        for (entries, bytes, heads) in [(14, 9, 12), (13, 13, 12), (12, 9, 13)] {
+            assert_eq!(log2(entries, bytes, heads).err(), Some(Status::BAD_PARAM));
+        }
+    }
 }

@@ -12,7 +12,7 @@ use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
 
 use super::burst::Burst;
-use super::ring::{RingFault, RingMemory};
+use super::ring::{RingBudget, RingFault, RingMemory};
 
 /// Bytes of a shared receive WQE before its data segments; the link is at offset 2.
 pub(crate) const NEXT_SEGMENT_BYTES: usize = 16;
@@ -51,8 +51,13 @@ impl Srq {
     /// Takes an SRQ over from software (SW2HW_SRQ).
     ///
     /// # Errors
-    /// BAD_PARAM for a size or page out of range.
-    pub(crate) fn new(burst: &Burst, srqn: u32, context: &SrqContext) -> Result<Self, Status> {
+    /// BAD_PARAM for a size or page out of range, EXCEED_LIM for too much memory of queues.
+    pub(crate) fn new(
+        burst: &Burst,
+        rings: &RingBudget,
+        srqn: u32,
+        context: &SrqContext,
+    ) -> Result<Self, Status> {
         let log2_page = context.pages.log2_page();
         if context.size.log2_entries() > super::caps::LOG2_MAX_SRQ_ENTRIES
             || log2_page > 31
@@ -66,7 +71,7 @@ impl Srq {
         Ok(Self {
             srqn,
             pd: context.pd.number(),
-            memory: RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, bytes),
+            memory: RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?,
             entries,
             stride,
             record: context.record_base(),

@@ -51,7 +51,7 @@ impl Hca {
     fn ring_send(&self, page: u64, qpn: u32) {
         let Some(running) = self.running.load_full() else { return };
         match running.qps.get(qpn) {
-            Some(qp) if u64::from(qp.uar_page()) == page => self.engine.ring(qpn),
+            Some(qp) if qp.qpn == qpn && u64::from(qp.uar_page()) == page => self.engine.ring(qpn),
             _ => {
                 log::debug!("send doorbell for QP {qpn:#x} through UAR page {page:#x} refused");
                 self.counters.bad_doorbells.add(1);

@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use vm_memory::{AtomicAccess, Bytes, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::space::Snapshot;
 use super::table::Mapping;
 use super::{Access, DmaFault, FaultCause};
+
+/// Bytes of what is loaded or stored at once.
+const WORD: usize = size_of::<u32>();
 
 /// The bus-address space as it was at one time. While it lives, what it shows stays mapped, and
 /// [`DmaSpace::unmap`](super::DmaSpace::unmap) waits.
@@ -106,75 +109,26 @@ impl DmaView {
         self.write(iova, object.as_bytes())
     }
 
-    /// Loads one byte.
-    pub fn load_u8(&self, iova: u64, order: Ordering) -> Result<u8, DmaFault> {
-        self.load(iova, order)
-    }
-
-    /// Loads two bytes at once, in the order they have in memory. The address is aligned.
-    /// As with all loads, `order` is Relaxed, Acquire or SeqCst.
-    pub fn load_u16(&self, iova: u64, order: Ordering) -> Result<u16, DmaFault> {
-        self.load(iova, order)
-    }
-
-    /// Loads four bytes at once, in the order they have in memory. The address is aligned.
+    /// Loads four bytes at once, in the order they have in memory. The address is aligned; `order` is Relaxed,
+    /// Acquire or SeqCst.
     pub fn load_u32(&self, iova: u64, order: Ordering) -> Result<u32, DmaFault> {
-        self.load(iova, order)
+        let word = self.word(iova, Access::Read)?;
+        word.load(0, order).map_err(|_| self.misaligned(iova, Access::Read))
     }
 
-    /// Loads eight bytes at once, in the order they have in memory. The address is aligned.
-    pub fn load_u64(&self, iova: u64, order: Ordering) -> Result<u64, DmaFault> {
-        self.load(iova, order)
-    }
-
-    /// Stores one byte. As with all stores, `order` is Relaxed, Release or SeqCst.
-    pub fn store_u8(&self, iova: u64, value: u8, order: Ordering) -> Result<(), DmaFault> {
-        self.store(iova, value, order)
-    }
-
-    /// Stores two bytes at once, as they lie in `value`. The address is aligned.
-    pub fn store_u16(&self, iova: u64, value: u16, order: Ordering) -> Result<(), DmaFault> {
-        self.store(iova, value, order)
-    }
-
-    /// Stores four bytes at once, as they lie in `value`. The address is aligned.
+    /// Stores four bytes at once, as they lie in `value`. The address is aligned; `order` is Relaxed, Release
+    /// or SeqCst.
     pub fn store_u32(&self, iova: u64, value: u32, order: Ordering) -> Result<(), DmaFault> {
-        self.store(iova, value, order)
-    }
-
-    /// Stores eight bytes at once, as they lie in `value`. The address is aligned.
-    pub fn store_u64(&self, iova: u64, value: u64, order: Ordering) -> Result<(), DmaFault> {
-        self.store(iova, value, order)
-    }
-
-    /// Runs an atomic operation on eight bytes, which are in whatever byte order memory has them.
-    /// The address is aligned.
-    pub fn with_atomic_u64<R>(
-        &self,
-        iova: u64,
-        operation: impl FnOnce(&AtomicU64) -> R,
-    ) -> Result<R, DmaFault> {
-        let word = self.word(iova, size_of::<u64>(), Access::Write)?;
-        let atomic = word.get_atomic_ref(0);
-        atomic.map(operation).map_err(|_| self.misaligned(iova, size_of::<u64>(), Access::Write))
-    }
-
-    fn load<T: AtomicAccess>(&self, iova: u64, order: Ordering) -> Result<T, DmaFault> {
-        let word = self.word(iova, size_of::<T>(), Access::Read)?;
-        word.load(0, order).map_err(|_| self.misaligned(iova, size_of::<T>(), Access::Read))
-    }
-
-    fn store<T: AtomicAccess>(&self, iova: u64, value: T, order: Ordering) -> Result<(), DmaFault> {
-        let word = self.word(iova, size_of::<T>(), Access::Write)?;
-        word.store(value, 0, order).map_err(|_| self.misaligned(iova, size_of::<T>(), Access::Write))
+        let word = self.word(iova, Access::Write)?;
+        word.store(value, 0, order).map_err(|_| self.misaligned(iova, Access::Write))
     }
 
     /// Memory for one atomic access; mappings are whole pages, so an aligned word never lies in two.
-    fn word(&self, iova: u64, size: usize, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
-        if !iova.is_multiple_of(size as u64) {
-            return Err(self.misaligned(iova, size, access));
+    fn word(&self, iova: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        if !iova.is_multiple_of(WORD as u64) {
+            return Err(self.misaligned(iova, access));
         }
-        self.slice(iova, size, access)
+        self.slice(iova, WORD, access)
     }
 
     fn find(&self, iova: u64, len: u64, access: Access) -> Result<&Mapping, DmaFault> {
@@ -193,8 +147,8 @@ impl DmaView {
         Err(self.fault(iova, len, access, cause))
     }
 
-    fn misaligned(&self, iova: u64, size: usize, access: Access) -> DmaFault {
-        self.fault(iova, size as u64, access, FaultCause::Misaligned)
+    fn misaligned(&self, iova: u64, access: Access) -> DmaFault {
+        self.fault(iova, WORD as u64, access, FaultCause::Misaligned)
     }
 
     /// Counts a refused access.

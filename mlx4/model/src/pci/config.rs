@@ -7,7 +7,7 @@ use mlx4_wire::regs::{
     VENDOR_ID,
 };
 
-use super::caps::{self, MSIX_CONTROL, PCIE_DEVICE_CONTROL, PM_CONTROL, VPD_ADDRESS};
+use super::caps::{self, PCIE_DEVICE_CONTROL, PM_CONTROL, VPD_ADDRESS};
 use super::vpd::Vpd;
 
 /// Bytes of PCI Express configuration space.
@@ -37,10 +37,6 @@ const STATUS_ERRORS: u16 = 0xf900;
 /// Memory BAR: 64 bits wide; prefetchable.
 const BAR_64: u64 = 0x4;
 const BAR_PREFETCH: u64 = 0x8;
-
-/// MSI-X message control.
-const MSIX_ENABLE: u16 = 1 << 15;
-const MSIX_MASK_ALL: u16 = 1 << 14;
 
 /// Device control of the PCI Express capability: start a function-level reset.
 const DEVICE_CONTROL_FLR: u16 = 1 << 15;
@@ -92,8 +88,6 @@ pub struct ConfigEffects {
     pub flr_requested: bool,
     /// Bus mastering went on or off; see [`ConfigSpace::bus_master`].
     pub bus_master_changed: bool,
-    /// MSI-X was enabled, disabled, masked or unmasked as a whole.
-    pub msix_changed: bool,
 }
 
 /// The configuration space of one card. See the [module](super).
@@ -165,7 +159,7 @@ impl ConfigSpace {
     /// Writes bytes, of which only the writable bits change.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> ConfigEffects {
         let start = usize::try_from(offset).unwrap_or(CONFIG_BYTES);
-        let (master, msix, power) = (self.bus_master(), self.msix_bits(), self.word(PM_CONTROL));
+        let (master, power) = (self.bus_master(), self.word(PM_CONTROL));
         let layout = &*self.layout;
         let masks = layout.writable.iter().zip(&layout.clear_by_one);
         for ((byte, (writable, clear)), new) in self.bytes.iter_mut().zip(masks).skip(start).zip(data) {
@@ -183,7 +177,6 @@ impl ConfigSpace {
         ConfigEffects {
             flr_requested: control & DEVICE_CONTROL_FLR != 0,
             bus_master_changed: self.bus_master() != master,
-            msix_changed: self.msix_bits() != msix,
         }
     }
 
@@ -193,39 +186,9 @@ impl ConfigSpace {
         *self.bytes = self.layout.reset;
     }
 
-    /// Whether the function answers accesses to its BARs: memory decoding is on, and the state is D0.
-    pub fn memory_enabled(&self) -> bool {
-        self.word(COMMAND) & COMMAND_MEMORY != 0 && self.word(PM_CONTROL) & POWER_STATE == 0
-    }
-
     /// Whether the function may access memory.
     pub fn bus_master(&self) -> bool {
         self.word(COMMAND) & COMMAND_MASTER != 0
-    }
-
-    /// Whether MSI-X is on.
-    pub fn msix_enabled(&self) -> bool {
-        self.msix_bits() & MSIX_ENABLE != 0
-    }
-
-    /// Whether all MSI-X vectors are masked together.
-    pub fn msix_masked(&self) -> bool {
-        self.msix_bits() & MSIX_MASK_ALL != 0
-    }
-
-    /// Bus address of BAR 0 or BAR 2; None for any other.
-    pub fn bar_address(&self, bar: u8) -> Option<u64> {
-        let at = match bar {
-            0 => BAR0,
-            2 => BAR2,
-            _ => return None,
-        };
-        let low = u64::from(self.word(at) & !0xf) | u64::from(self.word(at + 2)) << 16;
-        Some(low | u64::from(self.word(at + 4)) << 32 | u64::from(self.word(at + 6)) << 48)
-    }
-
-    fn msix_bits(&self) -> u16 {
-        self.word(MSIX_CONTROL) & (MSIX_ENABLE | MSIX_MASK_ALL)
     }
 
     /// Carries out what was written to the VPD address: a read of four bytes, or a write, which the
@@ -255,9 +218,6 @@ impl fmt::Debug for ConfigSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigSpace")
             .field("command", &format_args!("{:#06x}", self.word(COMMAND)))
-            .field("bar0", &format_args!("{:#x?}", self.bar_address(0)))
-            .field("bar2", &format_args!("{:#x?}", self.bar_address(2)))
-            .field("msix", &self.msix_enabled())
             .finish_non_exhaustive()
     }
 }

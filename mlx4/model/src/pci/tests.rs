@@ -99,20 +99,20 @@ fn bars_tell_their_size_and_keep_their_address() {
     assert_eq!(sized, [0xfff0_0004, !0, 0xff80_000c, !0, 0, 0, 0]);
     write32(&mut config, 0x18, 0x1234_5678);
     write32(&mut config, 0x1c, 0x0000_00ab);
-    assert_eq!(config.bar_address(2), Some(0xab_1200_0000));
+    assert_eq!([u32_at(&config, 0x18), u32_at(&config, 0x1c)], [0x1200_000c, 0xab]);
     write32(&mut config, 0x10, 0xfeb0_0000);
     write32(&mut config, 0x14, 0);
-    assert_eq!((config.bar_address(0), config.bar_address(1)), (Some(0xfeb0_0000), None));
+    assert_eq!([u32_at(&config, 0x10), u32_at(&config, 0x14)], [0xfeb0_0004, 0]);
 }
 
 #[test]
-fn command_register_switches_decoding_and_dma() {
+fn command_register_switches_dma() {
     let mut config = card(1);
-    assert!(!config.memory_enabled() && !config.bus_master());
+    assert!(!config.bus_master());
     let effects = config.write(4, &[0xff, 0xff]);
-    assert!(effects.bus_master_changed && !effects.msix_changed && !effects.flr_requested);
+    assert!(effects.bus_master_changed && !effects.flr_requested);
     assert_eq!(u16_at(&config, 4), 0x0546);
-    assert!(config.memory_enabled() && config.bus_master());
+    assert!(config.bus_master());
     // The same again changes nothing; one byte is enough to switch off.
     assert_eq!(config.write(4, &[0x06]), ConfigEffects::default());
     assert!(config.write(4, &[0x02]).bus_master_changed);
@@ -156,23 +156,20 @@ fn flr_is_reported_once_and_reads_as_zero() {
 }
 
 #[test]
-fn msix_control_is_reported() {
+fn msix_control_keeps_enable_and_mask() {
     let mut config = card(2);
-    assert!(config.write(0x9e, &0xffff_u16.to_le_bytes()).msix_changed);
-    assert!(config.msix_enabled() && config.msix_masked());
+    config.write(0x9e, &0xffff_u16.to_le_bytes());
     assert_eq!(u16_at(&config, 0x9e), 0xc07f);
-    assert!(config.write(0x9e, &0x8000_u16.to_le_bytes()).msix_changed);
-    assert!(config.msix_enabled() && !config.msix_masked());
+    config.write(0x9e, &0x8000_u16.to_le_bytes());
+    assert_eq!(u16_at(&config, 0x9e), 0x807f);
 }
 
 #[test]
 fn only_d0_and_d3hot_are_entered() {
     let mut config = card(2);
-    config.write(4, &[2]);
     for (written, state) in [(3, 3), (1, 3), (2, 3), (0, 0), (1, 0)] {
         config.write(0x44, &[written, 0]);
         assert_eq!(u16_at(&config, 0x44), 0x0008 | state, "NoSoftRst+, state {state}");
-        assert_eq!(config.memory_enabled(), state == 0);
     }
 }
 
@@ -184,12 +181,12 @@ fn wipe_returns_everything_to_its_reset_value() {
     for offset in (0..4096).step_by(4) {
         write32(&mut config, offset, !0);
     }
-    assert!(config.bus_master() && config.msix_enabled());
+    assert!(config.bus_master());
     config.wipe();
     let mut wiped = vec![0; 4096];
     config.read(0, &mut wiped);
     assert_eq!(fresh, wiped);
-    assert!(!config.bus_master() && !config.msix_enabled());
+    assert!(!config.bus_master());
 }
 
 /// Reads VPD as Linux does: address without flag, wait for the flag, data.
@@ -242,29 +239,22 @@ fn vpd_write_is_done_and_changes_nothing() {
 }
 
 #[test]
-fn msix_table_is_masked_at_first_and_keeps_what_is_pending() {
+fn msix_table_is_masked_at_first_and_keeps_what_is_written() {
     let mut table = MsixTable::new(64);
-    let vector = |vector: u64| 0x7c000 + 16 * vector;
-    let mut entry = [0xee; 16];
-    table.read(vector(33), &mut entry);
-    assert_eq!(entry, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
-    assert!(!table.raise(33, false));
-    let mut pending = [0xee; 8];
-    table.read(0x7d000, &mut pending);
-    assert_eq!(u64::from_le_bytes(pending), 1 << 33);
-    table.write(vector(33), &[0xff; 16]);
-    assert_eq!(table.take_unmasked().count(), 0);
-    table.write(vector(33) + 12, &[0; 4]);
-    assert_eq!(table.take_unmasked().collect::<Vec<_>>(), [33]);
-    assert_eq!(table.take_unmasked().count(), 0);
-    assert!(table.raise(33, false));
-    assert!(!table.raise(33, true));
-    table.read(vector(33), &mut entry);
-    assert_eq!(entry, [0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    let at = 0x7c000 + 16 * 33;
+    let read = |table: &MsixTable| {
+        let mut entry = [0xee; 16];
+        table.read(at, &mut entry);
+        entry
+    };
+    let masked = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+    assert_eq!(read(&table), masked);
+    table.write(at, &[0xff; 16]);
+    table.write(at + 12, &[0; 4]);
+    let all = 0xff;
+    assert_eq!(read(&table), [0xfc, all, all, all, all, all, all, all, all, all, all, all, 0, 0, 0, 0]);
     table.wipe();
-    table.read(0x7d000, &mut pending);
-    assert_eq!(pending, [0; 8]);
-    assert!(!table.raise(33, false));
+    assert_eq!(read(&table), masked);
 }
 
 #[test]
@@ -280,6 +270,5 @@ fn msix_table_ignores_what_is_outside_it() {
     let mut odd = [0; 4];
     table.read(0x7c002, &mut odd);
     assert_eq!(odd, [0xff; 4]);
-    assert!(!table.raise(64, false));
     assert!(!MsixTable::covers(0x7bfff) && !MsixTable::covers(0x7e000));
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use mlx4_wire::mad::LID_PERMISSIVE;
 use mlx4_wire::mad::portinfo::{PhysState, PortState as State};
-use mlx4_wire::mad::{LID_MULTICAST_FIRST, LID_PERMISSIVE};
 
 use super::Switch;
 use crate::fabric::Endpoint;
-use crate::fabric::packet::Packet;
+use crate::fabric::packet::{Packet, is_multicast};
 use crate::node::counters::Counter;
 use crate::node::port::PortState;
 
@@ -18,7 +18,7 @@ impl Switch {
         if ingress != 0 && port.phys_state() != PhysState::LINK_UP {
             return;
         }
-        let multicast = is_multicast(packet.headers.dlid);
+        let multicast = packet.headers.is_multicast();
         port.counters.received(packet.words(), 1, multicast);
         if packet.headers.vl15 {
             self.receive_smp(ingress, packet);
@@ -98,14 +98,9 @@ impl Switch {
             return;
         }
         let Some(far) = self.cable(egress).and_then(|cable| cable.far().as_deref().cloned()) else { return };
-        port.counters.sent(packet.words(), 1, is_multicast(packet.headers.dlid));
+        port.counters.sent(packet.words(), 1, packet.headers.is_multicast());
         far.receive(packet);
     }
-}
-
-/// Whether packets for this LID go to a group.
-fn is_multicast(dlid: u16) -> bool {
-    (LID_MULTICAST_FIRST..LID_PERMISSIVE).contains(&dlid)
 }
 
 /// Whether data may enter the switch at a port. The far end of an armed port may be active already.

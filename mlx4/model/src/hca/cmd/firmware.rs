@@ -28,6 +28,9 @@ pub(super) fn query_fw(hca: &Hca, command: &Command) -> Outcome {
     write_mailbox(&hca.enter_bare(), command.output, &fw)
 }
 
+/// Bytes of a page of the firmware's, whatever the host's page size.
+const PAGE_BYTES: u64 = 4096;
+
 /// Reads the entries of a MAP_FA, MAP_ICM or MAP_ICM_AUX mailbox.
 ///
 /// # Errors
@@ -42,8 +45,8 @@ pub(super) fn map_entries(burst: &Burst, command: &Command) -> Result<Vec<MapEnt
     let mut entries = vec![MapEntry::new_zeroed(); count];
     burst.dma.read(command.input, entries.as_mut_bytes()).map_err(|_| Status::BAD_PARAM)?;
     for entry in &entries {
-        let bytes = 4096u64.checked_shl(entry.log2_pages().into()).filter(|_| entry.log2_pages() <= 28);
-        let aligned = bytes.is_some_and(|bytes| (entry.va() | entry.pa()) & (bytes - 1) == 0);
+        let aligned = entry.log2_pages() <= 28
+            && (entry.va() | entry.pa()).is_multiple_of(PAGE_BYTES << entry.log2_pages());
         if !aligned {
             log::debug!(
                 "{:?}: range {:#x} at {:#x} of 2^{} pages isn't aligned to its size",
@@ -65,24 +68,32 @@ pub(super) fn map_fa(hca: &Hca, firmware: &mut Firmware, command: &Command) -> O
     let burst = hca.enter_bare();
     let entries = map_entries(&burst, command)?;
     reachable(&burst, &entries)?;
-    firmware.area.extend(entries);
+    firmware.area_pages = firmware.area_pages.saturating_add(pages(&entries));
     Ok(0)
 }
 
-/// Pages given to the firmware must be there, as a real one writes to them.
+/// Number of 4 KiB pages in all ranges.
+pub(super) fn pages(entries: &[MapEntry]) -> u64 {
+    entries.iter().map(|entry| 1u64 << entry.log2_pages()).sum()
+}
+
+/// Pages given to the firmware must be there, as a real one writes to them. Looks at the first and the last
+/// of each range: what isn't there in between is noticed when it is used.
 pub(super) fn reachable(burst: &Burst, entries: &[MapEntry]) -> Result<(), Status> {
     for entry in entries {
-        let bytes = 4096u64 << entry.log2_pages();
-        burst.dma.for_each(entry.pa(), bytes, crate::mem::Access::Write, |_| {}).map_err(|fault| {
-            log::debug!("pages given to the firmware: {fault}");
-            Status::BAD_PARAM
-        })?;
+        let last = entry.pa() + ((PAGE_BYTES << entry.log2_pages()) - PAGE_BYTES);
+        for page in [entry.pa(), last] {
+            burst.dma.for_each(page, PAGE_BYTES, crate::mem::Access::Write, |_| {}).map_err(|fault| {
+                log::debug!("pages given to the firmware: {fault}");
+                Status::BAD_PARAM
+            })?;
+        }
     }
     Ok(())
 }
 
 pub(super) fn run_fw(firmware: &mut Firmware) -> Outcome {
-    let (given, _) = firmware.pages();
+    let given = firmware.area_pages;
     if firmware.running || given < u64::from(caps::FIRMWARE_PAGES) {
         log::debug!("RUN_FW with {given} pages of firmware area, running: {}", firmware.running);
         return Err(Status::BAD_SYS_STATE);
@@ -92,7 +103,7 @@ pub(super) fn run_fw(firmware: &mut Firmware) -> Outcome {
 }
 
 pub(super) fn unmap_fa(hca: &Hca, firmware: &mut Firmware) -> Outcome {
-    if hca.running.load().is_some() || !firmware.aux.is_empty() {
+    if hca.running.load().is_some() || firmware.aux_pages != 0 {
         return Err(Status::BAD_SYS_STATE);
     }
     *firmware = Firmware::default();

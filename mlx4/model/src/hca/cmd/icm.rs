@@ -6,14 +6,14 @@ use mlx4_wire::cmd::Status;
 use mlx4_wire::cmd::hca::{INIT_HCA_VERSION, InitHca, QueryHca};
 use zerocopy::FromZeros;
 
-use super::firmware::{map_entries, reachable};
+use super::firmware::{map_entries, pages, reachable};
 use super::{Command, Firmware, Outcome, read_mailbox, write_mailbox};
 use crate::hca::running::Running;
-use crate::hca::{Hca, regs};
+use crate::hca::{Hca, caps, regs};
 
 pub(super) fn set_icm_size(firmware: &mut Firmware, command: &Command) -> Outcome {
-    if command.input == 0 || command.input > 1 << 40 {
-        log::debug!("ICM of {:#x} bytes asked for; at most 2^40", command.input);
+    if command.input == 0 || command.input > caps::MAX_ICM_BYTES {
+        log::debug!("ICM of {:#x} bytes asked for; at most {:#x}", command.input, caps::MAX_ICM_BYTES);
         return Err(Status::EXCEED_LIM);
     }
     firmware.icm_bytes = command.input;
@@ -32,7 +32,7 @@ pub(super) fn map_icm_aux(hca: &Hca, firmware: &mut Firmware, command: &Command)
     let burst = hca.enter_bare();
     let entries = map_entries(&burst, command)?;
     reachable(&burst, &entries)?;
-    firmware.aux.extend(entries);
+    firmware.aux_pages = firmware.aux_pages.saturating_add(pages(&entries));
     Ok(0)
 }
 
@@ -40,13 +40,13 @@ pub(super) fn unmap_icm_aux(hca: &Hca, firmware: &mut Firmware) -> Outcome {
     if hca.running.load().is_some() {
         return Err(Status::BAD_SYS_STATE);
     }
-    firmware.aux.clear();
+    firmware.aux_pages = 0;
     firmware.icm_bytes = 0;
     Ok(0)
 }
 
 pub(super) fn map_icm(hca: &Hca, firmware: &Firmware, command: &Command) -> Outcome {
-    let (_, aux) = firmware.pages();
+    let aux = firmware.aux_pages;
     if aux < aux_pages(firmware.icm_bytes.max(1)) {
         log::debug!("MAP_ICM with {aux} auxiliary pages of {}", aux_pages(firmware.icm_bytes));
         return Err(Status::BAD_SYS_STATE);
@@ -55,7 +55,10 @@ pub(super) fn map_icm(hca: &Hca, firmware: &Firmware, command: &Command) -> Outc
     let entries = map_entries(&burst, command)?;
     reachable(&burst, &entries)?;
     let ranges: Vec<_> = entries.iter().map(|e| (e.va(), e.pa(), u32::from(e.log2_pages()))).collect();
-    hca.icm.map(&ranges);
+    hca.icm.map(&ranges).map_err(|error| {
+        log::debug!("MAP_ICM: {error}");
+        Status::EXCEED_LIM
+    })?;
     Ok(0)
 }
 

@@ -14,7 +14,6 @@ mod trace;
 
 use std::sync::Arc;
 
-use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::{MAILBOX_BYTES, Opcode, Status};
 use mlx4_wire::eqe::{CommandEvent, Eqe, EventType};
 use mlx4_wire::regs::Hcr;
@@ -45,17 +44,18 @@ type Outcome = Result<u64, Status>;
 /// How far bring-up has come: what MAP_FA, RUN_FW and SET_ICM_SIZE have set.
 #[derive(Debug, Default)]
 pub(super) struct Firmware {
-    area: Vec<MapEntry>,
+    /// Pages of the firmware's own area, of 4 KiB.
+    area_pages: u64,
     running: bool,
     icm_bytes: u64,
-    aux: Vec<MapEntry>,
+    /// Pages of auxiliary ICM, of 4 KiB.
+    aux_pages: u64,
 }
 
 impl Firmware {
     /// Pages given to the firmware: its own area and the auxiliary ICM, in 4 KiB pages.
     pub(super) fn pages(&self) -> (u64, u64) {
-        let pages = |entries: &[MapEntry]| entries.iter().map(|e| 1u64 << e.log2_pages()).sum();
-        (pages(&self.area), pages(&self.aux))
+        (self.area_pages, self.aux_pages)
     }
 }
 
@@ -68,8 +68,15 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         input: hcr.in_param.get(),
         output: hcr.out_param.get(),
     };
+    // Held until the register says that the command is done, so that a reset by another thread comes before
+    // or after the whole of it.
+    let mut firmware = hca.firmware();
+    if !hca.regs.is_pending() {
+        log::debug!("{command:x?} is lost in a reset");
+        return;
+    }
     let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
-    let mut outcome = execute(hca, &command);
+    let mut outcome = execute(hca, &mut firmware, &command);
     if let (Ok(result), Some(fault)) = (&mut outcome, hca.fault.get()) {
         spoil(hca, &command, fault, result);
     }
@@ -88,6 +95,7 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
     // A command without an immediate result leaves the register as the driver wrote it.
     let out_param = if result == 0 { command.output } else { result };
     hca.regs.complete(status, out_param);
+    drop(firmware);
     if hcr.control.event() {
         report(hca, hcr.token.get(), status, result);
     }
@@ -112,13 +120,12 @@ fn report(hca: &Hca, token: u16, status: Status, result: u64) {
     running.raise(&burst, Eqe::new(EventType::COMMAND, 0, CommandEvent::new(token, status.0, result)));
 }
 
-fn execute(hca: &Hca, command: &Command) -> Outcome {
-    let mut firmware = hca.firmware();
+fn execute(hca: &Hca, firmware: &mut Firmware, command: &Command) -> Outcome {
     match command.opcode {
         Opcode::QUERY_FW => return firmware::query_fw(hca, command),
-        Opcode::MAP_FA => return firmware::map_fa(hca, &mut firmware, command),
-        Opcode::UNMAP_FA => return firmware::unmap_fa(hca, &mut firmware),
-        Opcode::RUN_FW => return firmware::run_fw(&mut firmware),
+        Opcode::MAP_FA => return firmware::map_fa(hca, firmware, command),
+        Opcode::UNMAP_FA => return firmware::unmap_fa(hca, firmware),
+        Opcode::RUN_FW => return firmware::run_fw(firmware),
         _ if !firmware.running => {
             return if command.opcode.name().is_some() {
                 Err(Status::BAD_SYS_STATE)
@@ -131,12 +138,12 @@ fn execute(hca: &Hca, command: &Command) -> Outcome {
         Opcode::QUERY_ADAPTER => return firmware::query_adapter(hca, command),
         Opcode::MOD_STAT_CFG => return firmware::mod_stat_cfg(hca, command),
         Opcode::QUERY_PORT => return port::query_port(hca, command),
-        Opcode::SET_ICM_SIZE => return icm::set_icm_size(&mut firmware, command),
-        Opcode::MAP_ICM_AUX => return icm::map_icm_aux(hca, &mut firmware, command),
-        Opcode::UNMAP_ICM_AUX => return icm::unmap_icm_aux(hca, &mut firmware),
-        Opcode::MAP_ICM => return icm::map_icm(hca, &firmware, command),
+        Opcode::SET_ICM_SIZE => return icm::set_icm_size(firmware, command),
+        Opcode::MAP_ICM_AUX => return icm::map_icm_aux(hca, firmware, command),
+        Opcode::UNMAP_ICM_AUX => return icm::unmap_icm_aux(hca, firmware),
+        Opcode::MAP_ICM => return icm::map_icm(hca, firmware, command),
         Opcode::UNMAP_ICM => return icm::unmap_icm(hca, command),
-        Opcode::INIT_HCA => return icm::init_hca(hca, &firmware, command),
+        Opcode::INIT_HCA => return icm::init_hca(hca, firmware, command),
         Opcode::CLOSE_HCA => return icm::close_hca(hca),
         _ => {}
     }

@@ -18,16 +18,16 @@ use crate::hca::running::{Kind, Running};
 use crate::hca::srq::Srq;
 use crate::hca::table::Table;
 
-/// Puts a new object in its table.
+/// Sees to it that a number can be given to a new object, before any memory is touched for it.
 ///
 /// # Errors
-/// BAD_RES_STATE if the number is in hardware ownership already.
-fn add<T>(table: &Table<T>, number: u32, object: T) -> Outcome {
-    if table.get(number).is_some() {
-        return Err(Status::BAD_RES_STATE);
+/// BAD_INDEX beyond the table, BAD_RES_STATE if the number is in hardware ownership already.
+fn vacant<T>(table: &Table<T>, number: u32) -> Result<(), Status> {
+    match live(table, number) {
+        Ok(_) => Err(Status::BAD_RES_STATE),
+        Err(Status::BAD_RES_STATE) => Ok(()),
+        Err(status) => Err(status),
     }
-    table.insert(number, Arc::new(object));
-    Ok(0)
 }
 
 fn live<T>(table: &Table<T>, number: u32) -> Result<Arc<T>, Status> {
@@ -38,11 +38,13 @@ fn live<T>(table: &Table<T>, number: u32) -> Result<Arc<T>, Status> {
 }
 
 pub(super) fn sw2hw_eq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    vacant(&running.eqs, command.modifier)?;
     let burst = hca.command_burst(running);
     let context: EqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Eq, command.modifier, context.as_bytes())?;
-    let eq = Eq::new(&burst, command.modifier, &context, hca.interrupts.clone())?;
-    add(&running.eqs, command.modifier, eq)
+    let eq = Eq::new(&burst, &running.rings, command.modifier, &context, hca.interrupts.clone())?;
+    running.eqs.insert(command.modifier, Arc::new(eq));
+    Ok(0)
 }
 
 pub(super) fn hw2sw_eq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
@@ -69,13 +71,15 @@ pub(super) fn map_eq(_hca: &Hca, running: &Running, command: &Command) -> Outcom
 }
 
 pub(super) fn sw2hw_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    vacant(&running.cqs, command.modifier)?;
     let burst = hca.command_burst(running);
     let context: CqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Cq, command.modifier, context.as_bytes())?;
     // A CQ whose events nobody takes may name an EQ that isn't there.
     let eq = running.eqs.get(context.completion_eq.eqn().into());
-    let cq = Cq::new(&burst, command.modifier, &context, eq, command.opmod & 1 != 0)?;
-    add(&running.cqs, command.modifier, cq)
+    let cq = Cq::new(&burst, &running.rings, command.modifier, &context, eq, command.opmod & 1 != 0)?;
+    running.cqs.insert(command.modifier, Arc::new(cq));
+    Ok(0)
 }
 
 pub(super) fn hw2sw_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
@@ -95,7 +99,7 @@ pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let cq = live(&running.cqs, command.modifier)?;
     let request: CqContext = read_mailbox(&burst, command.input)?;
     match ModifyCqOp(command.opmod) {
-        ModifyCqOp::RESIZE => cq.resize(&burst, &request)?,
+        ModifyCqOp::RESIZE => cq.resize(&burst, &running.rings, &request)?,
         ModifyCqOp::MODERATION => cq.set_moderation(&request),
         _ => return Err(Status::BAD_OP),
     }
@@ -103,10 +107,13 @@ pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outc
 }
 
 pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    vacant(&running.srqs, command.modifier)?;
     let burst = hca.command_burst(running);
     let context: SrqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
-    add(&running.srqs, command.modifier, Srq::new(&burst, command.modifier, &context)?)
+    let srq = Srq::new(&burst, &running.rings, command.modifier, &context)?;
+    running.srqs.insert(command.modifier, Arc::new(srq));
+    Ok(0)
 }
 
 pub(super) fn hw2sw_srq(hca: &Hca, running: &Running, command: &Command) -> Outcome {

@@ -10,7 +10,7 @@ use super::deliver::deliver;
 use super::send::{Budget, SendWork};
 use super::sg::{Pieces, SgList, Walk, empty};
 use super::side::Side;
-use super::traffic::{self, is_multicast};
+use super::traffic;
 use super::wqe::{Header, Request};
 use super::{Next, special};
 use crate::fabric::packet::{Grh, Headers, Packet};
@@ -139,7 +139,7 @@ pub(super) fn transmit(side: &Side<'_>, number: u8, packet: &Packet<'_>, loopbac
     if let Some(plug) = side.hca.plug(number) {
         plug.send(packet);
     }
-    if is_multicast(headers.dlid) {
+    if headers.is_multicast() {
         deliver(side.hca, number, packet, own);
     }
 }

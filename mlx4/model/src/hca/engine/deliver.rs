@@ -169,7 +169,7 @@ fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u
     let mut body = walk(GRH_BYTES, payload)?;
     let mut head = walk(0, GRH_BYTES)?;
     if let Some(grh) = &packet.headers.grh {
-        let mut header = grh_header(grh, &packet.headers, payload);
+        let mut header = grh_header(grh, packet);
         let slice = [VolatileSlice::from(header.as_mut_bytes())];
         copy(&mut Slices { slices: &slice }, &mut head, GRH_BYTES).map_err(CopyFault::key)?;
     }
@@ -179,13 +179,13 @@ fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u
 }
 
 /// The GRH as it lies in a receive buffer.
-fn grh_header(grh: &Grh, headers: &Headers, payload: u64) -> GrhHeader {
+fn grh_header(grh: &Grh, packet: &Packet<'_>) -> GrhHeader {
     let mut header = GrhHeader::new_zeroed();
     header.start = GrhStart::new()
         .with_ip_version(GRH_IP_VERSION)
         .with_traffic_class(grh.traffic_class)
         .with_flow_label(grh.flow_label & 0xf_ffff);
-    let bytes = 4 * traffic::datagram_words(headers, payload) - 8 - GRH_BYTES;
+    let bytes = 4 * packet.words() - 8 - GRH_BYTES;
     header.payload_bytes = U16::new(u16::try_from(bytes).unwrap_or(u16::MAX));
     header.next_header = GRH_NEXT_HEADER;
     header.hop_limit = grh.hop_limit;

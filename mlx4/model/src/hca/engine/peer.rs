@@ -95,9 +95,15 @@ impl<'s> Peer<'s> {
                 && to.find_gid(&ours.remote_gid) == Some(index(theirs)))
     }
 
-    /// Counts packets that went there, and those that came back.
+    /// Counts packets that went there, and those that came back: at both HCAs and the switch between them.
     pub(super) fn count(&self, own: &Side<'_>, there: Run, back: Run) {
         let Some(other) = &self.other else { return };
+        if let Some(plug) = own.hca.plug(own.attrs.port) {
+            plug.count_direct(own.attrs.path.remote_lid.get(), there.words(), there.packets);
+        }
+        if let Some(plug) = other.plug(self.port) {
+            plug.count_direct(self.slid, back.words(), back.packets);
+        }
         if let (Some(here), Some(far)) = (own.port(), other.node.port(self.port)) {
             there.count(here, far);
             back.count(far, here);

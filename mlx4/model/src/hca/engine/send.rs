@@ -10,6 +10,8 @@ use mlx4_wire::eqe::EventType;
 use super::side::Side;
 use super::wqe::{Header, Taken, WqeCopy};
 use super::{Next, datagram, requester};
+use crate::hca::qp::Attrs;
+use crate::trace::hex;
 
 /// Where the send half of a queue pair stands.
 #[derive(Debug, Default)]
@@ -67,6 +69,9 @@ impl Budget {
 
 /// Number of retries that stands for "without end".
 const RNR_RETRY_ENDLESS: u8 = 7;
+
+/// How many WQEs of a QP are traced: those below this counter.
+const TRACED_WQES: u16 = 4;
 
 impl SendWork {
     /// The queue pair goes to RTS, and `psn` is the first to be sent.
@@ -134,6 +139,7 @@ impl SendWork {
         match self.wqe.take(side.burst, side.attrs, self.counter) {
             Ok(Taken::Nothing) => return Err(Next::Idle),
             Ok(Taken::Wqe(header)) => {
+                self.trace(side);
                 self.current = Some(Current { header, done: 0 });
                 return Ok(());
             }
@@ -149,6 +155,17 @@ impl SendWork {
             }
         }
         Err(Next::Idle)
+    }
+
+    /// Shows the WQE in the trace, if it is one of the first of its QP.
+    fn trace(&self, side: &Side<'_>) {
+        if let Some(trace) = &side.hca.config.trace
+            && self.counter < TRACED_WQES
+        {
+            let Attrs { qpn, service, .. } = side.attrs;
+            let what = format!("wqe {service} qpn={qpn:#x} counter={}", self.counter);
+            trace.record(side.hca.config.node_guid, &what, &[format!("wqe hex {}", hex(self.wqe.bytes()))]);
+        }
     }
 
     fn drained(&mut self, side: &Side<'_>) {

@@ -109,6 +109,11 @@ impl WqeCopy {
         Ok(self.decode(attrs.service, &ctrl).map_or(Taken::Malformed, Taken::Wqe))
     }
 
+    /// The bytes of the WQE that was taken last.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn decode(&mut self, service: ServiceType, ctrl: &CtrlSeg) -> Option<Header> {
         let opcode = ctrl.opcode.opcode();
         let has_immediate = [Opcode::SEND_IMM, Opcode::RDMA_WRITE_IMM].contains(&opcode);

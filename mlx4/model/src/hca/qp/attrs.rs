@@ -9,7 +9,7 @@ use mlx4_wire::ctx::qp::{QpContext, ServiceType, WqSize};
 use crate::hca::burst::Burst;
 use crate::hca::caps;
 use crate::hca::cq::Cq;
-use crate::hca::ring::RingMemory;
+use crate::hca::ring::{RingBudget, RingMemory};
 use crate::hca::running::Running;
 use crate::hca::srq::Srq;
 
@@ -69,7 +69,8 @@ impl Attrs {
     /// Decodes a context; `before` is what was decoded at the last transition, whose queues stay.
     ///
     /// # Errors
-    /// BAD_PARAM for a value out of range, BAD_RESOURCE for a CQ or SRQ that isn't there.
+    /// BAD_PARAM for a value out of range, BAD_RESOURCE for a CQ or SRQ that isn't there, EXCEED_LIM for too much
+    /// memory of queues.
     pub(super) fn decode(
         burst: &Burst,
         running: &Running,
@@ -89,7 +90,7 @@ impl Attrs {
         let cq = |number| running.cqs.get(number).ok_or(Status::BAD_RESOURCE);
         let (memory, sq, rq) = match before {
             Some(before) => (before.memory.clone(), before.sq, before.rq),
-            None => queues(burst, context, srq.is_some())?,
+            None => queues(burst, &running.rings, context, srq.is_some())?,
         };
         let special = special(running, qpn);
         Ok(Self {
@@ -130,6 +131,7 @@ fn special(running: &Running, qpn: u32) -> Option<(u32, u8)> {
 /// Places the two queues in their buffer: the one with the larger stride first, the send queue if equal.
 fn queues(
     burst: &Burst,
+    rings: &RingBudget,
     context: &QpContext,
     has_srq: bool,
 ) -> Result<(Arc<RingMemory>, Queue, Option<Queue>), Status> {
@@ -154,7 +156,7 @@ fn queues(
             rq.offset = base + bytes(&sq);
         }
     }
-    let memory = RingMemory::resolve(burst, context.pages.mtt_base(), log2_page, total);
+    let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, total)?;
     Ok((Arc::new(memory), sq, rq))
 }
 

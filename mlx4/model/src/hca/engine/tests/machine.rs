@@ -116,7 +116,7 @@ impl Machine {
     /// MAP_ICM and INIT_HCA, and an EQ that all events go to.
     fn init_hca(&mut self) {
         let tables = [MTT, DMPT, MC].map(|icm| (icm, self.pages(1 << TABLE_LOG2_PAGES), TABLE_LOG2_PAGES));
-        self.hca.icm.map(&tables);
+        self.hca.icm.map(&tables).unwrap();
         let mut init = InitHca::new_zeroed();
         let p = &mut init.params;
         p.qpc = IcmTable::new(0, 16).unwrap();
@@ -139,7 +139,7 @@ impl Machine {
         context.flags.set_state(EqState::ALWAYS_ARMED);
         context.pages = self.ring_pages(self.events, 4);
         let running = self.running();
-        let eq = Eq::new(&self.burst(), EQN, &context, self.interrupts.clone()).unwrap();
+        let eq = Eq::new(&self.burst(), &running.rings, EQN, &context, self.interrupts.clone()).unwrap();
         running.eqs.insert(EQN, Arc::new(eq));
         running.route_events(!0, Some(EQN));
     }

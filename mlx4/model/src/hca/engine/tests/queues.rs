@@ -47,7 +47,10 @@ impl TestCq {
         context.pages = machine.ring_pages(ring, pages);
         context.record_address = U64::new(record);
         let cqn = machine.number();
-        let cq = Arc::new(Cq::new(&machine.burst(), cqn, &context, Some(machine.eq()), false).unwrap());
+        let cq = Arc::new(
+            Cq::new(&machine.burst(), &machine.running().rings, cqn, &context, Some(machine.eq()), false)
+                .unwrap(),
+        );
         machine.running().cqs.insert(cqn, cq);
         Self { cqn, ring, record, log2, consumed: Cell::new(0) }
     }
@@ -305,7 +308,7 @@ impl TestSrq {
         context.pd = Number24::wrapping(pd);
         context.record_address = U64::new(record);
         let srqn = machine.number();
-        let srq = Arc::new(Srq::new(&machine.burst(), srqn, &context).unwrap());
+        let srq = Arc::new(Srq::new(&machine.burst(), &machine.running().rings, srqn, &context).unwrap());
         machine.running().srqs.insert(srqn, srq.clone());
         Self { srqn, srq, ring, record, head: Cell::new(0), posted: Cell::new(0) }
     }

@@ -1,0 +1,29 @@
+//! The seam to whoever reads doorbell areas: the relay of the device around a tenant.
+
+use std::sync::Arc;
+
+use crate::doorbell::SlotTable;
+use crate::memory::GuestRegion;
+
+/// A doorbell area in guest memory.
+#[derive(Clone, Debug)]
+pub struct RelayArea {
+    /// The region that it is in, kept alive.
+    pub region: Arc<GuestRegion>,
+    /// Where in the region it starts, a multiple of 4096 bytes.
+    pub offset: u64,
+    /// Its number of slots.
+    pub slots: u32,
+    /// What its slots ring.
+    pub table: Arc<SlotTable>,
+}
+
+/// Who reads doorbell areas.
+pub trait Relay: Send + Sync + std::fmt::Debug {
+    /// From now on the area is read. Its header has been written. Answers the number of the kick queue that
+    /// wakes its reader.
+    fn open(&self, area: RelayArea) -> u16;
+
+    /// From now on the area of this table is not read. Its memory may be gone when this returns.
+    fn close(&self, table: &Arc<SlotTable>);
+}

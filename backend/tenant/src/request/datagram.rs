@@ -1,0 +1,75 @@
+//! Address vectors and multicast groups.
+
+use virtio_rdma::request::datagram::{AddressVector, AttachMcast, CreateAh, DetachMcast};
+use virtio_rdma::request::{Done, Request};
+use virtio_rdma::{Reason, U16};
+
+use super::{CarryOut, path};
+use crate::hca::{Gid, McastGroup, QpId, QpKind};
+use crate::objects::found;
+use crate::state::State;
+
+/// The first byte of a multicast GID.
+const MULTICAST_GID: u8 = 0xff;
+/// Multicast LIDs (IBTA 4.1.3).
+const MULTICAST_LIDS: std::ops::Range<u16> = 0xc000..0xffff;
+
+impl CarryOut for CreateAh {
+    fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<AddressVector, Reason> {
+        let pd = state.objects.pd(self.pd.get())?;
+        let path = path::from_guest(state, &self.attributes)?;
+        let vector = state.hca().address_vector(pd, &path).map_err(|error| error.reason())?;
+        Ok(AddressVector { vector: vector.0 })
+    }
+}
+
+/// A group as a request names it.
+fn group(mgid: [u8; 16], mlid: U16) -> Result<McastGroup, Reason> {
+    if mgid[0] != MULTICAST_GID || !MULTICAST_LIDS.contains(&mlid.get()) {
+        return Err(Reason::BAD_GID);
+    }
+    Ok(McastGroup { mgid: Gid(mgid), mlid: mlid.get() })
+}
+
+/// A queue pair that can be in groups, and whether it is in this one.
+fn member(state: &State, handle: u32, group: &McastGroup) -> Result<(QpId, bool), Reason> {
+    let qp = found(state.objects.qps.get(handle))?;
+    if qp.geometry.kind != QpKind::Ud {
+        return Err(Reason::BAD_TYPE);
+    }
+    Ok((qp.base.live()?, qp.groups.contains(group)))
+}
+
+impl CarryOut for AttachMcast {
+    fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
+        let group = group(self.mgid, self.mlid)?;
+        let (qp, is_member) = member(state, self.qp.get(), &group)?;
+        if is_member {
+            return Ok(Done {});
+        }
+        if state.attachments >= state.config.limits.mcast_attachments {
+            return Err(Reason::OBJECT_LIMIT);
+        }
+        state.hca().attach_mcast(qp, &group).map_err(|error| error.reason())?;
+        state.attachments += 1;
+        found(state.objects.qps.get_mut(self.qp.get()))?.groups.insert(group);
+        Ok(Done {})
+    }
+}
+
+impl CarryOut for DetachMcast {
+    fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
+        let group = group(self.mgid, self.mlid)?;
+        let (qp, is_member) = member(state, self.qp.get(), &group)?;
+        if !is_member {
+            return Err(Reason::BAD_GID);
+        }
+        let result = state.hca().detach_mcast(qp, &group);
+        if result.is_err_and(|error| !error.leaves_open()) {
+            return result.map(|()| Done {}).map_err(|error| error.reason());
+        }
+        found(state.objects.qps.get_mut(self.qp.get()))?.groups.remove(&group);
+        state.attachments = state.attachments.saturating_sub(1);
+        result.map(|()| Done {}).map_err(|error| error.reason_of_destruction())
+    }
+}

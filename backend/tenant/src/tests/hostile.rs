@@ -1,0 +1,211 @@
+//! A guest that wants what isn't its own.
+
+use virtio_rdma::memory::Segment;
+use virtio_rdma::request::datagram::CreateAh;
+use virtio_rdma::request::domain::AllocPd;
+use virtio_rdma::request::memory::AccessFlags;
+use virtio_rdma::request::query::{QueryPkey, QueryStats};
+use virtio_rdma::request::queue_pair::{
+    CreateQp, ModifyQp, QpAttrMask as Mask, QpAttributes, QpState, QpType, QueryQp,
+};
+use virtio_rdma::request::{HEADER_BYTES, ReplyHeader, SegmentMode};
+use virtio_rdma::{Reason, U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::scene::{MEMORY, Scene, alloc_uar, call, create_cq, create_qp, guest, reg_mr};
+use crate::hca::{QpId, Target};
+use crate::{GuestConfig, GuestMemory, Limits, MemoryError};
+
+fn to_init(qp: u32, pkey_index: u16) -> ModifyQp {
+    let attributes = QpAttributes {
+        qp_state: QpState::INIT,
+        port_num: 1,
+        pkey_index: U16::new(pkey_index),
+        ..QpAttributes::new_zeroed()
+    };
+    ModifyQp {
+        qp: U32::new(qp),
+        attr_mask: Mask::STATE | Mask::PKEY_INDEX | Mask::PORT | Mask::ACCESS_FLAGS,
+        attributes,
+    }
+}
+
+#[test]
+fn handles_of_another_guest_name_nothing() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let (other, _) = guest(&scene.host, GuestConfig::default());
+    let query = QueryQp { qp: U32::new(basics.qp), ..QueryQp::new_zeroed() };
+    assert_eq!(call(&other, &query, &[], SegmentMode::DIRECT, 1).err(), Some(Reason::BAD_HANDLE));
+    let mr = reg_mr(basics.pd, 0, 0x1000);
+    let stolen = call(&other, &mr, &[(0x40_0000, 0x1000)], SegmentMode::DIRECT, 1);
+    assert_eq!(stolen.err(), Some(Reason::BAD_HANDLE));
+    other.close();
+    scene.tenant.close();
+}
+
+#[test]
+fn memory_must_be_the_guests_and_in_one_region() {
+    let scene = Scene::new();
+    let pd = scene.basics().pd;
+    let refused = |length, memory: &[(u64, u64)]| scene.call(&reg_mr(pd, 0, length), memory).err();
+    for address in [MEMORY, MEMORY - 0x1000, (1 << 32) - 0x1000, 1 << 40, u64::MAX << 12] {
+        let reason = refused(0x2000, &[(address, 0x2000)]);
+        let wraps = address == u64::MAX << 12;
+        assert_eq!(
+            reason,
+            Some(if wraps { Reason::BAD_SEGMENT } else { Reason::NOT_IN_MEMORY }),
+            "{address:#x}"
+        );
+    }
+    assert_eq!(refused(0x1000, &[(0, 0x2000)]), Some(Reason::BAD_SEGMENT_SUM));
+    assert_eq!(refused(0x1000, &[(8, 0x1000)]), Some(Reason::BAD_SEGMENT));
+    assert_eq!(refused(u64::MAX, &[(0, 0x1000)]), Some(Reason::BEYOND_CAPABILITY));
+    let writer = AccessFlags::REMOTE_WRITE;
+    let mr = virtio_rdma::request::memory::RegMr { access: writer, ..reg_mr(pd, 0, 0x1000) };
+    assert_eq!(scene.call(&mr, &[(0, 0x1000)]).err(), Some(Reason::BAD_ACCESS));
+    scene.tenant.close();
+}
+
+#[test]
+fn records_and_areas_must_be_aligned_and_in_memory() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let cq = |record| scene.call(&create_cq(basics.uar, record), &[(0x30_0000, 0x1000)]).err();
+    assert_eq!(cq(0x20_0004), Some(Reason::MISALIGNED));
+    assert_eq!(cq(MEMORY), Some(Reason::NOT_IN_MEMORY));
+    let area = |at| scene.call(&alloc_uar(at), &[]).err();
+    assert_eq!(area(0x10_0800), Some(Reason::MISALIGNED));
+    assert_eq!(area(MEMORY - 0x1000), Some(Reason::NOT_IN_MEMORY));
+    let no_queue =
+        CreateQp { log2_recv_wqes: 0, log2_recv_stride: 0, ..create_qp(basics.pd, basics.cq, basics.uar, 8) };
+    assert_eq!(scene.call(&no_queue, &[(0x30_0000, 0x1000)]).err(), Some(Reason::MISMATCH));
+    scene.tenant.close();
+}
+
+#[test]
+fn limits_end_in_no_memory_and_leave_the_rest_alone() {
+    let limits =
+        Limits { mrs: 1, registered_bytes: 0x9000, chunks: 3, idle_bytes: 0, slots: 4, ..Limits::default() };
+    let scene = Scene::with(limits);
+    let basics = scene.basics();
+    let mr = |address, bytes| scene.call(&reg_mr(basics.pd, 0, bytes), &[(address, bytes)]);
+    assert_eq!(mr(0x40_0000, 0x1_0000).err(), Some(Reason::BYTE_LIMIT));
+    assert_eq!(mr(0x3f_f000, 0x4000).err(), None);
+    assert_eq!(mr(0x40_0000, 0x1000).err(), Some(Reason::OBJECT_LIMIT));
+    let cq = |record| scene.call(&create_cq(basics.uar, record), &[(0x21_0000, 0x1000)]);
+    assert!(cq(0x20_0100).is_ok());
+    scene.hca.lock().max_maps = 0;
+    let far = scene.call(&create_cq(basics.uar, 0x20_0108), &[(1 << 32, 0x1000)]);
+    assert_eq!(far.err(), Some(Reason::MAPPING_LIMIT));
+    assert!(cq(0x20_0108).is_ok());
+    assert_eq!(cq(0x20_0110).err(), Some(Reason::BYTE_LIMIT));
+    scene.tenant.close();
+    assert_eq!(scene.hca.lock().wrong, Vec::<String>::new());
+}
+
+#[test]
+fn privileged_and_malformed_attributes_do_not_reach_the_hca() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let ud = CreateQp { qp_type: QpType::UD, ..create_qp(basics.pd, basics.cq, basics.uar, 0x20_0080) };
+    let ud = scene.call(&ud, &[(0x30_0000, 0x2000)]).unwrap().qp.get();
+    let mut init = to_init(ud, 0);
+    init.attr_mask = Mask::STATE | Mask::PKEY_INDEX | Mask::PORT | Mask::QKEY;
+    init.attributes.qkey = U32::new(0x8001_0000);
+    assert_eq!(scene.call(&init, &[]).err(), Some(Reason::PRIVILEGED_QKEY));
+    init.attributes.qkey = U32::new(0x1111);
+    init.attributes.port_num = 3;
+    assert_eq!(scene.call(&init, &[]).err(), Some(Reason::BAD_PORT));
+    init.attributes.port_num = 1;
+    assert_eq!(scene.call(&init, &[]).err(), None);
+    let raw = CreateQp { qp_type: QpType(8), ..create_qp(basics.pd, basics.cq, basics.uar, 0x20_0080) };
+    assert_eq!(scene.call(&raw, &[(0x32_0000, 0x2000)]).err(), Some(Reason::BAD_TYPE));
+    let mut ah = CreateAh { pd: U32::new(basics.pd), ..CreateAh::new_zeroed() };
+    (ah.attributes.port_num, ah.attributes.dlid) = (1, U16::new(0xffff));
+    assert_eq!(scene.call(&ah, &[]).err(), Some(Reason::BAD_ATTRIBUTE));
+    let modified = scene.hca.lock().modified.clone();
+    assert_eq!(modified.iter().map(|modify| modify.qkey).collect::<Vec<_>>(), [Some(0x1111)]);
+    scene.tenant.close();
+}
+
+#[test]
+fn partitions_are_a_table_of_the_guests_own() {
+    let scene = Scene::new();
+    let partitions = Some(vec![0x8001, 0x8002]);
+    let (tenant, _) = guest(&scene.host, GuestConfig { partitions, ..GuestConfig::default() });
+    let ask = |index| {
+        let query = QueryPkey { port: 1, index: U32::new(index), ..QueryPkey::new_zeroed() };
+        call(&tenant, &query, &[], SegmentMode::DIRECT, 1).map(|entry| entry.pkey.get())
+    };
+    assert_eq!([ask(0), ask(1), ask(2), ask(4)], [Ok(0x8001), Ok(0x8002), Ok(0), Err(Reason::BAD_INDEX)]);
+    let one = |verb: &AllocPd| call(&tenant, verb, &[], SegmentMode::DIRECT, 1).unwrap().pd.get();
+    let pd = one(&AllocPd {});
+    let uar = call(&tenant, &alloc_uar(0x1000), &[], SegmentMode::DIRECT, 1).unwrap().uar.get();
+    let cq = call(&tenant, &create_cq(uar, 0x8000), &[(0x9000, 0x1000)], SegmentMode::DIRECT, 1).unwrap();
+    let qp = create_qp(pd, cq.cq.get(), uar, 0x8040);
+    let qp = call(&tenant, &qp, &[(0xa000, 0x2000)], SegmentMode::DIRECT, 1).unwrap().qp.get();
+    assert_eq!(call(&tenant, &to_init(qp, 2), &[], SegmentMode::DIRECT, 1).err(), Some(Reason::BAD_INDEX));
+    call(&tenant, &to_init(qp, 1), &[], SegmentMode::DIRECT, 1).unwrap();
+    assert_eq!(scene.hca.lock().modified.last().and_then(|modify| modify.pkey_index), Some(3));
+    tenant.close();
+    scene.tenant.close();
+}
+
+#[test]
+fn list_of_segments_is_read_from_guest_memory() {
+    let scene = Scene::new();
+    let pd = scene.basics().pd;
+    let list = [(0x60_0000, 0x1000), (1 << 32, 0x2000)]
+        .map(|(address, length)| Segment { address: U64::new(address), length: U64::new(length) });
+    let region = super::memory::region(0, MEMORY, 0);
+    scene.around.write(&region, 0x5000, list.as_bytes()).unwrap();
+    let ask = |piece| call(&scene.tenant, &reg_mr(pd, 0, 0x3000), &[piece], SegmentMode::INDIRECT, 1).err();
+    assert_eq!(ask((0x5000, 32)), None);
+    assert_eq!(ask((0x5000, 16)), Some(Reason::BAD_SEGMENT_SUM));
+    assert_eq!(ask((MEMORY, 32)), Some(Reason::NOT_IN_MEMORY));
+    assert_eq!(ask((0, 1 << 40)), Some(Reason::TOO_MANY_SEGMENTS));
+    scene.tenant.close();
+}
+
+#[test]
+fn doorbell_rings_what_the_table_says_while_it_lives() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let table = scene.around.areas.lock().unwrap()[0].table.clone();
+    for slot in [0, 1, 2, u32::MAX] {
+        table.ring(&*scene.hca, slot, u64::from(slot) << 8 | 0xff);
+    }
+    let rung: Vec<_> = scene.hca.lock().rung.iter().map(|(doorbell, _)| doorbell.target).collect();
+    assert!(matches!(rung[..], [Target::Arm(_), Target::Send(QpId(_))]));
+    let stats = scene.call(&QueryStats {}, &[]).unwrap();
+    assert_eq!((stats.send_doorbells.get(), stats.arm_doorbells.get(), stats.bad_doorbells.get()), (1, 1, 2));
+    assert_ne!(basics.qp, 0);
+    scene.tenant.close();
+    table.ring(&*scene.hca, 1, 0);
+    assert_eq!(scene.hca.lock().rung.len(), 2);
+}
+
+#[test]
+fn window_ends_where_it_ends() {
+    let scene = Scene::new();
+    let beyond = scene.tenant.update_memory(vec![super::memory::region(1 << 40, 0x1000, 0)]);
+    assert!(matches!(beyond, Err(MemoryError::BeyondWindow { .. })));
+    assert!(scene.call(&alloc_uar(0x1000), &[]).is_ok());
+    scene.tenant.close();
+}
+
+#[test]
+fn reply_without_room_carries_nothing_out() {
+    let scene = Scene::new();
+    let mut request = [0; 64];
+    let length =
+        virtio_rdma::request::encode(&mut request, &AllocPd {}, &[], SegmentMode::DIRECT, 3, 1).unwrap();
+    let mut reply = [0; HEADER_BYTES + 7];
+    assert_eq!(scene.tenant.handle(&request[..length], &mut reply), Some(HEADER_BYTES));
+    let header = ReplyHeader::ref_from_prefix(&reply).unwrap().0;
+    assert_eq!((header.reason, header.cookie.get()), (Reason::REPLY_TOO_SHORT, 3));
+    assert_eq!(scene.tenant.handle(&request[..length], &mut [0; HEADER_BYTES - 1]), None);
+    assert_eq!(scene.hca.lock().alive(), []);
+    scene.tenant.close();
+}

@@ -1,0 +1,8 @@
+//! Tests of the whole crate on a recording fake of the HCA.
+
+mod fake;
+mod hostile;
+mod life;
+pub(crate) mod memory;
+mod random;
+mod scene;

@@ -1,0 +1,229 @@
+//! Bring-up and teardown of a device, step by step.
+
+use std::sync::atomic::{AtomicU8, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mlx4_pci::PciDevice;
+use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::fw::{ModStatCfg, ModStatCfgOp};
+use mlx4_wire::cmd::misc::NOP_AT_ONCE;
+use mlx4_wire::eqe::EventType;
+use mlx4_wire::regs::OWNER_OFFSET;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::caps::{Capabilities, Firmware};
+use crate::cmd::{ALL_ONES, Command, Commands, Ends, Input};
+use crate::eq::{EqConfig, EventHandler, EventQueue, EventReader, EventThread};
+use crate::error::{Error, Result};
+use crate::event::ASYNC_EVENTS;
+use crate::handlers::{AsyncHandler, CommandHandler, CompletionHandler};
+use crate::hca::{Config, Hca};
+use crate::health::Health;
+use crate::icm::{FirmwareMemory, Icm};
+use crate::mad::MadService;
+use crate::port::Ports;
+use crate::profile::Layout;
+use crate::registry::Registry;
+use crate::shared::{AllNumbers, Shared};
+
+/// Vectors of the event queues for commands and asynchronous events; completions have those behind.
+const COMMAND_VECTOR: u16 = 0;
+const ASYNC_VECTOR: u16 = 1;
+const FIRST_COMPLETION_VECTOR: u16 = 2;
+/// Entries of the event queues for commands and asynchronous events.
+const COMMAND_ENTRIES: u32 = 128;
+const ASYNC_ENTRIES: u32 = 1024;
+/// How long a device may take until it answers after a reset, and how often it is asked.
+const RESET_PATIENCE: Duration = Duration::from_secs(2);
+const RESET_PAUSE: Duration = Duration::from_millis(1);
+
+impl Hca {
+    /// Stops the device in the reverse order of bring-up. All is tried; the first failure is told.
+    pub(crate) fn shut_down(mut self) -> Result<()> {
+        let mut ends = Ends::default();
+        if let Some(mads) = self.mads.take() {
+            ends.note(mads.close());
+        }
+        let in_use = self.shared.objects();
+        self.shared.commands.use_events(false);
+        let commands = Arc::clone(&self.shared.commands);
+        for (queue, mask) in self.queues.iter().zip([command_mask(), async_mask(&self.shared.caps)]) {
+            ends.note(queue.map(&commands, mask, true));
+        }
+        self.threads.clear();
+        for queue in std::mem::take(&mut self.queues) {
+            ends.note(queue.close(&commands, &self.shared.icm));
+        }
+        ends.note(commands.simple(Opcode::CLOSE_HCA, 0));
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        if in_use != 0 {
+            commands.kill();
+            return Err(Error::InUse(in_use));
+        }
+        let shared = Arc::into_inner(shared).ok_or(Error::InUse(1))?;
+        ends.note(give_up_memory(shared, commands));
+        ends.result()
+    }
+}
+
+/// Takes ICM and the firmware's area back, and lets go of the device.
+fn give_up_memory(shared: Shared, commands: Arc<Commands>) -> Result<()> {
+    let Shared { icm, area, device, commands: its, .. } = shared;
+    drop(its);
+    let mut ends = Ends::default();
+    ends.note(icm.close(&commands));
+    ends.note(area.take_back(&commands));
+    match Arc::into_inner(commands) {
+        Some(commands) => ends.note(commands.close()),
+        None => ends.note(Err::<(), _>(Error::InUse(1))),
+    };
+    ends.note(device.disable_interrupts());
+    ends.note(device.set_register(OWNER_OFFSET, 0));
+    ends.result()
+}
+
+fn command_mask() -> u64 {
+    EventType::COMMAND.mask()
+}
+
+fn async_mask(caps: &Capabilities) -> u64 {
+    let mask = ASYNC_EVENTS.iter().fold(0, |mask, event| mask | event.mask());
+    if caps.port_management_events { mask | EventType::PORT_MANAGEMENT_CHANGE.mask() } else { mask }
+}
+
+/// Claims a device that was just reset, as soon as it answers.
+fn claim(device: &Arc<dyn PciDevice>) -> Result<()> {
+    let name = || device.identity().name.clone();
+    let deadline = Instant::now() + RESET_PATIENCE;
+    loop {
+        match device.register(OWNER_OFFSET)? {
+            0 => return Ok(()),
+            ALL_ONES if Instant::now() >= deadline => return Err(Error::Gone(name())),
+            ALL_ONES => std::thread::sleep(RESET_PAUSE),
+            owner => return Err(Error::Owned { name: name(), owner }),
+        }
+    }
+}
+
+/// Brings up a device that was just reset.
+pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<Hca> {
+    claim(device)?;
+    let commands = Arc::new(Commands::new(device, config.timeouts)?);
+    let bars = device.identity().bar_bytes;
+    let firmware = Firmware::query(&commands, bars[0])?;
+    let (major, minor, sub) = firmware.version;
+    log::info!("{}: firmware {major}.{minor}.{sub}", device.identity().name);
+    commands.set_outstanding(firmware.log2_commands);
+    let map = (Opcode::MAP_FA, Opcode::UNMAP_FA);
+    let area = FirmwareMemory::give(&commands, device.dma(), firmware.pages.into(), map)?;
+    commands.simple(Opcode::RUN_FW, 0)?;
+    set_page_size(&commands);
+    let mut caps = Capabilities::query(&commands, bars[2])?;
+    let layout = Layout::new(&config.profile, &caps)?;
+    let icm = Icm::open(&commands, device.dma(), &layout, &caps)?;
+    commands.give(Opcode::INIT_HCA, 0, &layout.init_hca(&caps)?)?;
+    caps.query_board(&commands)?;
+    let vectors = vectors(device, config, &caps)?;
+    let first_eqn = caps.eqs.reserved;
+    let completion_eqns = (FIRST_COMPLETION_VECTOR..vectors).map(|v| first_eqn + u32::from(v)).collect();
+    let shared = Arc::new(Shared {
+        device: Arc::clone(device),
+        numbers: AllNumbers::new(&caps, &layout),
+        key_variant: AtomicU8::new(1),
+        regions: Registry::new(layout.profile.log2_mpts),
+        completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
+        queues: Arc::new(Registry::new(layout.profile.log2_qps)),
+        completion_eqns,
+        groups: Mutex::new(()),
+        objects: AtomicUsize::new(0),
+        commands,
+        firmware,
+        caps,
+        layout,
+        area,
+        icm,
+    });
+    let ports = Arc::new(Ports::new(&shared.caps));
+    let mut hca = Hca { mads: None, threads: Vec::new(), queues: Vec::new(), ports, shared, closed: true };
+    start_events(&mut hca, config, vectors)?;
+    if config.ports {
+        let (mads, events) = (Arc::clone(&config.mads), Arc::clone(&config.events));
+        hca.mads = Some(MadService::start(&hca.shared, &hca.ports, mads, events)?);
+    }
+    hca.closed = false;
+    Ok(hca)
+}
+
+/// Tells the device that host pages are of 4 KiB. Firmware that doesn't know the command has no others.
+fn set_page_size(commands: &Commands) {
+    let mut cfg = ModStatCfg::new_zeroed();
+    cfg.page.set_log_pg_sz_m(true);
+    let input = Input::Mailbox(cfg.as_bytes());
+    let command = Command { opmod: ModStatCfgOp::SET.0, input, ..Command::new(Opcode::MOD_STAT_CFG, 0) };
+    if let Err(error) = commands.run(&command) {
+        log::warn!("{error}");
+    }
+}
+
+/// Connects as many interrupts as there are to be event queues.
+fn vectors(device: &Arc<dyn PciDevice>, config: &Config, caps: &Capabilities) -> Result<u16> {
+    let eqs = (1u32 << caps.eqs.log2).saturating_sub(caps.eqs.reserved);
+    let most = device.identity().vectors.min(u16::try_from(eqs).unwrap_or(u16::MAX));
+    let wanted = FIRST_COMPLETION_VECTOR.saturating_add(config.completion_eqs.max(1)).min(most);
+    if wanted <= FIRST_COMPLETION_VECTOR {
+        return Err(Error::Exhausted("interrupt vector"));
+    }
+    device.enable_interrupts(wanted)?;
+    Ok(wanted)
+}
+
+/// Makes the event queues and their threads, and has commands reported by events from there on.
+fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
+    let shared = Arc::clone(&hca.shared);
+    let commands = &shared.commands;
+    let make = |vector: u16, entries| {
+        let config = EqConfig { eqn: shared.caps.eqs.reserved + u32::from(vector), vector, entries };
+        EventQueue::new(&shared.device, commands, &shared.icm, config)
+    };
+    let (queue, reader) = make(COMMAND_VECTOR, COMMAND_ENTRIES)?;
+    let handler = CommandHandler(Arc::clone(commands));
+    add(hca, "mlx4-cmd".into(), COMMAND_VECTOR, (queue, reader), handler)?;
+    let (queue, reader) = make(ASYNC_VECTOR, ASYNC_ENTRIES)?;
+    let handler = AsyncHandler {
+        sink: Arc::clone(&config.events),
+        ports: Arc::clone(&hca.ports),
+        commands: Arc::clone(commands),
+        health: Health::new(Arc::clone(&shared.device), &shared.firmware),
+        interval: config.health_interval,
+    };
+    add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
+    // Room for an event of every completion queue.
+    let entries = 1u32 << shared.layout.profile.log2_cqs;
+    let most = 1u32 << (shared.caps.log2_max_eqes - 1);
+    for vector in FIRST_COMPLETION_VECTOR..vectors {
+        let made = make(vector, entries.min(most))?;
+        let handler = CompletionHandler(Arc::clone(&shared.completions));
+        let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
+        add(hca, name, vector, made, handler)?;
+    }
+    hca.queues[usize::from(COMMAND_VECTOR)].map(commands, command_mask(), false)?;
+    hca.queues[usize::from(ASYNC_VECTOR)].map(commands, async_mask(&shared.caps), false)?;
+    commands.use_events(true);
+    // The first command that an event reports: it shows that interrupts come.
+    Ok(commands.simple(Opcode::NOP, NOP_AT_ONCE)?)
+}
+
+fn add(
+    hca: &mut Hca,
+    name: String,
+    vector: u16,
+    (queue, reader): (EventQueue, EventReader),
+    handler: impl EventHandler + 'static,
+) -> Result<()> {
+    hca.queues.push(queue);
+    let interrupt = hca.shared.device.interrupt(vector)?;
+    hca.threads.push(EventThread::start(name, interrupt, reader, handler)?);
+    Ok(())
+}
