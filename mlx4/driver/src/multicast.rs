@@ -144,7 +144,7 @@ impl Groups<'_> {
 
     fn read(&self, index: u32) -> Result<Entry> {
         let entries = 1u64 << self.0.layout.profile.log2_mcgs;
-        Fields("READ_MCG").at_most("next", index, entries - 1)?;
+        Fields("READ_MCG").at_most("next.index", index, entries - 1)?;
         let mut bytes = vec![0; self.bytes()];
         self.0.commands.execute(&Command::new(Opcode::READ_MCG, index), &mut bytes)?;
         let (header, rest) = McgHeader::read_from_prefix(&bytes)

@@ -1,6 +1,8 @@
 //! Runs of the driver on a model that lies in one field, for every field of a structure.
 #![allow(unreachable_pub, reason = "a module of a test")]
 
+pub mod tables;
+
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
