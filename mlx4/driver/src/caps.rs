@@ -15,6 +15,10 @@ const MAX_PORTS: u8 = 2;
 /// Words of the error buffer that are looked at.
 const MAX_ERROR_WORDS: u32 = 256;
 
+/// log2 of the entries of an EQ: what this driver needs, and the most that it uses.
+const LEAST_EQES: u64 = 11;
+const MOST_EQES: u8 = 22;
+
 /// The revision of the command interface that this driver speaks.
 const COMMAND_REVISION: u64 = 3;
 
@@ -142,7 +146,7 @@ pub struct Capabilities {
     pub log2_mcgs: u8,
     /// Limits of queues.
     pub queues: QueueLimits,
-    /// log2 of the entries of an EQ.
+    /// log2 of the entries of an EQ, at most 22.
     pub(crate) log2_max_eqes: u8,
     /// log2 of the longest message in bytes.
     pub log2_max_message: u8,
@@ -258,7 +262,9 @@ impl Capabilities {
             uars: Self::uars(fields, cap, bar2)?,
             log2_mcgs: fields.at_most("log2_max_mcgs", cap.mcg.log2_max_mcgs(), 24)?,
             queues: Self::queues(fields, cap)?,
-            log2_max_eqes: fields.at_least("log2_max_eq_sz", cap.mpt_eq.log2_max_eq_sz(), 9)?,
+            log2_max_eqes: fields
+                .at_least("log2_max_eq_sz", cap.mpt_eq.log2_max_eq_sz(), LEAST_EQES)?
+                .min(MOST_EQES),
             log2_max_message: fields.at_most("log2_max_msg", cap.msg.log2_max_msg(), 31)?,
             log2_max_requester_reads: cap.rdma.log2_max_ra_req_qp().min(7),
             log2_max_responder_reads: cap.rdma.log2_max_ra_res_qp().min(7),

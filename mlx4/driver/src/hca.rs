@@ -362,22 +362,17 @@ impl fmt::Debug for Hca {
 mod tests {
     use std::time::Instant;
 
-    use mlx4_model::fabric::{Fabric, FabricConfig};
-    use mlx4_model::hca::HcaConfig;
-    use mlx4_model::seam::ModelDevice;
     use mlx4_wire::mad::portinfo::PortState;
 
     use super::*;
+    use crate::testing::Bench;
 
     /// As on a real subnet, a subnet manager alone doesn't make a port ACTIVE.
     #[test]
     fn port_whose_driver_does_not_answer_qp0_stays_in_init() {
-        let fabric = Fabric::new(FabricConfig::default()).unwrap();
-        let config = HcaConfig { node_guid: 0x0002_c903_0041_0000, ports: 1, trace: None };
-        let device = Arc::new(ModelDevice::new(config, &fabric).unwrap());
-        let hca = Hca::open(device, &Config { ports: false, ..Config::default() }).unwrap();
-        Ports::init(&hca.shared.commands, 1).unwrap();
-        let state = || hca.port(1).unwrap().state;
+        let bench = Bench::new(&Config { ports: false, ..Config::default() });
+        Ports::init(&bench.hca.shared.commands, 1).unwrap();
+        let state = || bench.hca.port(1).unwrap().state;
         let start = Instant::now();
         while state() != PortState::INIT {
             assert!(start.elapsed() < Duration::from_secs(10), "the link doesn't come up");
@@ -385,6 +380,6 @@ mod tests {
         // Several times what the subnet manager takes for a port that answers.
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(state(), PortState::INIT);
-        hca.close().unwrap();
+        bench.hca.close().unwrap();
     }
 }

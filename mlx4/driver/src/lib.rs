@@ -10,8 +10,21 @@
 //!
 //! - [`Hca`], [`Config`], [`Profile`]: the device
 //! - [`Event`], [`EventSink`]: what it tells by itself
+//! - [`Pd`], [`Uar`], [`Region`], [`Cq`], [`Srq`], [`Qp`]: objects; rings and records lie in anybody's memory
+//! - [`QueuePair`], [`CompletionQueue`], [`SharedReceiveQueue`], [`RegisteredMemory`]: with memory of the
+//!   driver's own, to post and poll in this process
+//! - [`MadQueue`], [`MadSink`]: management datagrams on both special queue pairs of each port
 //!
-//! Does not: decide what a guest may do, speak to guests, or run an SM.
+//! Objects are destroyed explicitly. One that is just dropped stays with the device, its number and memory too,
+//! until the device is reset.
+//!
+//! Threads: `mlx4-cmd` completes commands; `mlx4-async` hands events on and watches for a failure;
+//! `mlx4-comp0` and up hand completion events on; `mlx4-mad` serves the special queue pairs. Every method can
+//! be called from any thread, those of sinks included.
+//!
+//! Does not: decide what a guest may do, speak to guests, or run a subnet manager.
+//!
+//! Sources: the hardware's interface as Linux mlx4_core and mlx4_ib and iPXE's hermon driver use it.
 #![forbid(unsafe_code)]
 
 mod caps;
@@ -38,6 +51,8 @@ mod region;
 mod registry;
 mod shared;
 mod srq;
+#[cfg(test)]
+mod testing;
 
 pub use caps::{Capabilities, Firmware, Objects, PortCapabilities};
 pub use cmd::Timeouts;

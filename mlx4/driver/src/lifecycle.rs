@@ -1,6 +1,6 @@
 //! Bring-up and teardown of a device, step by step.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU8, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -131,6 +131,7 @@ pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<H
     let shared = Arc::new(Shared {
         device: Arc::clone(device),
         numbers: AllNumbers::new(&caps, &layout),
+        key_variant: AtomicU8::new(1),
         regions: Registry::new(layout.profile.log2_mpts),
         completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
         queues: Arc::new(Registry::new(layout.profile.log2_qps)),
@@ -200,8 +201,9 @@ fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
     add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
     // Room for an event of every completion queue.
     let entries = 1u32 << shared.layout.profile.log2_cqs;
+    let most = 1u32 << (shared.caps.log2_max_eqes - 1);
     for vector in FIRST_COMPLETION_VECTOR..vectors {
-        let made = make(vector, entries.min(1 << shared.caps.log2_max_eqes >> 1))?;
+        let made = make(vector, entries.min(most))?;
         let handler = CompletionHandler(Arc::clone(&shared.completions));
         let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
         add(hca, name, vector, made, handler)?;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::object::Pd;
 
 /// Counter index that counts nothing.
-const NO_COUNTER: u8 = 0xff;
+pub(crate) const NO_COUNTER: u8 = 0xff;
 
 /// The global part of an address, for packets with a GRH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

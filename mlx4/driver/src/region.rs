@@ -1,7 +1,7 @@
 //! Memory regions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
 use mlx4_pci::{DmaBuffer, MemoryError};
 use mlx4_queue::request::Sge;
@@ -85,9 +85,6 @@ pub struct Region {
     mtt: MttRange,
 }
 
-/// The variable byte of the next key: a key of a destroyed region isn't that of the next one in its place.
-static VARIANT: AtomicU8 = AtomicU8::new(1);
-
 impl Region {
     pub(crate) fn new(shared: &Arc<Shared>, config: &RegionConfig<'_>) -> Result<Self> {
         check(config)?;
@@ -133,7 +130,7 @@ impl Region {
                 return Err(error);
             }
         };
-        let variant = VARIANT.fetch_add(1, Ordering::Relaxed);
+        let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
         let entry = entry(config, index | u32::from(variant) << 24, &mtt);
         match shared.commands.give(Opcode::SW2HW_MPT, index, &entry) {
             Ok(()) => Ok((mpt_index_to_key(entry.key.get()), mtt)),

@@ -1,7 +1,7 @@
 //! What all objects of one device share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mlx4_pci::PciDevice;
@@ -75,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) icm: Icm,
     pub(crate) numbers: AllNumbers,
     pub(crate) completions: Arc<Registry<CompletionSink>>,
+    /// The variable byte of the next key: a key of a destroyed region isn't that of the next one in its place.
+    pub(crate) key_variant: AtomicU8,
     /// Regions by the index in their key.
     pub(crate) regions: Registry<RegionInfo>,
     /// The queues of queue pairs that this process posts to.

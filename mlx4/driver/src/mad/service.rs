@@ -201,6 +201,9 @@ impl Core {
         for completion in &batch {
             self.completed(completion);
         }
+        if batch.iter().any(|completion| matches!(completion.outcome, Completed::Failed { .. })) {
+            self.recover();
+        }
         match polled {
             Ok(count) => count != 0,
             Err(error) => {
@@ -218,12 +221,12 @@ impl Core {
         let slot = usize::try_from(completion.wr_id).unwrap_or(usize::MAX);
         match &completion.outcome {
             Completed::Sent { .. } => special.sent(slot),
-            Completed::Failed { send: true, syndrome, .. } => {
-                log::warn!("datagram of port {} was not sent: {syndrome}", special.port);
-                special.sent(slot);
+            Completed::Failed { send, syndrome, .. } => {
+                log::debug!("{:?} of port {}: {syndrome}", special.queue, special.port);
+                if *send {
+                    special.sent(slot);
+                }
             }
-            // Flushed: the queue pair is being stopped.
-            Completed::Failed { send: false, .. } => {}
             Completed::Received(received) => {
                 let mad = special.received(&self.memory, slot, received);
                 if let Err(error) = special.post_receive(&self.memory, slot) {
@@ -237,13 +240,23 @@ impl Core {
         }
     }
 
+    /// Starts those again that have failed.
+    fn recover(&self) {
+        for special in &self.specials {
+            if let Err(error) = special.recover(&self.memory) {
+                log::error!("{:?} of port {}: {error}", special.queue, special.port);
+            }
+        }
+    }
+
     fn took(&self, special: &Special, mad: &super::ReceivedMad) {
         let sent = self.agent.take(mad).and_then(|answer| match answer {
             Some(answer) => self.send(special.port, special.queue, &answer.address, &answer.mad),
             None => Ok(()),
         });
         if let Err(error) = sent {
-            log::warn!("datagram that came through port {}: {error}", special.port);
+            // Whoever sent it may be to blame.
+            log::debug!("datagram that came through port {}: {error}", special.port);
         }
     }
 
@@ -251,5 +264,51 @@ impl Core {
         let special = self.specials.iter().find(|special| special.port == port && special.queue == queue);
         let special = special.ok_or(Error::argument("port", port))?;
         special.send(&self.shared.commands, &self.memory, self.ports.get(port)?, address, mad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use mlx4_wire::ctx::qp::QpState;
+    use mlx4_wire::mad::QP1_QKEY;
+    use mlx4_wire::mad::portinfo::PortState;
+
+    use super::*;
+    use crate::testing::Bench;
+    use crate::{Config, Hca};
+
+    fn eventually(what: &str, probe: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !probe() {
+            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn special(hca: &Hca, queue: MadQueue) -> &Special {
+        let core = &hca.mads.as_ref().expect("ports are served").core;
+        core.specials.iter().find(|special| special.queue == queue).expect("both are there")
+    }
+
+    #[test]
+    fn special_queue_pair_that_fails_starts_again_with_all_its_buffers() {
+        let bench = Bench::new(&Config::default());
+        let hca = &bench.hca;
+        eventually("the port is ACTIVE", || hca.port(1).unwrap().state == PortState::ACTIVE);
+        for queue in [MadQueue::Smi, MadQueue::Gsi] {
+            special(hca, queue).break_down();
+            eventually("it starts again", || special(hca, queue).state() == QpState::RTS);
+        }
+        // More datagrams than there are buffers: each is given back.
+        let lid = hca.port(1).unwrap().lid;
+        let grh = None;
+        let to = MadAddress { dlid: lid, sl: 0, path_bits: 0, qpn: 1, qkey: QP1_QKEY, pkey_index: 0, grh };
+        for _ in 0..200 {
+            eventually("a free buffer", || hca.send_mad(1, MadQueue::Gsi, &to, &[0; MAD_SIZE]).is_ok());
+        }
+        eventually("the port is still ACTIVE", || hca.port(1).unwrap().state == PortState::ACTIVE);
+        bench.hca.close().unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! One special queue pair: its buffers, sending, and receiving.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx4_queue::Received;
 use mlx4_queue::geometry::{SendSize, Service};
@@ -54,6 +54,14 @@ pub(super) struct Parts<'a> {
     pub(super) cq: &'a CompletionQueue,
 }
 
+/// Which send buffers are free, and which belong to requests that were posted; a bit each.
+struct Slots {
+    free: u64,
+    posted: u64,
+}
+
+const _: () = assert!(SENDS == u64::BITS);
+
 /// A special queue pair.
 pub(super) struct Special {
     pub(super) port: u8,
@@ -61,8 +69,7 @@ pub(super) struct Special {
     qp: QueuePair,
     /// Where its buffers start in the memory of all.
     base: usize,
-    /// Send buffers that are free.
-    free: Mutex<Vec<usize>>,
+    slots: Mutex<Slots>,
     psn: AtomicU32,
 }
 
@@ -85,8 +92,8 @@ impl Special {
             srq: None,
         };
         let qp = QueuePair::with_number(parts.shared, number, &config, queue == MadQueue::Smi)?;
-        let free = Mutex::new((0..SENDS as usize).collect());
-        Ok(Self { port, queue, qp, base, free, psn: AtomicU32::new(0) })
+        let slots = Mutex::new(Slots { free: u64::MAX, posted: 0 });
+        Ok(Self { port, queue, qp, base, slots, psn: AtomicU32::new(0) })
     }
 
     /// Takes it to RTS, with all receive requests posted.
@@ -104,6 +111,22 @@ impl Special {
         }
         self.qp.modify(QpState::RTR, &Attributes::default())?;
         self.qp.modify(QpState::RTS, &Attributes { send_psn: Some(0), ..Attributes::default() })
+    }
+
+    /// Starts it again, if the device has taken it to an error state.
+    pub(super) fn recover(&self, memory: &RegisteredMemory) -> Result<()> {
+        match self.qp.query()?.state {
+            QpState::SQER => self.qp.modify(QpState::RTS, &Attributes::default()),
+            QpState::ERR => {
+                log::warn!("{:?} of port {} has failed and starts again", self.queue, self.port);
+                // Nobody posts meanwhile.
+                let mut slots = self.slots();
+                self.qp.modify(QpState::RST, &Attributes::default())?;
+                slots.free |= std::mem::take(&mut slots.posted);
+                self.start(memory)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -154,11 +177,15 @@ impl Special {
         let header = self.header(commands, port, address)?;
         let slot = self.take_slot()?;
         let offset = self.base + SEND_OFFSET + slot * MAD_SIZE;
-        let piece = memory.piece(offset, MAD_BYTES);
-        let result = memory
-            .write(offset, mad)
-            .map_err(Error::from)
-            .and_then(|()| Ok(self.post(slot, address, &header, &piece)?));
+        let result = match memory.write(offset, mad) {
+            Ok(()) => {
+                let mut slots = self.slots();
+                let result = self.post(slot, address, &header, &memory.piece(offset, MAD_BYTES));
+                slots.posted |= u64::from(result.is_ok()) << slot;
+                result.map_err(Error::from)
+            }
+            Err(error) => Err(error.into()),
+        };
         if result.is_err() {
             self.sent(slot);
         }
@@ -228,12 +255,37 @@ impl Special {
     }
 
     fn take_slot(&self) -> Result<usize, PostError> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or(PostError::Full)
+        let mut slots = self.slots();
+        let slot = slots.free.trailing_zeros();
+        if slot == SENDS {
+            return Err(PostError::Full);
+        }
+        slots.free &= !(1 << slot);
+        Ok(slot as usize)
     }
 
     /// A send buffer is free again.
     pub(super) fn sent(&self, slot: usize) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+        if slot < SENDS as usize {
+            let mut slots = self.slots();
+            slots.posted &= !(1 << slot);
+            slots.free |= 1 << slot;
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes it to ERR, as the device does by itself.
+    #[cfg(test)]
+    pub(super) fn break_down(&self) {
+        self.qp.modify(QpState::ERR, &Attributes::default()).expect("ERR can be reached");
+    }
+
+    #[cfg(test)]
+    pub(super) fn state(&self) -> QpState {
+        self.qp.query().expect("the device tells").state
     }
 
     fn receive_offset(&self, slot: usize) -> usize {

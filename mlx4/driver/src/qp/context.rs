@@ -13,7 +13,7 @@ use zerocopy::FromZeros;
 
 use super::attributes::Attributes;
 use crate::error::{Error, Result};
-use crate::path::path_timeout;
+use crate::path::{NO_COUNTER, path_timeout};
 use crate::region::Access;
 
 /// log2 of the packets from one request for an ACK to the next, as the stock driver has it.
@@ -102,6 +102,7 @@ impl Fixed {
             context.responder.set_invalid_credits(true);
         }
         context.pages = self.pages;
+        context.primary_path.counter_index = NO_COUNTER;
         mailbox.optional.set_path_migration(attributes.migration.is_some());
         mailbox
     }
