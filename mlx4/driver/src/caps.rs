@@ -263,11 +263,19 @@ impl Capabilities {
             log2_mcgs: fields.at_most("log2_max_mcgs", cap.mcg.log2_max_mcgs(), 24)?,
             queues: Self::queues(fields, cap)?,
             log2_max_eqes: fields
-                .at_least("log2_max_eq_sz", cap.mpt_eq.log2_max_eq_sz(), LEAST_EQES)?
+                .between("log2_max_eq_sz", cap.mpt_eq.log2_max_eq_sz(), LEAST_EQES, 24)?
                 .min(MOST_EQES),
             log2_max_message: fields.at_most("log2_max_msg", cap.msg.log2_max_msg(), 31)?,
-            log2_max_requester_reads: cap.rdma.log2_max_ra_req_qp().min(7),
-            log2_max_responder_reads: cap.rdma.log2_max_ra_res_qp().min(7),
+            log2_max_requester_reads: fields.at_most(
+                "log2_max_ra_req_qp",
+                cap.rdma.log2_max_ra_req_qp(),
+                7,
+            )?,
+            log2_max_responder_reads: fields.at_most(
+                "log2_max_ra_res_qp",
+                cap.rdma.log2_max_ra_res_qp(),
+                7,
+            )?,
             ack_delay: cap.ib_port.local_ca_ack_delay(),
             atomics: cap.flags.atomic(),
             has_srqs: cap.flags.srq(),
@@ -283,6 +291,8 @@ impl Capabilities {
     /// EQs whose doorbells are in reserved UAR pages are the firmware's too, four a page.
     fn eqs(fields: Fields, cap: &QueryDevCap) -> Result<Objects, FieldError> {
         fields.is("num_sys_eqs", cap.sys_eqs.num_sys_eqs(), 0)?;
+        // Those of the firmware, for commands, for events, and one for completions at least.
+        fields.at_least("log2_max_eqs", cap.mpt_eq.log2_max_eqs(), 4)?;
         let in_reserved_uars = 4 * u32::from(cap.uar.num_rsvd_uars());
         let reserved = (1 << cap.mpt_eq.log2_rsvd_eqs()).max(in_reserved_uars);
         Objects::read(fields, ("log2_max_eqs", cap.mpt_eq.log2_max_eqs(), 15), ("log2_rsvd_eqs", reserved))
@@ -297,11 +307,11 @@ impl Capabilities {
 
     fn queues(fields: Fields, cap: &QueryDevCap) -> Result<QueueLimits, FieldError> {
         Ok(QueueLimits {
-            log2_max_wqes: fields.at_least("log2_max_qp_sz", cap.qp.log2_max_qp_sz(), 7)?,
-            log2_max_srq_wqes: fields.at_least("log2_max_srq_sz", cap.qp.log2_max_srq_sz(), 1)?,
-            log2_max_cqes: fields.at_least("log2_max_cq_sz", cap.cq.log2_max_cq_sz(), 8)?,
-            max_send_wqe: fields.at_least("sq.max_desc_sz", cap.sq.max_desc_sz(), 256)?.into(),
-            max_receive_wqe: fields.at_least("rq.max_desc_sz", cap.rq.max_desc_sz(), 32)?.into(),
+            log2_max_wqes: fields.between("log2_max_qp_sz", cap.qp.log2_max_qp_sz(), 7, 16)?,
+            log2_max_srq_wqes: fields.between("log2_max_srq_sz", cap.qp.log2_max_srq_sz(), 1, 16)?,
+            log2_max_cqes: fields.between("log2_max_cq_sz", cap.cq.log2_max_cq_sz(), 8, 24)?,
+            max_send_wqe: fields.between("sq.max_desc_sz", cap.sq.max_desc_sz(), 256, 1024)?.into(),
+            max_receive_wqe: fields.between("rq.max_desc_sz", cap.rq.max_desc_sz(), 32, 2048)?.into(),
             max_send_sges: fields.at_least("sq.max_sg", cap.sq.max_sg(), 1)?.into(),
             max_receive_sges: fields.at_least("rq.max_sg", cap.rq.max_sg(), 1)?.into(),
         })

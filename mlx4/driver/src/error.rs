@@ -85,6 +85,17 @@ impl Fields {
         self.rule(field, value.into(), Rule::AtLeast(limit)).map(|_| value)
     }
 
+    pub(crate) fn between<T: Copy + Into<u64>>(
+        self,
+        field: &'static str,
+        value: T,
+        least: u64,
+        most: u64,
+    ) -> Result<T, FieldError> {
+        self.at_least(field, value, least)?;
+        self.at_most(field, value, most)
+    }
+
     pub(crate) fn power_of_two<T: Copy + Into<u64>>(
         self,
         field: &'static str,

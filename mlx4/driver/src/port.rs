@@ -11,7 +11,7 @@ use zerocopy::FromZeros;
 
 use crate::caps::{Capabilities, PortCapabilities};
 use crate::cmd::Commands;
-use crate::error::{Error, Result};
+use crate::error::{Error, FieldError, Fields, Result};
 use crate::event::PortEvent;
 use crate::mad::ifc;
 
@@ -20,6 +20,8 @@ pub type Gid = [u8; 16];
 
 /// P_Keys that one answer of the agent carries.
 const PKEYS_PER_BLOCK: u16 = 32;
+/// LIDs behind it are for multicast.
+const LAST_UNICAST_LID: u64 = 0xbfff;
 /// GUIDs that one answer of the agent carries.
 const GUIDS_PER_BLOCK: u16 = 8;
 
@@ -105,7 +107,9 @@ impl Port {
 
     /// PortInfo as it is now. Counters and state change without notice, so it is asked for each time.
     pub(crate) fn fresh_info(&self, commands: &Commands) -> Result<PortInfo> {
-        ifc::get(commands, self.number, SmpAttribute::PORT_INFO, self.number.into())
+        let info = ifc::get(commands, self.number, SmpAttribute::PORT_INFO, self.number.into())?;
+        check(&info)?;
+        Ok(info)
     }
 
     /// PortInfo as far as it changes with notice: LIDs, prefix, service level of the subnet manager.
@@ -204,6 +208,19 @@ impl Port {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Checks what others count on. LIDs may be 0 before the subnet manager has given one.
+fn check(info: &PortInfo) -> Result<(), FieldError> {
+    let fields = Fields("PortInfo");
+    fields.between("port_state", info.link.port_state().0, PortState::DOWN.0.into(), 5)?;
+    fields.at_most("lid", info.lid.get(), LAST_UNICAST_LID)?;
+    fields.at_most("master_sm_lid", info.master_sm_lid.get(), LAST_UNICAST_LID)?;
+    fields.between("mtu_cap", info.limits.mtu_cap().0, Mtu::B256.0.into(), Mtu::B4096.0.into())?;
+    // Subnet management sets it while the port is INIT.
+    let least = if info.link.port_state().0 > PortState::INIT.0 { Mtu::B256.0 } else { 0 };
+    fields.between("neighbor_mtu", info.lanes.neighbor_mtu().0, least.into(), Mtu::B4096.0.into())?;
+    Ok(())
 }
 
 /// The ports of the device.

@@ -48,6 +48,9 @@ impl Default for Profile {
     }
 }
 
+/// Objects of each kind that there must be beside those of the firmware.
+const USABLE_OBJECTS: u64 = 17;
+
 /// The kinds of tables in ICM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TableKind {
@@ -124,17 +127,22 @@ impl Layout {
             log2_mcg_bytes: asked.log2_mcg_bytes.clamp(7, 12),
         };
         let reserved = [
-            ("queue pairs", profile.log2_qps, caps.qps.reserved),
-            ("shared receive queues", profile.log2_srqs, caps.srqs.reserved),
-            ("completion queues", profile.log2_cqs, caps.cqs.reserved),
-            ("memory regions", profile.log2_mpts, caps.mpts.reserved),
-            ("translation entries", profile.log2_mtts, caps.mtts.reserved),
+            ("log2_max_qps", "log2_rsvd_qps", profile.log2_qps, caps.qps),
+            ("log2_max_srqs", "log2_rsvd_srqs", profile.log2_srqs, caps.srqs),
+            ("log2_max_cqs", "log2_rsvd_cqs", profile.log2_cqs, caps.cqs),
+            ("log2_max_mpts", "log2_rsvd_mrws", profile.log2_mpts, caps.mpts),
+            ("log2_max_mtts", "log2_rsvd_mtts", profile.log2_mtts, caps.mtts),
         ];
-        for (what, log2, reserved) in reserved {
+        for (max_field, reserved_field, log2, objects) in reserved {
             // Some behind those of the firmware, or there is nothing to work with.
-            if 1u64 << log2 <= u64::from(reserved) + 16 {
-                return Err(Error::argument(what, 1u64 << log2));
-            }
+            let needed = u64::from(objects.reserved) + USABLE_OBJECTS;
+            let fields = Fields("QUERY_DEV_CAP");
+            fields.at_least(max_field, objects.log2, needed.next_power_of_two().ilog2().into())?;
+            fields.at_most(
+                reserved_field,
+                objects.reserved,
+                (1u64 << log2).saturating_sub(USABLE_OBJECTS),
+            )?;
         }
         let mut layout = Self { profile, extents: extents(&profile, caps), bytes: 0 };
         let mut order = TableKind::ALL;

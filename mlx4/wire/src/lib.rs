@@ -24,6 +24,7 @@ pub use zerocopy::big_endian::{U16, U32, U64};
 mod macros;
 
 pub mod cmd;
+pub mod layout;
 pub mod mad;
 mod number;
 pub mod regs;

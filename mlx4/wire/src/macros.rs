@@ -39,6 +39,10 @@ macro_rules! open_enum {
             }
         }
 
+        impl $crate::layout::Layout for $name {
+            const BITS: usize = 8 * ::core::mem::size_of::<$repr>();
+        }
+
         impl ::core::fmt::Debug for $name {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
                 match self.name() {
@@ -72,6 +76,8 @@ macro_rules! bits {
             ::zerocopy::KnownLayout, ::zerocopy::Unaligned,
         )]
         $vis struct $name { $($body)* }
+
+        $crate::bits_layout! { $name, 32, { $($body)* } }
     };
     ( $(#[$meta:meta])* $vis:vis struct $name:ident: u16 { $($body:tt)* } ) => {
         $(#[$meta])*
@@ -82,6 +88,8 @@ macro_rules! bits {
             ::zerocopy::KnownLayout, ::zerocopy::Unaligned,
         )]
         $vis struct $name { $($body)* }
+
+        $crate::bits_layout! { $name, 16, { $($body)* } }
     };
     ( $(#[$meta:meta])* $vis:vis struct $name:ident: u8 { $($body:tt)* } ) => {
         $(#[$meta])*
@@ -92,6 +100,42 @@ macro_rules! bits {
             ::zerocopy::KnownLayout, ::zerocopy::Unaligned,
         )]
         $vis struct $name { $($body)* }
+
+        $crate::bits_layout! { $name, 8, { $($body)* } }
+    };
+}
+
+/// The list of fields of a [`bits!`] word.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! bits_layout {
+    ( $name:ident, $bits:literal, {
+        $( $(#[doc = $doc:literal])* $(#[bits($width:literal)])? $fvis:vis $field:ident: $type:ty, )*
+    } ) => {
+        impl $crate::layout::Layout for $name {
+            const BITS: usize = $bits;
+            const FIELDS: &'static [$crate::layout::Field] = &$crate::layout::place([
+                $( $crate::layout::Field {
+                    name: stringify!($field),
+                    offset: 0,
+                    width: $crate::bits_width!($($width,)? $type),
+                    inner: &[],
+                }, )*
+            ]);
+        }
+        const _: () = assert!($crate::layout::width(<$name as $crate::layout::Layout>::FIELDS) == $bits);
+    };
+}
+
+/// Bits of a field in a [`bits!`] word.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! bits_width {
+    ( $width:literal, $type:ty ) => {
+        $width
+    };
+    ( $type:ty ) => {
+        <$type as $crate::layout::Layout>::BITS
     };
 }
 
@@ -109,6 +153,27 @@ macro_rules! wire {
         $vis struct $name { $($body)* }
 
         const _: () = assert!(::core::mem::size_of::<$name>() == $size);
+
+        $crate::wire_layout! { $name, { $($body)* } }
+    };
+}
+
+/// The list of fields of a [`wire!`] structure.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! wire_layout {
+    ( $name:ident, { $( $(#[$meta:meta])* $fvis:vis $field:ident: $type:ty, )* } ) => {
+        impl $crate::layout::Layout for $name {
+            const BITS: usize = 8 * ::core::mem::size_of::<$name>();
+            const FIELDS: &'static [$crate::layout::Field] = &[
+                $( $crate::layout::Field {
+                    name: stringify!($field),
+                    offset: 8 * ::core::mem::offset_of!($name, $field),
+                    width: 8 * ::core::mem::size_of::<$type>(),
+                    inner: <$type as $crate::layout::Layout>::FIELDS,
+                }, )*
+            ];
+        }
     };
 }
 
@@ -161,6 +226,16 @@ mod tests {
         assert_eq!(std::format!("{:?} {:?}", Colour::BLUE, Colour(9)), "BLUE Colour(0x9)");
         assert_eq!(Colour::from_bits(1), Colour::RED);
         assert_eq!(Colour(9).into_bits(), 9);
+    }
+
+    #[test]
+    fn fields_are_listed_where_they_lie() {
+        use crate::layout::Layout;
+        let at = |field: &crate::layout::Field| (field.name, field.offset, field.width);
+        let pair: std::vec::Vec<_> = Pair::FIELDS.iter().map(at).collect();
+        assert_eq!(pair, [("word", 0, 32), ("plain", 32, 32)]);
+        let word: std::vec::Vec<_> = Pair::FIELDS[0].inner.iter().map(at).collect();
+        assert_eq!(word, [("top", 0, 4), ("__", 4, 4), ("low", 8, 24)]);
     }
 
     #[test]

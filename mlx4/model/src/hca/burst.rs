@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
+use super::fault::Fault;
 use super::icm::IcmMap;
 use crate::mem::{DmaFault, DmaView};
 
@@ -37,11 +38,22 @@ pub(crate) struct Burst {
     pub(crate) dma: DmaView,
     pub(crate) tables: IcmTables,
     icm: Guard<Arc<IcmMap>>,
+    fault: Option<Arc<dyn Fault>>,
 }
 
 impl Burst {
     pub(super) fn new(dma: DmaView, icm: Guard<Arc<IcmMap>>, tables: IcmTables) -> Self {
-        Self { dma, tables, icm }
+        Self { dma, tables, icm, fault: None }
+    }
+
+    /// The burst, with a fault that a test has injected.
+    pub(super) fn with_fault(mut self, fault: Option<&Arc<dyn Fault>>) -> Self {
+        self.fault = fault.map(Arc::clone);
+        self
+    }
+
+    pub(super) fn fault(&self) -> Option<&dyn Fault> {
+        self.fault.as_deref()
     }
 
     /// Reads ICM; the range may cross pages.

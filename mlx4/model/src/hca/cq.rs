@@ -236,6 +236,9 @@ impl State {
         cqe.owner.set_owner(self.producer & entries != 0);
         let mut bytes = [0; CQE_BYTES as usize];
         bytes.copy_from_slice(cqe.as_bytes());
+        if let Some(fault) = burst.fault() {
+            fault.completion(&mut bytes);
+        }
         let slot = u64::from(self.producer & (entries - 1)) * u64::from(CQE_BYTES);
         self.memory.write_entry(burst, slot, &bytes)?;
         self.producer = (self.producer + 1) & INDEX_MASK;

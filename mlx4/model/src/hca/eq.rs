@@ -109,6 +109,9 @@ impl Eq {
         let slot = u64::from(state.producer & (entries - 1)) * u64::from(EQE_BYTES);
         let mut bytes = [0; EQE_BYTES as usize];
         bytes.copy_from_slice(event.as_bytes());
+        if let Some(fault) = burst.fault() {
+            fault.event(&mut bytes);
+        }
         if let Err(fault) = self.memory.write_entry(burst, slot, &bytes) {
             log::debug!("EQ {:#x} can't be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);

@@ -20,6 +20,7 @@ mod cq;
 mod dump;
 mod engine;
 mod eq;
+mod fault;
 mod icm;
 mod mcg;
 mod port;
@@ -51,6 +52,7 @@ use burst::{Burst, IcmTables};
 use cmd::Firmware;
 pub use counters::Counters;
 pub use engine::{EngineThread, Progress};
+pub use fault::{FAULT_MAILBOX_BYTES, Fault};
 use icm::Icm;
 use regs::{Effect, Registers};
 use running::Running;
@@ -116,6 +118,7 @@ pub struct Hca {
     counters: Counters,
     /// Transaction id of the next trap.
     traps: AtomicU64,
+    fault: OnceLock<Arc<dyn Fault>>,
 }
 
 impl Hca {
@@ -146,6 +149,7 @@ impl Hca {
             half_doorbell: Mutex::default(),
             counters: Counters::default(),
             traps: AtomicU64::new(1),
+            fault: OnceLock::new(),
         });
         let plugs = (1..=hca.config.ports)
             .map(|number| fabric.plug(Arc::new(port::PortEndpoint::new(&hca, number))))
@@ -170,10 +174,15 @@ impl Hca {
         self.regs.catastrophe(code);
     }
 
+    /// Changes from now on what the HCA tells its driver, for tests of drivers. The first call decides.
+    pub fn inject(&self, fault: Arc<dyn Fault>) {
+        let _first = self.fault.set(fault);
+    }
+
     /// Snapshots for a burst of work, while the HCA runs.
     fn enter(&self) -> Option<(Burst, Arc<Running>)> {
         let running = self.running.load_full()?;
-        Some((Burst::new(self.dma.snapshot(), self.icm.snapshot(), running.icm), running))
+        Some((self.command_burst(&running), running))
     }
 
     /// Snapshots for a command before INIT_HCA has set tables up.

@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Hca;
 use super::burst::Burst;
+use super::fault::{FAULT_MAILBOX_BYTES, Fault};
 use super::running::Running;
 
 /// What a command carries.
@@ -75,7 +76,10 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         return;
     }
     let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
-    let outcome = execute(hca, &mut firmware, &command);
+    let mut outcome = execute(hca, &mut firmware, &command);
+    if let (Ok(result), Some(fault)) = (&mut outcome, hca.fault.get()) {
+        spoil(hca, &command, fault, result);
+    }
     trace::record(hca, hcr, &command, outcome, below);
     let (status, result) = match outcome {
         Ok(result) => (Status::OK, result),
@@ -94,6 +98,17 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
     drop(firmware);
     if hcr.control.event() {
         report(hca, hcr.token.get(), status, result);
+    }
+}
+
+/// Lets a fault change the answer of a command.
+fn spoil(hca: &Hca, command: &Command, fault: &Arc<dyn Fault>, result: &mut u64) {
+    let burst = hca.enter_bare();
+    let mut mailbox = [0; FAULT_MAILBOX_BYTES];
+    let found = command.output != 0 && burst.dma.read(command.output, &mut mailbox).is_ok();
+    fault.answer(command.opcode, if found { &mut mailbox } else { &mut [] }, result);
+    if found && let Err(error) = burst.dma.write(command.output, &mailbox) {
+        log::warn!("mailbox of a fault: {error}");
     }
 }
 
@@ -232,7 +247,7 @@ fn give_back<T: IntoBytes + Immutable>(burst: &Burst, command: &Command, context
 
 impl Hca {
     /// Snapshots for a command on a running HCA.
-    fn command_burst(&self, running: &Running) -> Burst {
-        Burst::new(self.dma.snapshot(), self.icm.snapshot(), running.icm)
+    pub(super) fn command_burst(&self, running: &Running) -> Burst {
+        Burst::new(self.dma.snapshot(), self.icm.snapshot(), running.icm).with_fault(self.fault.get())
     }
 }
