@@ -68,7 +68,7 @@ pub(crate) enum TableKind {
 }
 
 impl TableKind {
-    const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Qpc,
         Self::Rdmarc,
         Self::Altc,
