@@ -30,8 +30,6 @@ pub enum Place {
     Mad(SmpAttribute, usize),
     /// An entry of an event queue with this type, from this byte on.
     Event(u8, usize),
-    /// An entry of a completion queue.
-    Completion,
 }
 
 /// What a field is set to.
@@ -126,10 +124,6 @@ impl Fault for Liar {
             Place::Event(of, at) => (of == kind).then_some(at),
             _ => None,
         });
-    }
-
-    fn completion(&self, cqe: &mut [u8]) {
-        self.tell(cqe, |place| matches!(place, Place::Completion).then_some(0));
     }
 }
 
