@@ -321,9 +321,11 @@ impl Capabilities {
 #[cfg(test)]
 mod tests {
     use mlx4_wire::U16;
-    use zerocopy::FromZeros;
+    use proptest::prelude::*;
+    use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
     use super::*;
+    use crate::profile::{Layout, Profile, TableKind};
 
     fn good() -> QueryDevCap {
         let mut cap = QueryDevCap::new_zeroed();
@@ -416,5 +418,48 @@ mod tests {
         assert_eq!(read(&fw).unwrap_err().field, "error_buf_size");
         fw.cmd_interface_rev.set(2);
         assert_eq!(read(&fw).unwrap_err().field, "cmd_interface_rev");
+    }
+
+    proptest! {
+        /// Whatever a device says of itself is refused, or leads to tables that don't overlap.
+        #[test]
+        fn any_capabilities_are_refused_or_make_a_layout(
+            bytes in prop::collection::vec(any::<u8>(), size_of::<QueryDevCap>()),
+            changed in prop::collection::vec(0usize..size_of::<QueryDevCap>(), 0..4),
+        ) {
+            let mut cap = good();
+            for at in changed {
+                cap.as_mut_bytes()[at] = bytes[at];
+            }
+            for cap in [cap, QueryDevCap::read_from_bytes(&bytes).expect("as many bytes")] {
+                let Ok(caps) = Capabilities::read(&cap, 8 << 20) else { continue };
+                let Ok(layout) = Layout::new(&Profile::default(), &caps) else { continue };
+                let mut extents: Vec<_> = TableKind::ALL.iter().map(|kind| layout.extent(*kind)).collect();
+                extents.sort_by_key(|extent| extent.base);
+                for pair in extents.windows(2) {
+                    prop_assert!(pair[0].base + pair[0].bytes() <= pair[1].base);
+                }
+                prop_assert!(extents.iter().all(|extent| extent.base.is_multiple_of(extent.bytes())));
+                prop_assert!(layout.bytes <= caps.max_icm);
+                let init = layout.init_hca(&caps);
+                prop_assert!(init.is_ok());
+            }
+        }
+
+        #[test]
+        fn any_firmware_and_port_are_refused_or_read(
+            fw in prop::collection::vec(any::<u8>(), size_of::<QueryFw>()),
+            port in prop::collection::vec(any::<u8>(), size_of::<QueryPort>()),
+        ) {
+            let mut fw = QueryFw::read_from_bytes(&fw).expect("as many bytes");
+            fw.cmd_interface_rev.set(3);
+            if let Ok(firmware) = Firmware::read(&fw, 1 << 20) {
+                prop_assert!(firmware.error_buffer + 4 * u64::from(firmware.error_words) <= 1 << 20);
+            }
+            let port = QueryPort::read_from_bytes(&port).expect("as many bytes");
+            if let Ok(port) = PortCapabilities::read(&port) {
+                prop_assert!((1..=5).contains(&port.max_mtu) && port.gids <= 128 && port.pkeys <= 128);
+            }
+        }
     }
 }

@@ -189,6 +189,7 @@ fn port_management(eqe: &Eqe) -> Vec<Event> {
 #[cfg(test)]
 mod tests {
     use mlx4_wire::eqe::{CqErrorSyndrome, PortInfoChange};
+    use proptest::prelude::*;
     use zerocopy::FromZeros;
 
     use super::*;
@@ -220,5 +221,21 @@ mod tests {
     fn unknown_event_tells_nothing() {
         assert_eq!(Event::read(&Eqe::new(EventType(0x77), 0, [0xff; 24])), []);
         assert_eq!(Event::read(&Eqe::new(EventType::PORT_CHANGE, 9, [0xff; 24])), []);
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_of_an_event_queue_is_read(event_type: u8, subtype: u8, data: [u8; 24]) {
+            for event in Event::read(&Eqe::new(EventType(event_type), subtype, data)) {
+                let number = match event {
+                    Event::Qp { qpn, .. } => qpn,
+                    Event::CqError { cqn, .. } => cqn,
+                    Event::Srq { srqn, .. } => srqn,
+                    Event::Port { port, .. } => port.into(),
+                    Event::Fatal => 0,
+                };
+                prop_assert!(number < 1 << 24);
+            }
+        }
     }
 }

@@ -26,6 +26,15 @@ impl Entry {
         Self { header: McgHeader::new_zeroed(), members: Vec::new() }
     }
 
+    fn read(bytes: &[u8]) -> Result<Self> {
+        let (header, rest) = McgHeader::read_from_prefix(bytes)
+            .map_err(|_| Error::argument("bytes of a multicast entry", bytes.len() as u64))?;
+        let (members, _) = rest.as_chunks::<MEMBER>();
+        let count = Fields("READ_MCG").at_most("count", header.members.count(), members.len() as u64)?;
+        let members = members[..count as usize].iter().map(|member| zerocopy::transmute!(*member)).collect();
+        Ok(Self { header, members })
+    }
+
     fn is_of(&self, group: &Gid) -> bool {
         self.header.gid == *group && self.header.members.protocol() == McgProtocol::IB
     }
@@ -147,13 +156,7 @@ impl Groups<'_> {
         Fields("READ_MCG").at_most("next.index", index, entries - 1)?;
         let mut bytes = vec![0; self.bytes()];
         self.0.commands.execute(&Command::new(Opcode::READ_MCG, index), &mut bytes)?;
-        let (header, rest) = McgHeader::read_from_prefix(&bytes)
-            .map_err(|_| Error::argument("bytes of a multicast entry", bytes.len() as u64))?;
-        let count = header.members.count();
-        Fields("READ_MCG").at_most("count", count, self.capacity() as u64)?;
-        let members = rest.chunks_exact(MEMBER).take(count as usize);
-        let members = members.filter_map(|member| McgMember::read_from_bytes(member).ok()).collect();
-        Ok(Entry { header, members })
+        Entry::read(&bytes)
     }
 
     fn write(&self, index: u32, entry: &mut Entry) -> Result<()> {
@@ -176,5 +179,30 @@ impl Groups<'_> {
 
     fn capacity(&self) -> usize {
         mcg_capacity(1 << self.0.layout.profile.log2_mcg_bytes) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_entry_is_refused_or_has_as_many_members_as_it_says(
+            mut bytes in prop::collection::vec(any::<u8>(), 512),
+            count in 0u8..=255,
+        ) {
+            bytes[4..7].fill(0);
+            bytes[7] = count;
+            match Entry::read(&bytes) {
+                Ok(entry) => prop_assert_eq!(entry.members.len(), usize::from(count)),
+                Err(error) => {
+                    prop_assert!(count > 120);
+                    prop_assert!(error.to_string().starts_with("count of READ_MCG"), "{}", error);
+                }
+            }
+        }
     }
 }

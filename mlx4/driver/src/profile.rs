@@ -68,7 +68,7 @@ pub(crate) enum TableKind {
 }
 
 impl TableKind {
-    const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Qpc,
         Self::Rdmarc,
         Self::Altc,
@@ -127,20 +127,22 @@ impl Layout {
             log2_mcg_bytes: asked.log2_mcg_bytes.clamp(7, 12),
         };
         let reserved = [
-            ("log2_max_qps", "queue pairs beside log2_rsvd_qps", profile.log2_qps, caps.qps),
-            ("log2_max_srqs", "shared receive queues beside log2_rsvd_srqs", profile.log2_srqs, caps.srqs),
-            ("log2_max_cqs", "completion queues beside log2_rsvd_cqs", profile.log2_cqs, caps.cqs),
-            ("log2_max_mpts", "memory regions beside log2_rsvd_mrws", profile.log2_mpts, caps.mpts),
-            ("log2_max_mtts", "translation entries beside log2_rsvd_mtts", profile.log2_mtts, caps.mtts),
+            ("log2_max_qps", "log2_rsvd_qps", profile.log2_qps, caps.qps),
+            ("log2_max_srqs", "log2_rsvd_srqs", profile.log2_srqs, caps.srqs),
+            ("log2_max_cqs", "log2_rsvd_cqs", profile.log2_cqs, caps.cqs),
+            ("log2_max_mpts", "log2_rsvd_mrws", profile.log2_mpts, caps.mpts),
+            ("log2_max_mtts", "log2_rsvd_mtts", profile.log2_mtts, caps.mtts),
         ];
-        for (field, what, log2, objects) in reserved {
+        for (max_field, reserved_field, log2, objects) in reserved {
             // Some behind those of the firmware, or there is nothing to work with.
             let needed = u64::from(objects.reserved) + USABLE_OBJECTS;
-            let least = needed.next_power_of_two().ilog2();
-            Fields("QUERY_DEV_CAP").at_least(field, objects.log2, least.into())?;
-            if 1u64 << log2 < needed {
-                return Err(Error::argument(what, 1u64 << log2));
-            }
+            let fields = Fields("QUERY_DEV_CAP");
+            fields.at_least(max_field, objects.log2, needed.next_power_of_two().ilog2().into())?;
+            fields.at_most(
+                reserved_field,
+                objects.reserved,
+                (1u64 << log2).saturating_sub(USABLE_OBJECTS),
+            )?;
         }
         let mut layout = Self { profile, extents: extents(&profile, caps), bytes: 0 };
         let mut order = TableKind::ALL;

@@ -3,14 +3,17 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use common::end::End;
 use common::{Card, PATIENCE, Tampered, config, fabric};
-use mlx4::{Access, CommandFailure, Config, Error, Event, Hca, Timeouts};
+use mlx4::{
+    Access, Attributes, CommandFailure, Config, Error, Event, Hca, Pd, QueuePairConfig, Timeouts, Uar,
+};
 use mlx4_pci::PciDevice;
-use mlx4_queue::geometry::Service;
+use mlx4_queue::geometry::{SendSize, Service};
+use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
 
 const CONTROL: u64 = HCR_OFFSET + HCR_BYTES - 4;
@@ -152,4 +155,114 @@ fn commands_of_many_threads_are_in_flight_at_once() {
     });
     host.hca.close().unwrap();
     assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+/// Makes one object of each kind, and takes them back.
+fn make_and_unmake(hca: &Hca, pd: &Pd, uar: &Uar, unmaking: &dyn Fn()) -> mlx4::Result<()> {
+    // Large enough for chunks of ICM of its own.
+    let memory = hca.memory(pd, 300 << 20, Access::LOCAL);
+    let cq = hca.completion_queue(16, uar, 0, || {});
+    let srq = hca.shared_receive_queue(pd, 16, 1);
+    let qp = cq.as_ref().ok().map(|cq| {
+        let config = QueuePairConfig {
+            service: Service::Rc,
+            pd,
+            uar,
+            send_cq: cq,
+            receive_cq: cq,
+            send: SendSize { requests: 4, sges: 1, inline: 0 },
+            receives: 4,
+            receive_sges: 1,
+            srq: None,
+        };
+        let qp = hca.queue_pair(&config)?;
+        let init = Attributes {
+            port: Some(1),
+            pkey_index: Some(0),
+            access: Some(Access::ALL),
+            ..Attributes::default()
+        };
+        let result = qp.modify(QpState::INIT, &init);
+        Ok::<_, Error>((qp, result))
+    });
+    unmaking();
+    let mut result = Ok(());
+    if let Some(qp) = qp {
+        match qp {
+            Ok((qp, modified)) => result = result.and(modified).and(qp.destroy()),
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    result = result.and(srq.and_then(mlx4::SharedReceiveQueue::destroy));
+    result = result.and(cq.and_then(mlx4::CompletionQueue::destroy));
+    result.and(memory.and_then(mlx4::RegisteredMemory::destroy))
+}
+
+/// Tampers with the control word of one command: the one that comes after so many others.
+struct Nth {
+    left: AtomicI32,
+    change: fn(u32) -> u32,
+}
+
+impl Nth {
+    fn device(card: &Card, change: fn(u32) -> u32) -> (Arc<Tampered>, Arc<Self>) {
+        let nth = Arc::new(Self { left: AtomicI32::new(-1), change });
+        let this = Arc::clone(&nth);
+        let device = Tampered::writing(card, move |offset, value| {
+            let now = offset == CONTROL && this.left.fetch_sub(1, Ordering::SeqCst) == 0;
+            if now { (this.change)(value) } else { value }
+        });
+        (device, nth)
+    }
+
+    fn set(&self, left: i32) {
+        self.left.store(left, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn whichever_command_is_refused_everything_is_given_back() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0037_0000, 1);
+    let before = card.dump();
+    // An opcode that no device has.
+    let (device, nth) = Nth::device(&card, |control| control & !0xfff | 0x7ff);
+    let hca = Hca::open(device, &impatient()).unwrap();
+    let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+    let (running, objects) = (card.dump(), hca.objects());
+    let mut refused = 0;
+    for command in 0.. {
+        nth.set(command);
+        let result = make_and_unmake(&hca, &pd, &uar, &|| nth.set(-1));
+        assert_eq!((card.dump(), hca.objects()), (running.clone(), objects), "command {command} was refused");
+        assert_eq!(card.device.dma().quarantined(), 0, "command {command} was refused");
+        match result {
+            Ok(()) => break,
+            Err(error) => assert!(error.to_string().contains("BAD_OP"), "{error}"),
+        }
+        refused += 1;
+    }
+    assert!(refused >= 8, "{refused}");
+    hca.close().unwrap();
+    assert_eq!(card.dump(), before);
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
+fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
+    let fabric = fabric();
+    for command in 0..8u8 {
+        let card = Card::new(&fabric, 0x0002_c903_0038_0000 + 0x100 * u64::from(command), 1);
+        let before = card.dump();
+        let (device, nth) = Nth::device(&card, |control| control & !EVENT);
+        let hca = Hca::open(device, &impatient()).unwrap();
+        let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+        nth.set(command.into());
+        let error = make_and_unmake(&hca, &pd, &uar, &|| nth.set(-1)).unwrap_err();
+        assert!(error.to_string().contains("did not end"), "{error}");
+        let _in_use = hca.close();
+        card.device.reset().unwrap();
+        assert_eq!(card.dump(), before);
+        assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    }
 }

@@ -154,6 +154,7 @@ fn profile_that_leaves_nothing_beside_the_firmware_is_refused() {
     let card = Card::new(&fabric, 0x0002_c903_0055_0000, 1);
     let profile = Profile { log2_qps: 6, ..config().profile };
     let error = Hca::open(card.seam(), &Config { profile, ..config() }).unwrap_err();
-    assert_eq!(error.to_string(), "queue pairs beside log2_rsvd_qps of 0x40 is out of range");
+    let expected = "log2_rsvd_qps of QUERY_DEV_CAP is 0x40, but must be at most 0x2f";
+    assert_eq!(error.to_string(), expected);
     assert_eq!(card.device.dma().quarantined(), 0);
 }

@@ -56,6 +56,7 @@ pub(super) fn answer(request: &Smp, answer: &mut Smp) {
 #[cfg(test)]
 mod tests {
     use mlx4_wire::U16;
+    use proptest::prelude::*;
     use zerocopy::FromZeros;
 
     use super::*;
@@ -99,5 +100,19 @@ mod tests {
         let mut between = smp(2, 2);
         between.set_returning(true);
         assert_eq!(inbound(&mut between, 1), Inbound::Discard);
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_taken_or_discarded(bytes in prop::collection::vec(any::<u8>(), 256), port in 1u8..3) {
+            let mut mad = [0; 256];
+            mad.copy_from_slice(&bytes);
+            let mut smp = Smp::from_mad(&mad);
+            if inbound(&mut smp, port) == Inbound::Here {
+                let mut reply = Smp::from_mad(&mad);
+                answer(&smp, &mut reply);
+                prop_assert_eq!(reply.hop_pointer(), reply.hop_count());
+            }
+        }
     }
 }

@@ -102,7 +102,9 @@ impl Fixed {
             context.responder.set_invalid_credits(true);
         }
         context.pages = self.pages;
-        context.primary_path.counter_index = NO_COUNTER;
+        if to == QpState::RTR {
+            context.primary_path.counter_index = NO_COUNTER;
+        }
         mailbox.optional.set_path_migration(attributes.migration.is_some());
         mailbox
     }
