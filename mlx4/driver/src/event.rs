@@ -100,7 +100,7 @@ impl EventSink for LogEvents {
 }
 
 /// Event types that are asked for.
-pub(crate) const ASYNC_EVENTS: [EventType; 16] = [
+pub(crate) const ASYNC_EVENTS: [EventType; 18] = [
     EventType::PATH_MIGRATED,
     EventType::COMMUNICATION_ESTABLISHED,
     EventType::SQ_DRAINED,
@@ -117,6 +117,8 @@ pub(crate) const ASYNC_EVENTS: [EventType; 16] = [
     EventType::SRQ_CATASTROPHIC,
     EventType::SRQ_QP_LAST_WQE,
     EventType::SRQ_LIMIT,
+    EventType::OP_REQUIRED,
+    EventType::FATAL_WARNING,
 ];
 
 impl Event {

@@ -253,6 +253,7 @@ impl Qp {
             transition(from, to).ok_or(Error::Transition { from: state_name(from), to: state_name(to) })?;
         attributes.check(self.fixed.service, from, to)?;
         let change = Change {
+            from,
             to,
             attributes,
             access: attributes.access.unwrap_or(progress.access),
