@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn regions_that_come_and_go_leave_nothing_in_the_list_of_idle_chunks() {
         let hca = FakeHca::new();
-        let window = Windows::new(vec![0..1 << 40]).take(1 << 40, 1).unwrap();
+        let window = Windows::new(hca.dma().ranges).take(1 << 40, 1).unwrap();
         let mut pins = Pins::new(Arc::new(window), ChunkSize::Log2Bytes(12), 8, u64::MAX);
         let mut table = RegionTable::default();
         for offset in [0x1000, 0x2000, 0x3000] {
