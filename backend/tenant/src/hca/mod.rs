@@ -106,6 +106,10 @@ pub struct Doorbell {
 /// other error nothing has changed. An implementation keeps the number of an object whose destruction failed
 /// out of use until then.
 ///
+/// **No answer.** A command that was not answered in time is the end of the HCA's present life: after one
+/// [`HcaError::TimedOut`] an implementation answers [`HcaError::Lost`] to all commands, at once, until the reset.
+/// Else the end of a guest with thousands of objects, which nothing can interrupt, would wait for each of them.
+///
 /// **Events.** After an object's destruction has returned, none of its events is under way and none comes.
 pub trait Hca: Send + Sync + std::fmt::Debug {
     /// What it is and can do. Constant between two resets.

@@ -200,15 +200,32 @@ fn queue_pair_that_may_be_in_a_group_is_taken_out_of_it() {
     assert_empty(&scene);
 }
 
-#[test]
-fn service_ids_of_a_guest_that_was_dropped_are_free() {
-    let Scene { host, tenant, .. } = Scene::new();
-    let register = RegisterServiceId {
+fn register_service_id() -> RegisterServiceId {
+    RegisterServiceId {
         service_id: U64::new(0x0106_0001),
         mask: U64::new(u64::MAX),
         ..RegisterServiceId::new_zeroed()
-    };
-    call(&tenant, &register, &[], SegmentMode::DIRECT, 1).unwrap();
+    }
+}
+
+#[test]
+fn guest_has_its_new_id_after_a_loss_of_the_hca() {
+    let scene = Scene::new();
+    let before = scene.tenant.guest();
+    scene.tenant.stop();
+    scene.hca.lock().forget_all();
+    scene.tenant.device_lost(2);
+    scene.tenant.device_ready().unwrap();
+    assert_ne!(scene.tenant.guest(), before);
+    call(&scene.tenant, &register_service_id(), &[], SegmentMode::DIRECT, 2).unwrap();
+    assert_eq!(scene.host.owner_of_service_id(0x0106_0001, 1), Some(scene.tenant.guest()));
+    scene.tenant.close();
+}
+
+#[test]
+fn service_ids_of_a_guest_that_was_dropped_are_free() {
+    let Scene { host, tenant, .. } = Scene::new();
+    call(&tenant, &register_service_id(), &[], SegmentMode::DIRECT, 1).unwrap();
     assert_eq!(host.owner_of_service_id(0x0106_0001, 1), Some(tenant.guest()));
     drop(tenant);
     assert_eq!(host.owner_of_service_id(0x0106_0001, 1), None);
