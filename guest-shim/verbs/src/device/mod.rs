@@ -66,7 +66,7 @@ pub(crate) struct Open {
 const IDLE: Layout = Layout { size: 2 };
 
 impl Open {
-    pub(crate) fn open(transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
         let config = transport.config()?;
         let limits = limits(&config.format)?;
         if config.state == DeviceState::FAILED {
