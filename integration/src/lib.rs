@@ -16,6 +16,7 @@ mod cargo;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
+pub mod load;
 pub mod model;
 mod paths;
 pub mod peer;
