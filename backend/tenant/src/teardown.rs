@@ -95,7 +95,7 @@ impl State {
 
     fn unregister_all(&mut self) {
         for registration in self.objects.registrations.drain() {
-            self.host.service_ids().unregister(registration);
+            self.host.service_ids().unregister(registration.id);
         }
     }
 
