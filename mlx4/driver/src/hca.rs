@@ -9,6 +9,7 @@ use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::mad::MAD_SIZE;
+use mlx4_wire::mad::attr::NodeInfo;
 use mlx4_wire::regs::{DeviceId, VENDOR_ID};
 use zerocopy::FromZeros;
 
@@ -23,7 +24,7 @@ use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
 use crate::object::{Pd, Uar};
 use crate::path::Path;
-use crate::port::{Gid, PortAttributes, Ports};
+use crate::port::{Gid, PortAttributes, Ports, node_info};
 use crate::profile::Profile;
 use crate::qp::{Qp, QpConfig};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
@@ -141,6 +142,29 @@ impl Hca {
     /// What the device can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.shared.caps
+    }
+
+    /// How many objects of each kind there may be: what was asked for, or what the device has.
+    pub fn profile(&self) -> &Profile {
+        &self.shared.layout.profile
+    }
+
+    /// Event queues for completions.
+    pub fn completion_eqs(&self) -> usize {
+        self.shared.completion_eqns.len()
+    }
+
+    /// Completion queues that each of those event queues has room for.
+    pub fn completion_eq_room(&self) -> u32 {
+        self.shared.completion_eq_room
+    }
+
+    /// What the device says of itself to a subnet manager.
+    ///
+    /// # Errors
+    /// It doesn't tell.
+    pub fn node_info(&self) -> Result<NodeInfo> {
+        node_info(&self.shared.commands, &self.shared.caps)
     }
 
     /// Objects that the device works with, the driver's own included.

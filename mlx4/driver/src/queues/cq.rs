@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_pci::DoorbellKind;
 use mlx4_queue::geometry::CqGeometry;
-use mlx4_queue::{Completion, CompletionQueue as Ring, Notify, Place, WorkQueues};
+use mlx4_queue::{Completion, CompletionQueue as Ring, Notify, Place, PostedReceive, PostedSend, WorkQueues};
 
 use super::memory::{Bell, Memory};
 use super::qp::Work;
@@ -49,11 +49,11 @@ impl Resolver<'_> {
 }
 
 impl WorkQueues for Resolver<'_> {
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
         self.work(qpn)?.send_completed(wqe_index)
     }
 
-    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
         self.work(qpn)?.receive_completed(wqe_index)
     }
 }
@@ -92,7 +92,9 @@ impl CompletionQueue {
         let pages = memory.pages();
         let record = memory.record();
         let log2_entries = geometry.log2_entries();
-        let config = CqConfig { log2_entries, ring: Memory::ring(&pages), record, uar, vector };
+        let ring_pages = Memory::ring(&pages);
+        let ignore_overrun = false;
+        let config = CqConfig { log2_entries, ring: ring_pages, record, uar, ignore_overrun, vector };
         let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
         let poller = Poller { ring: Mutex::new(ring), queues: Arc::clone(&shared.queues) };
         Ok(Self { cq, memory, poller: Arc::new(poller) })
