@@ -11,7 +11,8 @@ use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, Number21, mpt_in
 use mlx4_wire::{U32, U64};
 use zerocopy::FromZeros;
 
-use crate::cmd::{Command, Ends};
+use crate::claim::{Claim, give_back};
+use crate::cmd::Command;
 use crate::error::{Error, Result};
 use crate::icm::{Kind, MttRange, Pages};
 use crate::object::{Live, Pd};
@@ -107,57 +108,21 @@ impl Region {
         pages: &Pages<'_>,
         owner: Owner,
     ) -> Result<Self> {
-        let mut index = shared.numbers.mpts.take()?;
-        match Self::enter(shared, config, pages, (index.get(), owner)) {
-            Ok((key, mtt)) => {
-                let info = RegionInfo {
-                    key,
-                    pd: config.pd.number(),
-                    address: config.address,
-                    length: config.length,
-                    access: config.access,
-                };
-                shared.regions.insert(index.get(), Arc::new(info));
-                let live = Live::new(shared, "memory region", index);
-                Ok(Self { live, _pd: config.pd.clone(), key, mtt })
-            }
-            Err(error) => {
-                if error.is_unanswered() {
-                    index.lose();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes the entry of a region. After a failure the device knows nothing of it, unless it didn't answer.
-    fn enter(
-        shared: &Arc<Shared>,
-        config: &RegionConfig<'_>,
-        pages: &Pages<'_>,
-        (index, owner): (u32, Owner),
-    ) -> Result<(u32, MttRange)> {
-        shared.icm.get(&shared.commands, Kind::Mpt, index)?;
-        let mtt = match shared.icm.translate(&shared.commands, pages, 0) {
-            Ok(mtt) => mtt,
-            Err(error) => {
-                shared.icm.put(&shared.commands, Kind::Mpt, index)?;
-                return Err(error);
-            }
-        };
+        let claim = Claim::new(shared, (Kind::Mpt, shared.numbers.mpts.take()?), pages, 0)?;
+        let index = claim.number();
         let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
-        let entry = entry(config, index | u32::from(variant) << 24, &mtt, owner);
-        match shared.commands.give(Opcode::SW2HW_MPT, index, &entry) {
-            Ok(()) => Ok((mpt_index_to_key(entry.key.get()), mtt)),
-            Err(error) if error.status().is_none() => Err(error.into()),
-            Err(error) => {
-                let mut ends = Ends::default();
-                ends.note(shared.icm.forget(&shared.commands, mtt));
-                ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
-                ends.result()?;
-                Err(error.into())
-            }
-        }
+        let entry = entry(config, index | u32::from(variant) << 24, claim.mtt(), owner);
+        let key = mpt_index_to_key(entry.key.get());
+        let (live, mtt) = claim.hand_over(shared, "memory region", Opcode::SW2HW_MPT, Ok(entry))?;
+        let info = RegionInfo {
+            key,
+            pd: config.pd.number(),
+            address: config.address,
+            length: config.length,
+            access: config.access,
+        };
+        shared.regions.insert(index, Arc::new(info));
+        Ok(Self { live, _pd: config.pd.clone(), key, mtt })
     }
 
     /// Key for this side's work requests.
@@ -180,11 +145,9 @@ impl Region {
         let command = Command::new(Opcode::HW2SW_MPT, index);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
         shared.regions.remove(index);
-        let mut ends = Ends::default();
-        ends.note(shared.icm.forget(&shared.commands, self.mtt));
-        ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
+        let given_back = give_back(&shared, Kind::Mpt, index, self.mtt);
         self.live.end();
-        ends.result()
+        given_back
     }
 }
 
