@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 const FILES: &[&str] = &[
     "backend/hca/src/host_memory.rs",
     "backend/guard/src/lib.rs",
-    "backend/hca/src/host_memory.rs",
     "backend/rdma/src/mapping.rs",
     "guest-shim/verbs/src/event_fd.rs",
     "guest-shim/verbs/src/memory.rs",
