@@ -17,8 +17,8 @@ use integration::load::{
 };
 use paraverbs_verbs::{Context, WcStatus};
 use paraverbsd::Daemon;
-use paraverbsd::config::{Config, GuestEntry, GuestKind};
-use virtio_rdma::request::Stats;
+use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
+use virtio_rdma::request::query::Stats;
 
 const KILLS: u64 = 200;
 /// How long a victim may live once it is busy, at most.
@@ -110,7 +110,10 @@ impl Rally {
 
     /// Fails if one of them has ended, as it does after an error.
     fn check(&self) -> Result<()> {
-        ensure!(!self.players.iter().any(JoinHandle::is_finished), "the two others don't exchange data any more");
+        ensure!(
+            !self.players.iter().any(JoinHandle::is_finished),
+            "the two others don't exchange data any more"
+        );
         Ok(())
     }
 
@@ -166,7 +169,13 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let sockets = ["one", "other", "victim"].map(|name| (name, folder.path().join(name)));
     let guests = sockets.iter().map(|(name, path)| GuestEntry::new(name, path, GuestKind::Process));
-    let daemon = Daemon::start(&Config { guests: guests.collect(), ..Config::default() })?;
+    let config = Config {
+        device: Device::default(),
+        fabric_sockets: Vec::new(),
+        guests: guests.collect(),
+        spin: None,
+    };
+    let daemon = Daemon::start(&config)?;
     let [one, other] = [&sockets[0].1, &sockets[1].1].map(Context::connect);
     let (one, other) = (one?, other?);
     let contexts = [&one, &other];
@@ -195,7 +204,9 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
     }
     let messages = rally.stop()?;
     ensure!(messages > kills, "only {messages} messages in {kills} kills");
-    println!("{kills} kills; {messages} messages between the two others; {done} requests of theirs with the dead");
+    println!(
+        "{kills} kills; {messages} messages between the two others; {done} requests of theirs with the dead"
+    );
     drop((one, other));
     let model = Arc::clone(daemon.model().context("the device is no model")?);
     daemon.stop()?;
