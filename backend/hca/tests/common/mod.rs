@@ -95,6 +95,11 @@ pub fn impatient() -> Mlx4Config {
     Mlx4Config { timeouts, ports: false, ..config() }
 }
 
+/// As [`impatient`], with other tables.
+pub fn impatient_with(profile: Profile) -> Mlx4Config {
+    Mlx4Config { profile, ..impatient() }
+}
+
 /// A card of the model, and the HCA on it.
 pub struct Rig {
     pub hca: Arc<Mlx4Hca>,
