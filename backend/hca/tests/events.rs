@@ -1,5 +1,7 @@
 //! Events go to the guest whose object they name, and to nobody else.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use std::collections::VecDeque;

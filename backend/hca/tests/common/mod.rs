@@ -35,7 +35,7 @@ pub enum Told {
 pub struct Sink(Mutex<Sender<Told>>);
 
 impl Sink {
-    pub fn new() -> (Arc<dyn EventSink>, Receiver<Told>) {
+    pub fn pair() -> (Arc<dyn EventSink>, Receiver<Told>) {
         let (sender, receiver) = channel();
         (Arc::new(Self(Mutex::new(sender))), receiver)
     }
