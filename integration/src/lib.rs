@@ -16,8 +16,10 @@ mod cargo;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
+pub mod load;
 pub mod model;
 mod paths;
+pub mod peer;
 pub mod process;
 mod rig;
 pub mod stock;
@@ -26,5 +28,6 @@ pub mod vm;
 
 pub use cargo::program;
 pub use model::Model;
+pub use peer::StockPeer;
 pub use rig::Rig;
 pub use vm::{Output, Process, Vm, VmConfig};

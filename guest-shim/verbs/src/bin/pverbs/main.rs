@@ -1,0 +1,2 @@
+//! The guest's tool.
+fn main() {}

@@ -1,0 +1,69 @@
+//! RDMA verbs for guest programs, on a virtio-rdma device.
+//!
+//! The names and what they do are those of libibverbs (`ibv_post_send(3)` and its neighbours): a [`Context`] is
+//! an open device; from it come [`Pd`]s, memory ([`Mr`]), completion queues ([`Cq`]) and channels
+//! ([`CompChannel`]), and queue pairs ([`Qp`]). What differs, because it can be safer:
+//!
+//! - Objects keep what they need alive, and dropping one destroys it. `destroy` and its like do the same and
+//!   answer the error.
+//! - Memory comes from the library ([`Pd::alloc_mr`]) and is reached by copies: the HCA may write it at any
+//!   time, so no reference into it is ever given out.
+//! - Events are values. Nothing is acknowledged: destroying an object takes its events along that nobody has
+//!   taken yet.
+//! - Immediate data are numbers, most significant byte first on the wire (as with `htonl` in C).
+//!
+//! Every type may be used by several threads at once. Posting and polling allocate nothing, take the lock of
+//! the one queue, and make no system call unless the reader of doorbells sleeps.
+//!
+//! If the device is lost ([`EventType::DeviceFatal`]) every verb of its context answers `EIO`; drop all of it and
+//! connect again.
+//!
+//! How requests reach the device is a transport's matter; there is one so far, vhost-user spoken directly to
+//! the daemon's socket ([`Context::connect`]). What it does not: UD and UC queue pairs, SRQs, memory windows,
+//! MADs, doorbells mapped into the guest.
+//!
+//! Specification: `docs/virtio-rdma.md`.
+
+mod access;
+mod arena;
+mod attr;
+mod channel;
+mod context;
+mod cq;
+mod device;
+mod error;
+mod event;
+mod event_fd;
+mod memory;
+mod mr;
+mod pd;
+mod qp;
+mod signal;
+mod transport;
+mod virtqueue;
+mod wr;
+
+pub use access::Access;
+pub use attr::{AtomicCap, DeviceAttr, Gid, LinkLayer, Mtu, PortAttr, PortState};
+pub use channel::{CompChannel, CqEvent};
+pub use context::Context;
+pub use cq::Cq;
+pub use error::{Error, Result};
+pub use event::{AsyncEvent, EventElement, EventType};
+pub use mr::Mr;
+pub use pd::Pd;
+pub use qp::{AhAttr, AltPath, BadWr, Grh, MigState, Qp, QpAttr, QpCap, QpInit, QpState, RtrAttr, RtsAttr};
+pub use wr::{RecvWr, SendData, SendFlags, SendOp, SendWr, Sge, Wc, WcOpcode, WcStatus};
+
+const _: () = {
+    const fn shared_by_threads<T: Send + Sync>() {}
+    shared_by_threads::<Context>();
+    shared_by_threads::<Pd>();
+    shared_by_threads::<Mr>();
+    shared_by_threads::<CompChannel>();
+    shared_by_threads::<Cq>();
+    shared_by_threads::<Qp>();
+    shared_by_threads::<AsyncEvent>();
+    shared_by_threads::<CqEvent>();
+    shared_by_threads::<Error>();
+};
