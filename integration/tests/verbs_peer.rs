@@ -29,5 +29,10 @@ fn stock_peers_exchange_verified_data_and_refuse_a_wrong_key() {
     for peer in peers {
         peer.stop().unwrap();
     }
+    let mut peer = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES).unwrap();
+    let at = Stretch { offset: 0, length: 4096, count: 1 };
+    let told = peer::ping_pong(&vm, "", &mut peer, at, 100).unwrap();
+    assert!(told.contains("100 iters in"), "{told}");
+    peer.stop().unwrap();
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
 }

@@ -1,14 +1,17 @@
 //! Queue pairs that exchange data, each of them somebody's verbs: those of a stock guest, or ours.
 //!
 //! A [`Peer`] is an RC queue pair with memory that its other end may read and write. A test connects two
-//! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]).
+//! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]), or plays ping-pong
+//! with a program that others wrote ([`ping_pong`]).
 
+mod pingpong;
 mod stock;
 
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 
+pub use pingpong::ping_pong;
 pub use stock::StockPeer;
 pub(crate) use stock::compile;
 
