@@ -107,6 +107,20 @@ impl State {
         TeardownReport { not_given_back, bytes_left_mapped: self.pins.stuck_bytes() }
     }
 
+    /// The guest's driver doesn't know that its device began anew.
+    pub(crate) fn renew(&mut self, generation: u32) -> TeardownReport {
+        if self.closed {
+            return TeardownReport::default();
+        }
+        let report = self.reset();
+        self.generation = generation;
+        self.events.device_lost(generation);
+        if self.phase == Phase::Ready {
+            self.events.device_ready();
+        }
+        report
+    }
+
     /// The guest is gone.
     pub(crate) fn close(&mut self) -> TeardownReport {
         if self.closed {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_rdma::config::Config;
+use virtio_rdma::request::query::Stats;
 
 use crate::config::{GuestConfig, capabilities};
 use crate::events::{Events, Notify};
@@ -126,6 +127,17 @@ impl Tenant {
     /// The guest has reset its device: everything of it is destroyed, the memory table stays.
     pub fn reset(&self) -> TeardownReport {
         self.lock().reset()
+    }
+
+    /// The guest's driver doesn't know that its device began anew: everything is destroyed as by a reset, and the
+    /// driver told by events, with a generation that it hasn't had.
+    pub fn renew(&self, generation: u32) -> TeardownReport {
+        self.lock().renew(generation)
+    }
+
+    /// The counters, and what the guest has now, as the guest itself can ask for them.
+    pub fn stats(&self) -> Stats {
+        self.lock().stats()
     }
 
     /// The guest is gone: everything of it is destroyed.

@@ -160,6 +160,12 @@ pub struct Capabilities {
     pub atomics: bool,
     /// Shared receive queues.
     pub has_srqs: bool,
+    /// Unreliable connections.
+    pub has_uc: bool,
+    /// Multicast.
+    pub has_multicast: bool,
+    /// log2 of the longest memory region in bytes.
+    pub log2_max_region: u8,
     /// The port of an address vector is checked against the queue pair's.
     pub ud_av_port_check: bool,
     /// Changes of LID, GIDs, P_Keys and so on are told by events.
@@ -279,6 +285,9 @@ impl Capabilities {
             ack_delay: cap.ib_port.local_ca_ack_delay(),
             atomics: cap.flags.atomic(),
             has_srqs: cap.flags.srq(),
+            has_uc: cap.flags.uc(),
+            has_multicast: cap.flags.ud_mcast(),
+            log2_max_region: fields.at_most("log2_max_mrw_sz", cap.mtt.log2_max_mrw_sz(), 63)?,
             ud_av_port_check: cap.flags.ud_av_port(),
             port_management_events: cap.ext_flags.port_mng_chg_ev(),
             entries: EntryBytes::read(fields, cap)?,

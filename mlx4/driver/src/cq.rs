@@ -58,6 +58,8 @@ pub struct CqConfig<'a> {
     pub record: u64,
     /// UAR page through which it is armed.
     pub uar: &'a Uar,
+    /// Completions that weren't taken may be overwritten.
+    pub ignore_overrun: bool,
     /// Which of the event queues for completions it uses; modulo their number.
     pub vector: usize,
 }
@@ -174,6 +176,7 @@ fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqC
     let eqn = eqns.get(config.vector % eqns.len().max(1)).ok_or(Error::Exhausted("completion EQ"))?;
     let eqn = u16::try_from(*eqn).map_err(|_| Error::argument("EQ number", *eqn))?;
     let mut context = CqContext::new_zeroed();
+    context.flags.set_overrun_ignore(config.ignore_overrun);
     context.size = RingSize::new().with_log2_entries(config.log2_entries).with_uar_page(config.uar.index());
     context.completion_eq =
         CqEqn::new().with_eqn_checked(eqn).map_err(|()| Error::argument("EQ number", eqn))?;

@@ -289,7 +289,7 @@ impl Error {
     }
 
     /// Whether the device may have done what it was told, but hasn't said so.
-    pub(crate) fn is_unanswered(&self) -> bool {
+    pub fn is_unanswered(&self) -> bool {
         matches!(self, Self::Command(error) if error.status().is_none())
     }
 

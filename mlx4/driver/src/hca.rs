@@ -9,6 +9,8 @@ use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::mad::MAD_SIZE;
+use mlx4_wire::mad::attr::NodeInfo;
+use mlx4_wire::mad::smp::SmpAttribute;
 use mlx4_wire::regs::{DeviceId, VENDOR_ID};
 use zerocopy::FromZeros;
 
@@ -19,6 +21,7 @@ use crate::eq::{EventQueue, EventThread};
 use crate::error::{Error, Result};
 use crate::event::{EventSink, LogEvents};
 use crate::lifecycle::bring_up;
+use crate::mad::ifc;
 use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
 use crate::object::{Pd, Uar};
@@ -141,6 +144,29 @@ impl Hca {
     /// What the device can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.shared.caps
+    }
+
+    /// How many objects of each kind there may be: what was asked for, or what the device has.
+    pub fn profile(&self) -> &Profile {
+        &self.shared.layout.profile
+    }
+
+    /// Event queues for completions.
+    pub fn completion_eqs(&self) -> usize {
+        self.shared.completion_eqns.len()
+    }
+
+    /// Completion queues that each of those event queues has room for.
+    pub fn completion_eq_room(&self) -> u32 {
+        self.shared.completion_eq_room
+    }
+
+    /// What the device says of itself to a subnet manager.
+    ///
+    /// # Errors
+    /// It doesn't tell.
+    pub fn node_info(&self) -> Result<NodeInfo> {
+        ifc::get(&self.shared.commands, 1, SmpAttribute::NODE_INFO, 0)
     }
 
     /// Objects that the device works with, the driver's own included.

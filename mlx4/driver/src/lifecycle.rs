@@ -136,6 +136,7 @@ pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<H
         completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
         queues: Arc::new(Registry::new(layout.profile.log2_qps)),
         completion_eqns,
+        completion_eq_room: completion_eq_room(&layout, &caps),
         groups: Mutex::new(()),
         objects: AtomicUsize::new(0),
         commands,
@@ -165,6 +166,12 @@ fn set_page_size(commands: &Commands) {
     if let Err(error) = commands.run(&command) {
         log::warn!("{error}");
     }
+}
+
+/// Completion queues that an event queue has room for: all, or as many as the device's largest one takes.
+fn completion_eq_room(layout: &Layout, caps: &Capabilities) -> u32 {
+    let most = 1u32 << (caps.log2_max_eqes - 1);
+    most.min(1 << layout.profile.log2_cqs)
 }
 
 /// Connects as many interrupts as there are to be event queues.
@@ -199,11 +206,8 @@ fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
         interval: config.health_interval,
     };
     add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
-    // Room for an event of every completion queue.
-    let entries = 1u32 << shared.layout.profile.log2_cqs;
-    let most = 1u32 << (shared.caps.log2_max_eqes - 1);
     for vector in FIRST_COMPLETION_VECTOR..vectors {
-        let made = make(vector, entries.min(most))?;
+        let made = make(vector, shared.completion_eq_room)?;
         let handler = CompletionHandler(Arc::clone(&shared.completions));
         let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
         add(hca, name, vector, made, handler)?;

@@ -29,6 +29,11 @@ impl Live {
         self.number.get()
     }
 
+    /// The number stays taken when the object has ended: the device may still know it elsewhere.
+    pub(crate) fn keep_number(&mut self) {
+        self.number.lose();
+    }
+
     /// The device has given the object back.
     pub(crate) fn end(mut self) {
         self.ended = true;

@@ -49,6 +49,8 @@ pub(crate) struct Port {
 pub struct PortAttributes {
     /// State: 1 DOWN, 2 INIT, 3 ARMED, 4 ACTIVE.
     pub state: PortState,
+    /// Physical state, as IBTA numbers it: 2 polling, 3 disabled, 5 link up.
+    pub physical_state: u8,
     /// LID; 0 before the subnet manager has given one.
     pub lid: u16,
     /// log2 of the LIDs that the port has.
@@ -65,6 +67,12 @@ pub struct PortAttributes {
     pub max_mtu: Mtu,
     /// Capability mask, as IBTA numbers its bits.
     pub capability_mask: u32,
+    /// Second capability mask; 0 if the port has none.
+    pub capability_mask2: u16,
+    /// Greatest virtual lane, as IBTA numbers it: 1 is VL0 only, 4 is VL0 to VL7.
+    pub max_vls: u8,
+    /// Kind of initialisation that the subnet manager did.
+    pub init_type_reply: u8,
     /// Link width in use, as IBTA numbers it.
     pub width: u8,
     /// Link speed in use, as IBTA numbers it, up to QDR.
@@ -121,6 +129,7 @@ impl Port {
         let info = self.fresh_info(commands)?;
         Ok(PortAttributes {
             state: info.link.port_state(),
+            physical_state: info.link.port_physical_state().0,
             lid: info.lid.get(),
             lmc: info.link.lmc(),
             sm_lid: info.master_sm_lid.get(),
@@ -129,6 +138,12 @@ impl Port {
             active_mtu: info.lanes.neighbor_mtu(),
             max_mtu: info.limits.mtu_cap(),
             capability_mask: info.capability_mask.into_bits().get(),
+            capability_mask2: match info.capability_mask.capability_mask2() {
+                true => info.capability_mask2.get(),
+                false => 0,
+            },
+            max_vls: info.lanes.vl_cap().0,
+            init_type_reply: info.limits.init_type_reply(),
             width: info.link_width_active,
             speed: info.link.link_speed_active(),
             speed_ext: info.extended_speed.link_speed_ext_active(),

@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) queues: Arc<Registry<Work>>,
     /// Numbers of the event queues for completions.
     pub(crate) completion_eqns: Vec<u32>,
+    /// Completion queues that each of those event queues has room for.
+    pub(crate) completion_eq_room: u32,
     /// Held while a multicast group changes.
     pub(crate) groups: Mutex<()>,
     pub(crate) objects: AtomicUsize,

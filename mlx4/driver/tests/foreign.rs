@@ -119,6 +119,7 @@ impl Guest {
             ring: RingMemoryPages { pages: &cq_pages, log2_page: 12 },
             record: at(RECORDS),
             uar: &uar,
+            ignore_overrun: false,
             vector: 0,
         };
         let notify = move || {

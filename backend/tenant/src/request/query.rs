@@ -167,9 +167,16 @@ impl CarryOut for QueryPkey {
 
 impl CarryOut for QueryStats {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Stats, Reason> {
-        let counters = &state.counters;
+        Ok(state.stats())
+    }
+}
+
+impl State {
+    /// The counters, and what the guest has now.
+    pub(crate) fn stats(&self) -> Stats {
+        let counters = &self.counters;
         let read = |counter| U64::new(Counters::read(counter));
-        Ok(Stats {
+        Stats {
             requests: read(&counters.requests),
             requests_failed: read(&counters.requests_failed),
             chains_refused: read(&counters.chains_refused),
@@ -180,11 +187,11 @@ impl CarryOut for QueryStats {
             completion_events: read(&counters.completion_events),
             async_events: read(&counters.async_events),
             async_events_lost: read(&counters.async_events_lost),
-            registered_bytes: U64::new(state.registered_bytes),
-            mapped_bytes: U64::new(state.pins.mapped_bytes()),
-            objects: U32::new(u32::try_from(state.objects.count()).unwrap_or(u32::MAX)),
-            quarantined: U32::new(state.quarantined),
+            registered_bytes: U64::new(self.registered_bytes),
+            mapped_bytes: U64::new(self.pins.mapped_bytes()),
+            objects: U32::new(u32::try_from(self.objects.count()).unwrap_or(u32::MAX)),
+            quarantined: U32::new(self.quarantined),
             ..Stats::new_zeroed()
-        })
+        }
     }
 }

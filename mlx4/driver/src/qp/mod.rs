@@ -318,6 +318,12 @@ impl Qp {
         Ok(mailbox.context)
     }
 
+    /// Its number will not be used again before the next reset, also when the queue pair is destroyed: a
+    /// multicast group may still name it.
+    pub fn keep_number(&mut self) {
+        self.live.keep_number();
+    }
+
     /// Takes the queue pair to RESET and back: when this returns, the device doesn't use its memory any more.
     ///
     /// # Errors

@@ -92,7 +92,9 @@ impl CompletionQueue {
         let pages = memory.pages();
         let record = memory.record();
         let log2_entries = geometry.log2_entries();
-        let config = CqConfig { log2_entries, ring: Memory::ring(&pages), record, uar, vector };
+        let ring_pages = Memory::ring(&pages);
+        let ignore_overrun = false;
+        let config = CqConfig { log2_entries, ring: ring_pages, record, uar, ignore_overrun, vector };
         let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
         let poller = Poller { ring: Mutex::new(ring), queues: Arc::clone(&shared.queues) };
         Ok(Self { cq, memory, poller: Arc::new(poller) })

@@ -1,6 +1,7 @@
 //! Which bus addresses are free.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::{DmaError, Geometry};
 
@@ -11,6 +12,8 @@ const LOWEST: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct IovaAllocator {
     geometry: Geometry,
+    /// Where ranges are chosen; others are taken only by their address.
+    own: Vec<RangeInclusive<u64>>,
     /// First and last address of each range in use.
     used: BTreeMap<u64, u64>,
     /// Where the next search begins: addresses that were given back are used again as late as possible.
@@ -19,7 +22,12 @@ pub(super) struct IovaAllocator {
 
 impl IovaAllocator {
     pub(super) fn new(geometry: Geometry) -> Self {
-        Self { geometry, used: BTreeMap::new(), next: 0 }
+        Self { own: geometry.ranges.clone(), geometry, used: BTreeMap::new(), next: 0 }
+    }
+
+    /// From now on, addresses are chosen in these ranges only, which are parts of the geometry's.
+    pub(super) fn choose_within(&mut self, ranges: Vec<RangeInclusive<u64>>) {
+        (self.own, self.next) = (ranges, 0);
     }
 
     /// Takes a range that begins at a multiple of `align` and doesn't touch another one: at least one granule
@@ -62,7 +70,7 @@ impl IovaAllocator {
     /// The lowest free place from an address on.
     fn search(&self, from: u64, len: u64, align: u64) -> Option<u64> {
         let guard = self.geometry.granule;
-        self.geometry.ranges.iter().filter(|range| *range.end() >= from).find_map(|range| {
+        self.own.iter().filter(|range| *range.end() >= from).find_map(|range| {
             let mut at = from.max(*range.start()).max(LOWEST);
             loop {
                 at = at.checked_next_multiple_of(align)?;

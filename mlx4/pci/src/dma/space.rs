@@ -1,6 +1,7 @@
 //! Maps, unmaps, and keeps what the device may still use.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -106,6 +107,12 @@ impl DmaSpace {
         self.check(iova, &memory)?;
         self.state().iovas.take(iova, memory.len() as u64)?;
         self.map_taken(Mapping { iova, memory }, access)
+    }
+
+    /// From now on, [`DmaSpace::allocate`] and [`DmaSpace::map`] choose addresses in these ranges only, which are
+    /// parts of those of the [geometry](DmaSpace::geometry). The others are for [`DmaSpace::map_at`] alone.
+    pub fn choose_within(&self, ranges: Vec<RangeInclusive<u64>>) {
+        self.state().iovas.choose_within(ranges);
     }
 
     /// Bytes that nobody uses but the device may: they stay mapped until the next reset.
