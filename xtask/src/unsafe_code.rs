@@ -12,6 +12,8 @@ const FILES: &[&str] = &[
     "backend/guard/src/lib.rs",
     "backend/hca/src/host_memory.rs",
     "backend/rdma/src/mapping.rs",
+    "guest-shim/verbs/src/event_fd.rs",
+    "guest-shim/verbs/src/memory.rs",
     "mlx4/model/src/mem/host.rs",
     "mlx4/model/src/seam/iommu.rs",
     "mlx4/pci/src/dma/memory.rs",

@@ -148,11 +148,11 @@ mod tests {
 
     #[test]
     fn driver_has_the_lowest_addresses_and_guests_the_others() {
-        // An Intel IOMMU of 39 bits, with the interrupt range cut out.
-        let (own, guests) = divided(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1]);
-        let end = 0xfef0_0000 + (64u64 << 30) - 0xfee0_0000;
+        // An IOMMU of 48 bits, with the interrupt range cut out.
+        let (own, guests) = divided(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
+        let end = OWN_BYTES + 0x10_0000;
         assert_eq!(own, [0..=0xfedf_ffff, 0xfef0_0000..=end - 1]);
-        assert_eq!(guests, [end..1 << 39]);
+        assert_eq!(guests, [end..1 << 48]);
     }
 
     #[test]

@@ -110,11 +110,9 @@ mod tests {
 
     #[test]
     fn region_gets_the_largest_pages_that_fit() {
-        // All in one piece, as deep in 2 MiB as its address.
-        assert_eq!(
-            pages(0x4020_0000, 4 << 20, &[(0x1_0060_0000, 2 << 20), (0x1_0080_0000, 2 << 20)]),
-            (21, vec![0x1_0060_0000, 0x1_0080_0000])
-        );
+        // All in one piece, as deep in 4 MiB as its address, but not in 8.
+        let all = [(0x1_0060_0000, 2 << 20), (0x1_0080_0000, 2 << 20)];
+        assert_eq!(pages(0x4020_0000, 4 << 20, &all), (22, vec![0x1_0040_0000, 0x1_0080_0000]));
         // Another depth.
         assert_eq!(pages(0x1800, 0x1000, &[(0x8000, 0x2000)]), (12, vec![0x8000, 0x9000]));
         // A break in the middle of 8 KiB.

@@ -115,8 +115,10 @@ pub(crate) struct Qp {
     pub(crate) slot: Option<u32>,
     /// The state that it is assumed in: the HCA may have gone on to SQE or ERR.
     pub(crate) state: QpState,
-    /// Its primary port; 0: none yet.
+    /// Its primary port; 0: none yet, or unknown.
     pub(crate) port: u8,
+    /// Whether it was given an alternate path by another port: the HCA may have moved it there by itself.
+    pub(crate) strays: bool,
     pub(crate) geometry: QpGeometry,
     pub(crate) groups: BTreeSet<McastGroup>,
 }

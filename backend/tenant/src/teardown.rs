@@ -146,6 +146,7 @@ impl State {
         log::error!("{:?} was dropped without being closed: its memory stays mapped", self.guest);
         self.silence_all();
         self.close_areas();
+        self.unregister_all();
         self.pins.abandon();
         let hca = self.hca();
         let stuck = self.pins.clear(&*hca);
@@ -181,7 +182,7 @@ impl State {
         self.unregister_all();
         self.objects = Objects::new(&self.config.limits);
         let hca = self.hca();
-        self.pins.absolve();
+        self.pins.absolve(&*hca);
         let stuck = self.pins.clear(&*hca);
         self.host.quarantine(stuck);
         (self.registered_bytes, self.quarantined, self.attachments) = (0, 0, 0);

@@ -1,5 +1,6 @@
 //! One guest of an HCA: the door to all of this crate.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_rdma::config::Config;
@@ -37,7 +38,8 @@ pub struct Tenant {
     state: Mutex<State>,
     events: Arc<Events>,
     counters: Arc<Counters>,
-    guest: GuestId,
+    /// The guest's id in the HCA's present life.
+    guest: AtomicU32,
 }
 
 impl Tenant {
@@ -80,16 +82,16 @@ impl Tenant {
             closed: false,
             config,
         };
-        Ok(Self { state: Mutex::new(state), events, counters, guest })
+        Ok(Self { state: Mutex::new(state), events, counters, guest: AtomicU32::new(guest.0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest, as the HCA knows it.
+    /// The guest, as the HCA knows it; another one after each [`Tenant::device_ready`].
     pub fn guest(&self) -> GuestId {
-        self.guest
+        GuestId(self.guest.load(Ordering::Relaxed))
     }
 
     /// Its events.
@@ -163,7 +165,10 @@ impl Tenant {
     /// [`MemoryError::Attach`]: then the device has failed for good.
     pub fn device_ready(&self) -> Result<(), MemoryError> {
         let sink: Arc<dyn EventSink> = Arc::clone(&self.events) as _;
-        self.lock().device_ready(sink)
+        let mut state = self.lock();
+        state.device_ready(sink)?;
+        self.guest.store(state.guest.0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The HCA could not be brought up again.

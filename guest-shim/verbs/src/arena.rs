@@ -20,7 +20,9 @@ const CHUNK_BYTES: usize = 64 << 20;
 const UNIT_BYTES: usize = 64;
 
 /// The page size of rings and regions in bytes.
-pub(crate) const PAGE: usize = PAGE_BYTES as usize;
+pub(crate) const PAGE: usize = 4096;
+
+const _: () = assert!(PAGE as u64 == PAGE_BYTES);
 
 /// A chunk, and which of its bytes are free.
 #[derive(Debug)]

@@ -35,7 +35,7 @@ impl Context {
     /// library knows.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let transport = VhostUser::connect(path.as_ref())?;
-        Ok(Self { open: Open::open(Arc::new(transport))? })
+        Ok(Self { open: Open::new(Arc::new(transport))? })
     }
 
     /// What the device is and can hold (`ibv_query_device`).

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_queue::geometry::CqGeometry;
-use mlx4_queue::{CompletionQueue, Notify, Place, WorkQueues};
+use mlx4_queue::{CompletionQueue, Notify, Place, PostedReceive, PostedSend, WorkQueues};
 use virtio_rdma::request::completion::{CqCreated, CqFlags, CreateCq, DestroyCq};
 use virtio_rdma::{Reserved, U16, U32, U64};
 
 use crate::arena::{Block, PAGE};
 use crate::channel::CompChannel;
-use crate::device::{Bell, ObjectKind, Open, Pending, Subscriber, Vector, segment};
+use crate::device::{Bell, ObjectKind, Open, Pending, Subscriber, Vector};
 use crate::error::{Error, Result};
 use crate::memory::Span;
 use crate::qp::Work;
@@ -41,12 +41,12 @@ impl Works {
 }
 
 impl WorkQueues for Works {
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
         self.find(qpn)?.send_completed(wqe_index)
     }
 
-    fn receive_completed(&mut self, qpn: u32, _wqe_index: u16) -> Option<u64> {
-        self.find(qpn)?.receive_completed()
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        self.find(qpn)?.receive_completed(wqe_index)
     }
 }
 
@@ -95,7 +95,7 @@ impl Queue {
                 record: U64::new(record.guest_address()),
                 reserved_end: Reserved::ZERO,
             };
-            open.call_with(&body, &[segment(&ring)])
+            open.make(&body, &[&ring, &record])
         })?;
         let (handle, cqn) = (cq.get(), cqn.get());
         let place = |block: &Block| Place { memory: block.span().clone(), offset: 0 };

@@ -8,7 +8,6 @@ use virtio_rdma::{Reserved, U32, U64};
 
 use crate::access::Access;
 use crate::arena::{Block, PAGE};
-use crate::device::segment;
 use crate::error::{Error, Result};
 use crate::pd::Domain;
 use crate::wr::Sge;
@@ -47,7 +46,7 @@ impl Mr {
             iova: U64::new(memory.span().address()),
             length: U64::new(bytes as u64),
         };
-        let MrRegistered { mr, lkey, rkey, .. } = open.call_with(&body, &[segment(&memory)])?;
+        let MrRegistered { mr, lkey, rkey, .. } = open.make(&body, &[&memory])?;
         let (handle, lkey, rkey) = (mr.get(), lkey.get(), rkey.get());
         Ok(Self { domain: Arc::clone(domain), memory, handle, lkey, rkey, ended: false })
     }

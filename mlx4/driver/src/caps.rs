@@ -19,6 +19,14 @@ const MAX_ERROR_WORDS: u32 = 256;
 const LEAST_EQES: u64 = 11;
 const MOST_EQES: u8 = 22;
 
+/// Event queues that have a doorbell in a UAR page, and log2 of those that have one at all: their pages are in
+/// front of those of queue pairs.
+const EQS_PER_UAR: u32 = 4;
+const LOG2_MOST_EQS: u8 = 9;
+const _: () = assert!(EQS_PER_UAR * mlx4_wire::regs::EQ_UAR_PAGES == 1 << LOG2_MOST_EQS);
+/// Event queues that the driver needs: for commands, for events, and one for completions.
+const LEAST_EQS: u32 = 3;
+
 /// The revision of the command interface that this driver speaks.
 const COMMAND_REVISION: u64 = 3;
 
@@ -271,7 +279,8 @@ impl Capabilities {
             log2_max_eqes: fields
                 .between("log2_max_eq_sz", cap.mpt_eq.log2_max_eq_sz(), LEAST_EQES, 24)?
                 .min(MOST_EQES),
-            log2_max_message: fields.at_most("log2_max_msg", cap.msg.log2_max_msg(), 31)?,
+            // No less than a packet.
+            log2_max_message: fields.between("log2_max_msg", cap.msg.log2_max_msg(), 12, 31)?,
             log2_max_requester_reads: fields.at_most(
                 "log2_max_ra_req_qp",
                 cap.rdma.log2_max_ra_req_qp(),
@@ -287,7 +296,7 @@ impl Capabilities {
             has_srqs: cap.flags.srq(),
             has_uc: cap.flags.uc(),
             has_multicast: cap.flags.ud_mcast(),
-            log2_max_region: fields.at_most("log2_max_mrw_sz", cap.mtt.log2_max_mrw_sz(), 63)?,
+            log2_max_region: fields.between("log2_max_mrw_sz", cap.mtt.log2_max_mrw_sz(), 12, 63)?,
             ud_av_port_check: cap.flags.ud_av_port(),
             port_management_events: cap.ext_flags.port_mng_chg_ev(),
             entries: EntryBytes::read(fields, cap)?,
@@ -300,11 +309,11 @@ impl Capabilities {
     /// EQs whose doorbells are in reserved UAR pages are the firmware's too, four a page.
     fn eqs(fields: Fields, cap: &QueryDevCap) -> Result<Objects, FieldError> {
         fields.is("num_sys_eqs", cap.sys_eqs.num_sys_eqs(), 0)?;
-        // Those of the firmware, for commands, for events, and one for completions at least.
-        fields.at_least("log2_max_eqs", cap.mpt_eq.log2_max_eqs(), 4)?;
-        let in_reserved_uars = 4 * u32::from(cap.uar.num_rsvd_uars());
-        let reserved = (1 << cap.mpt_eq.log2_rsvd_eqs()).max(in_reserved_uars);
-        Objects::read(fields, ("log2_max_eqs", cap.mpt_eq.log2_max_eqs(), 15), ("log2_rsvd_eqs", reserved))
+        let log2 = fields.between("log2_max_eqs", cap.mpt_eq.log2_max_eqs(), 4, 15)?.min(LOG2_MOST_EQS);
+        let usable = (1u32 << log2) - LEAST_EQS;
+        let uars = fields.at_most("num_rsvd_uars", cap.uar.num_rsvd_uars(), (usable / EQS_PER_UAR).into())?;
+        let own = fields.at_most("log2_rsvd_eqs", 1u32 << cap.mpt_eq.log2_rsvd_eqs(), usable.into())?;
+        Ok(Objects { log2, reserved: own.max(EQS_PER_UAR * u32::from(uars)) })
     }
 
     fn uars(fields: Fields, cap: &QueryDevCap, bar2: u64) -> Result<Objects, FieldError> {
@@ -355,6 +364,8 @@ mod tests {
         cap.mpt_eq.set_log2_max_mpts(19);
         cap.mpt_eq.set_log2_max_eq_sz(22);
         cap.mtt.set_log2_max_mtts(24);
+        cap.mtt.set_log2_max_mrw_sz(40);
+        cap.msg.set_log2_max_msg(31);
         cap.pd_xrcd.set_log2_max_pds(15);
         cap.sq.set_max_desc_sz(1008);
         cap.sq.set_max_sg(32);
@@ -405,6 +416,13 @@ mod tests {
         assert_eq!(refused(|c| c.uar.set_log2_uar_sz_mb(4)), "log2_uar_sz_mb");
         assert_eq!(refused(|c| c.uar.set_log2_uar_sz_mb(63)), "log2_uar_sz_mb");
         assert_eq!(refused(|c| c.sq.set_max_sg(0)), "sq.max_sg");
+        assert_eq!(refused(|c| c.msg.set_log2_max_msg(11)), "log2_max_msg");
+        assert_eq!(refused(|c| c.mpt_eq.set_log2_rsvd_eqs(9)), "log2_rsvd_eqs");
+        let crowded = |c: &mut QueryDevCap| {
+            c.mpt_eq.set_log2_max_eqs(4);
+            c.uar.set_num_rsvd_uars(4);
+        };
+        assert_eq!(refused(crowded), "num_rsvd_uars");
         assert_eq!(refused(|c| c.max_icm_sz.set(0)), "max_icm_sz");
     }
 

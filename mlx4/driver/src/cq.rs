@@ -3,46 +3,21 @@
 
 use std::sync::Arc;
 
-use mlx4_wire::U64;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::Hw2SwOp;
 use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::cq::{CqContext, CqEqn, CqStatus};
 use mlx4_wire::ctx::{RingPages, RingSize};
+use mlx4_wire::{Number24, U64};
 use zerocopy::FromZeros;
 
-use crate::cmd::{Command, Ends};
-use crate::error::{Error, Result};
-use crate::icm::{Kind, MttRange, Pages};
+use crate::claim::{Claim, RingMemoryPages, give_back};
+use crate::cmd::Command;
+use crate::error::{Error, FieldError, Fields, Result};
+use crate::icm::{Kind, MttRange};
 use crate::numbers::Number;
 use crate::object::{Live, Uar};
 use crate::shared::{CompletionSink, Shared};
-
-/// The memory of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingMemoryPages<'a> {
-    /// Bus addresses of the pages, each a multiple of the page's size. The ring starts at the first.
-    pub pages: &'a [u64],
-    /// log2 of the page's size in bytes, 12 to 31.
-    pub log2_page: u8,
-}
-
-impl RingMemoryPages<'_> {
-    /// Checks that the pages hold `bytes`.
-    pub(crate) fn check(&self, bytes: u64) -> Result<()> {
-        if !(12..=31).contains(&self.log2_page) {
-            return Err(Error::argument("log2 of the page size", self.log2_page));
-        }
-        let page = 1u64 << self.log2_page;
-        if bytes.div_ceil(page) != self.pages.len() as u64 {
-            return Err(Error::argument("number of pages of a ring", self.pages.len() as u64));
-        }
-        match self.pages.iter().find(|address| !address.is_multiple_of(page)) {
-            Some(address) => Err(Error::argument("page address of a ring", *address)),
-            None => Ok(()),
-        }
-    }
-}
 
 /// log2 of the most entries that 24-bit indexes can tell apart.
 const LOG2_MAX_CQES: u8 = 23;
@@ -69,6 +44,7 @@ pub struct CqConfig<'a> {
 pub struct Cq {
     live: Live,
     _uar: Uar,
+    log2_entries: u8,
     mtt: MttRange,
 }
 
@@ -87,7 +63,7 @@ impl Cq {
     /// `notify` is called for each completion event, from a thread of the driver's.
     pub(crate) fn new(
         shared: &Arc<Shared>,
-        mut number: Number,
+        number: Number,
         config: &CqConfig<'_>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
@@ -99,39 +75,15 @@ impl Cq {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
         let cqn = number.get();
-        shared.icm.get(&shared.commands, Kind::Cq, cqn)?;
+        let claim = Claim::ring(shared, (Kind::Cq, number), &config.ring)?;
         shared.completions.insert(cqn, Arc::new(CompletionSink { notify }));
-        match Self::enter(shared, cqn, config) {
-            Ok(mtt) => {
-                let live = Live::new(shared, "completion queue", number);
-                Ok(Self { live, _uar: config.uar.clone(), mtt })
-            }
-            Err(error) => {
-                shared.completions.remove(cqn);
-                if error.is_unanswered() {
-                    number.lose();
-                } else {
-                    shared.icm.put(&shared.commands, Kind::Cq, cqn)?;
-                }
-                Err(error)
-            }
+        let context = context(shared, config, claim.mtt());
+        let made = claim.hand_over(shared, "completion queue", Opcode::SW2HW_CQ, context);
+        if made.is_err() {
+            shared.completions.remove(cqn);
         }
-    }
-
-    fn enter(shared: &Arc<Shared>, number: u32, config: &CqConfig<'_>) -> Result<MttRange> {
-        let pages = Pages::List(config.ring.pages);
-        // One entry behind the ring that isn't present.
-        let mtt = shared.icm.translate(&shared.commands, &pages, 1)?;
-        let context = context(shared, config, &mtt)?;
-        match shared.commands.give(Opcode::SW2HW_CQ, number, &context) {
-            Ok(()) => Ok(mtt),
-            Err(error) => {
-                if error.status().is_some() {
-                    shared.icm.forget(&shared.commands, mtt)?;
-                }
-                Err(error.into())
-            }
-        }
+        let (live, mtt) = made?;
+        Ok(Self { live, _uar: config.uar.clone(), log2_entries: config.log2_entries, mtt })
     }
 
     /// Its number.
@@ -145,11 +97,7 @@ impl Cq {
     /// The device doesn't tell.
     pub fn query(&self) -> Result<CqState> {
         let context: CqContext = self.live.shared.commands.query(Opcode::QUERY_CQ, self.number())?;
-        Ok(CqState {
-            status: context.flags.status(),
-            consumer: context.consumer_index.number(),
-            producer: context.producer_index.number(),
-        })
+        Ok(state(&context, self.log2_entries)?)
     }
 
     /// Takes the queue back: when this returns, the device doesn't use its memory any more. Its queue pairs
@@ -163,12 +111,24 @@ impl Cq {
         let command = Command::new(Opcode::HW2SW_CQ, cqn);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
         shared.completions.remove(cqn);
-        let mut ends = Ends::default();
-        ends.note(shared.icm.forget(&shared.commands, self.mtt));
-        ends.note(shared.icm.put(&shared.commands, Kind::Cq, cqn));
+        let given_back = give_back(&shared, Kind::Cq, cqn, self.mtt);
         self.live.end();
-        ends.result()
+        given_back
     }
+}
+
+/// Reads the context that the device tells.
+fn state(context: &CqContext, log2_entries: u8) -> Result<CqState, FieldError> {
+    let fields = Fields("QUERY_CQ");
+    let status = context.flags.status();
+    fields.holds("status", status.0, status.name().is_some(), "a status")?;
+    let (consumer, producer) = (context.consumer_index.number(), context.producer_index.number());
+    let unread = producer.wrapping_sub(consumer) & Number24::MAX;
+    if !context.flags.overrun_ignore() {
+        let few = unread <= 1 << log2_entries;
+        fields.holds("consumer_index", consumer, few, "at most a ring behind producer_index")?;
+    }
+    Ok(CqState { status, consumer, producer })
 }
 
 fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqContext> {

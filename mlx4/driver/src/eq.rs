@@ -152,19 +152,20 @@ impl EventReader {
         self.doorbell.ring(doorbell.into_bits().get().into());
     }
 
-    /// Takes all events, and asks for an interrupt with the next.
-    fn drain(&mut self, mut each: impl FnMut(&Eqe)) -> Result<()> {
-        let mut since_update = 0;
-        while let Some(eqe) = self.next()? {
+    /// Takes all events, and asks for an interrupt with the next; or takes one round of the queue, if the device
+    /// writes as fast as this side reads. Says whether it has taken all.
+    fn drain(&mut self, mut each: impl FnMut(&Eqe)) -> Result<bool> {
+        for taken in 1..=self.ring.entries {
+            let Some(eqe) = self.next()? else {
+                self.update(true);
+                return Ok(true);
+            };
             each(&eqe);
-            since_update += 1;
-            if since_update == SPARE / 2 {
+            if taken.is_multiple_of(SPARE / 2) {
                 self.update(false);
-                since_update = 0;
             }
         }
-        self.update(true);
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -173,7 +174,7 @@ pub(crate) trait EventHandler: Send {
     /// An event was taken.
     fn event(&mut self, eqe: &Eqe);
 
-    /// All events were taken, or the interval has passed without one.
+    /// Events were taken, or the interval has passed without one.
     fn idle(&mut self) {}
 
     /// How often [`EventHandler::idle`] is to be called at least.
@@ -234,10 +235,11 @@ const STOP: u32 = 1;
 
 fn serve(interrupt: &EventFd, stop: &EventFd, mut reader: EventReader, mut handler: impl EventHandler) {
     let result = poller(interrupt, stop).and_then(|poller| {
-        while !wait(&poller, handler.interval())? {
+        let mut all = true;
+        while !wait(&poller, if all { handler.interval() } else { Some(Duration::ZERO) })? {
             // The count tells nothing that the ring doesn't.
             let _interrupts = interrupt.read();
-            reader.drain(|eqe| handler.event(eqe))?;
+            all = reader.drain(|eqe| handler.event(eqe))?;
             handler.idle();
         }
         Ok(())

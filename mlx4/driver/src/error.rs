@@ -23,6 +23,8 @@ pub enum Rule {
     MultipleOf(u64),
     /// This.
     Is(u64),
+    /// What the words say.
+    Other(&'static str),
 }
 
 impl fmt::Display for Rule {
@@ -33,6 +35,7 @@ impl fmt::Display for Rule {
             Self::PowerOfTwo => f.write_str("a power of two"),
             Self::MultipleOf(unit) => write!(f, "a multiple of {unit:#x}"),
             Self::Is(value) => write!(f, "{value:#x}"),
+            Self::Other(words) => f.write_str(words),
         }
     }
 }
@@ -63,6 +66,7 @@ impl Fields {
             Rule::PowerOfTwo => value.is_power_of_two(),
             Rule::MultipleOf(unit) => value.is_multiple_of(unit),
             Rule::Is(wanted) => value == wanted,
+            Rule::Other(_) => false,
         };
         if good { Ok(value) } else { Err(FieldError { structure: self.0, field, value, rule }) }
     }
@@ -111,6 +115,17 @@ impl Fields {
         unit: u64,
     ) -> Result<T, FieldError> {
         self.rule(field, value.into(), Rule::MultipleOf(unit)).map(|_| value)
+    }
+
+    /// A rule in words, which the caller has tried.
+    pub(crate) fn holds<T: Copy + Into<u64>>(
+        self,
+        field: &'static str,
+        value: T,
+        good: bool,
+        rule: &'static str,
+    ) -> Result<T, FieldError> {
+        if good { Ok(value) } else { self.rule(field, value.into(), Rule::Other(rule)).map(|_| value) }
     }
 
     pub(crate) fn is<T: Copy + Into<u64>>(

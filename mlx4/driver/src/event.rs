@@ -1,9 +1,12 @@
 //! What the device tells by itself.
 
+use mlx4_wire::Number24;
 use mlx4_wire::eqe::{
-    CqErrorEvent, Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoEvent, PortManagementSubtype,
-    QpEvent, SrqEvent, TableChangeEvent,
+    CqErrorEvent, CqEvent, Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoEvent,
+    PortManagementSubtype, QpEvent, SrqEvent, TableChangeEvent,
 };
+
+use crate::error::{Error, FieldError, Fields};
 
 /// Something that happened without being asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +90,12 @@ pub enum PortEvent {
 pub trait EventSink: Send + Sync {
     /// Something has happened.
     fn event(&self, event: &Event);
+
+    /// The device has told something that can't be: an event, or a completion of a special queue pair. It was
+    /// dropped.
+    fn refused(&self, error: &Error) {
+        log::warn!("{error}");
+    }
 }
 
 /// Lets events go, but for the log.
@@ -100,7 +109,7 @@ impl EventSink for LogEvents {
 }
 
 /// Event types that are asked for.
-pub(crate) const ASYNC_EVENTS: [EventType; 16] = [
+pub(crate) const ASYNC_EVENTS: [EventType; 18] = [
     EventType::PATH_MIGRATED,
     EventType::COMMUNICATION_ESTABLISHED,
     EventType::SQ_DRAINED,
@@ -117,18 +126,56 @@ pub(crate) const ASYNC_EVENTS: [EventType; 16] = [
     EventType::SRQ_CATASTROPHIC,
     EventType::SRQ_QP_LAST_WQE,
     EventType::SRQ_LIMIT,
+    EventType::OP_REQUIRED,
+    EventType::FATAL_WARNING,
 ];
 
+/// How many objects there can be that an event names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) qps: u32,
+    pub(crate) cqs: u32,
+    pub(crate) srqs: u32,
+    pub(crate) ports: u8,
+}
+
+/// Checks fields of an entry.
+const FIELDS: Fields = Fields("EQE");
+
+/// The object that an event names.
+fn number(field: &'static str, number: Number24, count: u32) -> Result<u32, FieldError> {
+    FIELDS.at_most(field, number.number(), u64::from(count).saturating_sub(1))
+}
+
+impl Bounds {
+    fn port(&self, port: u8) -> Result<u8, FieldError> {
+        FIELDS.between("port", port, 1, self.ports.into())
+    }
+
+    /// The CQ that a completion event names.
+    ///
+    /// # Errors
+    /// There can be none of that number, or the event isn't one of a completion.
+    pub(crate) fn completion(&self, eqe: &Eqe) -> Result<u32, FieldError> {
+        FIELDS.is("event_type", eqe.event_type().0, EventType::COMPLETION.0.into())?;
+        number("cqn", CqEvent::from(eqe.data).cqn, self.cqs)
+    }
+}
+
 impl Event {
-    /// Reads an entry of the asynchronous event queue; one entry can tell several things.
-    pub(crate) fn read(eqe: &Eqe) -> Vec<Self> {
+    /// Reads an entry of the asynchronous event queue; one entry can tell several things, or nothing that
+    /// anybody is told.
+    ///
+    /// # Errors
+    /// It names an object that can't be, or isn't of a type that was asked for.
+    pub(crate) fn read(eqe: &Eqe, bounds: &Bounds) -> Result<Vec<Self>, FieldError> {
         let qp = |event| {
-            let qpn = QpEvent::from(eqe.data).qpn.number();
-            vec![Self::Qp { qpn, event }]
+            let qpn = number("qpn", QpEvent::from(eqe.data).qpn, bounds.qps)?;
+            Ok(vec![Self::Qp { qpn, event }])
         };
         let srq = |limit| {
-            let srqn = SrqEvent::from(eqe.data).srqn.number();
-            vec![Self::Srq { srqn, limit }]
+            let srqn = number("srqn", SrqEvent::from(eqe.data).srqn, bounds.srqs)?;
+            Ok(vec![Self::Srq { srqn, limit }])
         };
         match eqe.event_type() {
             EventType::PATH_MIGRATED => qp(QpEventKind::PathMigrated),
@@ -144,28 +191,41 @@ impl Event {
             EventType::CQ_ERROR => {
                 let data = CqErrorEvent::from(eqe.data);
                 let overrun = data.syndrome() == mlx4_wire::eqe::CqErrorSyndrome::OVERRUN;
-                vec![Self::CqError { cqn: data.cqn.number(), overrun }]
+                Ok(vec![Self::CqError { cqn: number("cqn", data.cqn, bounds.cqs)?, overrun }])
             }
-            EventType::PORT_CHANGE => port_change(eqe),
-            EventType::PORT_MANAGEMENT_CHANGE => port_management(eqe),
-            _ => Vec::new(),
+            EventType::PORT_CHANGE => port_change(eqe, bounds),
+            EventType::PORT_MANAGEMENT_CHANGE => port_management(eqe, bounds),
+            // The failure itself stands in the error buffer.
+            told if ASYNC_EVENTS.contains(&told) => {
+                log::warn!("{told} event with subtype {:#x}", eqe.subtype);
+                Ok(Vec::new())
+            }
+            other => {
+                FIELDS.holds("event_type", other.0, false, "one that was asked for")?;
+                Ok(Vec::new())
+            }
         }
     }
 }
 
-fn port_change(eqe: &Eqe) -> Vec<Event> {
-    let port = PortChangeEvent::from(eqe.data).port.port();
+fn port_change(eqe: &Eqe, bounds: &Bounds) -> Result<Vec<Event>, FieldError> {
+    let port = bounds.port(PortChangeEvent::from(eqe.data).port.port())?;
     let event = match PortChangeSubtype(eqe.subtype) {
         PortChangeSubtype::ACTIVE => PortEvent::Active,
         PortChangeSubtype::DOWN => PortEvent::Down,
-        _ => return Vec::new(),
+        other => return unknown_subtype(other.0),
     };
-    vec![Event::Port { port, event }]
+    Ok(vec![Event::Port { port, event }])
 }
 
-fn port_management(eqe: &Eqe) -> Vec<Event> {
-    let table = TableChangeEvent::from(eqe.data);
-    let one = |event| vec![Event::Port { port: table.port, event }];
+fn unknown_subtype(subtype: u8) -> Result<Vec<Event>, FieldError> {
+    FIELDS.holds("subtype", subtype, false, "one of the event's type").map(|_| Vec::new())
+}
+
+fn port_management(eqe: &Eqe, bounds: &Bounds) -> Result<Vec<Event>, FieldError> {
+    // The port is at the same place in all of them.
+    let port = bounds.port(TableChangeEvent::from(eqe.data).port)?;
+    let one = |event| Ok(vec![Event::Port { port, event }]);
     match PortManagementSubtype(eqe.subtype) {
         PortManagementSubtype::GUID_INFO => one(PortEvent::Gids),
         PortManagementSubtype::PKEY_TABLE => one(PortEvent::Pkeys),
@@ -180,9 +240,9 @@ fn port_management(eqe: &Eqe) -> Vec<Event> {
                 (changed.client_reregister(), PortEvent::Reregister),
             ];
             let events = told.into_iter().filter(|(told, _)| *told);
-            events.map(|(_, event)| Event::Port { port: info.port, event }).collect()
+            Ok(events.map(|(_, event)| Event::Port { port, event }).collect())
         }
-        _ => Vec::new(),
+        other => unknown_subtype(other.0),
     }
 }
 
@@ -194,13 +254,19 @@ mod tests {
 
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { qps: 1 << 16, cqs: 1 << 15, srqs: 1 << 14, ports: 2 };
+
+    fn read(eqe: &Eqe) -> Result<Vec<Event>, FieldError> {
+        Event::read(eqe, &BOUNDS)
+    }
+
     #[test]
     fn port_info_change_is_told_sm_first() {
         let mut data = PortInfoEvent::new_zeroed();
         data.port = 2;
         data.changed = PortInfoChange::new().with_lid(true).with_sm_lid(true).with_client_reregister(true);
         let subtype = PortManagementSubtype::PORT_INFO.0;
-        let events = Event::read(&Eqe::new(EventType::PORT_MANAGEMENT_CHANGE, subtype, data));
+        let events = read(&Eqe::new(EventType::PORT_MANAGEMENT_CHANGE, subtype, data)).unwrap();
         let port = |event| Event::Port { port: 2, event };
         assert_eq!(events, [port(PortEvent::Sm), port(PortEvent::Lid), port(PortEvent::Reregister)]);
     }
@@ -208,33 +274,42 @@ mod tests {
     #[test]
     fn events_name_their_object() {
         let event = Eqe::new(EventType::SQ_DRAINED, 0, QpEvent::new(0x1234));
-        assert_eq!(Event::read(&event), [Event::Qp { qpn: 0x1234, event: QpEventKind::SendDrained }]);
+        assert_eq!(read(&event).unwrap(), [Event::Qp { qpn: 0x1234, event: QpEventKind::SendDrained }]);
         let event = Eqe::new(EventType::CQ_ERROR, 0, CqErrorEvent::new(7, CqErrorSyndrome::OVERRUN));
-        assert_eq!(Event::read(&event), [Event::CqError { cqn: 7, overrun: true }]);
+        assert_eq!(read(&event).unwrap(), [Event::CqError { cqn: 7, overrun: true }]);
         let event = Eqe::new(EventType::SRQ_LIMIT, 0, SrqEvent::new(9));
-        assert_eq!(Event::read(&event), [Event::Srq { srqn: 9, limit: true }]);
+        assert_eq!(read(&event).unwrap(), [Event::Srq { srqn: 9, limit: true }]);
         let event = Eqe::new(EventType::PORT_CHANGE, PortChangeSubtype::ACTIVE.0, PortChangeEvent::new(1));
-        assert_eq!(Event::read(&event), [Event::Port { port: 1, event: PortEvent::Active }]);
+        assert_eq!(read(&event).unwrap(), [Event::Port { port: 1, event: PortEvent::Active }]);
     }
 
     #[test]
-    fn unknown_event_tells_nothing() {
-        assert_eq!(Event::read(&Eqe::new(EventType(0x77), 0, [0xff; 24])), []);
-        assert_eq!(Event::read(&Eqe::new(EventType::PORT_CHANGE, 9, [0xff; 24])), []);
+    fn event_that_can_not_be_is_refused_with_the_field() {
+        let refused = |eqe: &Eqe| read(eqe).unwrap_err().field;
+        assert_eq!(refused(&Eqe::new(EventType(0x77), 0, [0xff; 24])), "event_type");
+        assert_eq!(refused(&Eqe::new(EventType::COMMAND, 0, [0xff; 24])), "event_type");
+        assert_eq!(refused(&Eqe::new(EventType::PORT_CHANGE, 9, PortChangeEvent::new(1))), "subtype");
+        assert_eq!(refused(&Eqe::new(EventType::PORT_CHANGE, 1, PortChangeEvent::new(3))), "port");
+        assert_eq!(refused(&Eqe::new(EventType::PORT_MANAGEMENT_CHANGE, 0x14, [0; 24])), "port");
+        assert_eq!(refused(&Eqe::new(EventType::SQ_DRAINED, 0, QpEvent::new(1 << 16))), "qpn");
+        assert_eq!(refused(&Eqe::new(EventType::SRQ_LIMIT, 0, SrqEvent::new(1 << 14))), "srqn");
+        let completion = |cqn| BOUNDS.completion(&Eqe::new(EventType::COMPLETION, 0, CqEvent::new(cqn)));
+        assert_eq!((completion(7).unwrap(), completion(1 << 15).unwrap_err().field), (7, "cqn"));
+        assert_eq!(read(&Eqe::new(EventType::FATAL_WARNING, 0, [0; 24])), Ok(Vec::new()));
     }
 
     proptest! {
         #[test]
-        fn any_entry_of_an_event_queue_is_read(event_type: u8, subtype: u8, data: [u8; 24]) {
-            for event in Event::read(&Eqe::new(EventType(event_type), subtype, data)) {
-                let number = match event {
-                    Event::Qp { qpn, .. } => qpn,
-                    Event::CqError { cqn, .. } => cqn,
-                    Event::Srq { srqn, .. } => srqn,
-                    Event::Port { port, .. } => port.into(),
-                    Event::Fatal => 0,
+        fn any_entry_of_an_event_queue_is_read_or_refused(event_type: u8, subtype: u8, data: [u8; 24]) {
+            for event in read(&Eqe::new(EventType(event_type), subtype, data)).unwrap_or_default() {
+                let (number, count) = match event {
+                    Event::Qp { qpn, .. } => (qpn, BOUNDS.qps),
+                    Event::CqError { cqn, .. } => (cqn, BOUNDS.cqs),
+                    Event::Srq { srqn, .. } => (srqn, BOUNDS.srqs),
+                    Event::Port { port, .. } => (port.into(), 3),
+                    Event::Fatal => (0, 0),
                 };
-                prop_assert!(number < 1 << 24);
+                prop_assert!(number < count);
             }
         }
     }

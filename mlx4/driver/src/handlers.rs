@@ -3,43 +3,61 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mlx4_wire::eqe::{CommandEvent, CqEvent, Eqe, EventType};
+use mlx4_wire::eqe::{CommandEvent, Eqe, EventType};
 
 use crate::cmd::Commands;
 use crate::eq::EventHandler;
-use crate::event::{Event, EventSink};
+use crate::error::{Error, FieldError, Fields};
+use crate::event::{Bounds, Event, EventSink};
 use crate::health::Health;
 use crate::port::Ports;
 use crate::registry::Registry;
 use crate::shared::CompletionSink;
 
+/// Tells of an entry that can't be.
+fn refused(sink: &dyn EventSink, result: Result<(), FieldError>) {
+    if let Err(error) = result {
+        sink.refused(&Error::from(error));
+    }
+}
+
 /// Completes commands.
-pub(crate) struct CommandHandler(pub(crate) Arc<Commands>);
+pub(crate) struct CommandHandler {
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) sink: Arc<dyn EventSink>,
+}
+
+impl CommandHandler {
+    fn take(&self, eqe: &Eqe) -> Result<(), FieldError> {
+        let kind = eqe.event_type().0;
+        Fields("EQE of a command").is("event_type", kind, EventType::COMMAND.0.into())?;
+        self.commands.completed(&CommandEvent::from(eqe.data))
+    }
+}
 
 impl EventHandler for CommandHandler {
     fn event(&mut self, eqe: &Eqe) {
-        match eqe.event_type() {
-            EventType::COMMAND => self.0.completed(&CommandEvent::from(eqe.data)),
-            other => log::warn!("{other} event in the queue of commands"),
-        }
+        refused(&*self.sink, self.take(eqe));
     }
 }
 
 /// Hands completion events to whom they are for.
-pub(crate) struct CompletionHandler(pub(crate) Arc<Registry<CompletionSink>>);
+pub(crate) struct CompletionHandler {
+    pub(crate) queues: Arc<Registry<CompletionSink>>,
+    pub(crate) bounds: Bounds,
+    pub(crate) sink: Arc<dyn EventSink>,
+}
 
 impl EventHandler for CompletionHandler {
     fn event(&mut self, eqe: &Eqe) {
-        if eqe.event_type() != EventType::COMPLETION {
-            log::warn!("{} event in a queue of completions", eqe.event_type());
-            return;
-        }
-        let cqn = CqEvent::from(eqe.data).cqn.number();
-        match self.0.get(cqn) {
-            Some(sink) => (sink.notify)(),
-            // Its last event may come after it was destroyed.
-            None => log::debug!("completion event of CQ {cqn:#x}, which isn't there"),
-        }
+        refused(
+            &*self.sink,
+            self.bounds.completion(eqe).map(|cqn| match self.queues.get(cqn) {
+                Some(queue) => (queue.notify)(),
+                // Its last event may come after it was destroyed.
+                None => log::debug!("completion event of CQ {cqn:#x}, which isn't there"),
+            }),
+        );
     }
 }
 
@@ -47,33 +65,40 @@ impl EventHandler for CompletionHandler {
 pub(crate) struct AsyncHandler {
     pub(crate) sink: Arc<dyn EventSink>,
     pub(crate) ports: Arc<Ports>,
+    pub(crate) bounds: Bounds,
     pub(crate) commands: Arc<Commands>,
     pub(crate) health: Health,
     pub(crate) interval: Duration,
+    /// The failure of the device was told.
+    pub(crate) failed: bool,
 }
 
 impl EventHandler for AsyncHandler {
     fn event(&mut self, eqe: &Eqe) {
-        let events = Event::read(eqe);
-        if events.is_empty() {
-            log::warn!("unexpected event {} with subtype {:#x}", eqe.event_type(), eqe.subtype);
-        }
-        for event in events {
-            match event {
-                Event::Port { port, event } if !self.ports.changed(port, event) => {
-                    log::warn!("{event:?} of port {port}, which isn't there");
+        refused(
+            &*self.sink,
+            Event::read(eqe, &self.bounds).map(|events| {
+                for event in events {
+                    if let Event::Port { port, event } = event {
+                        self.ports.changed(port, event);
+                    }
+                    self.sink.event(&event);
                 }
-                event => self.sink.event(&event),
-            }
-        }
+            }),
+        );
     }
 
     fn idle(&mut self) {
-        if self.commands.is_dead() {
+        if self.failed {
             return;
         }
-        if let Some(wrong) = self.health.check() {
+        let wrong = self.health.check();
+        if let Some(wrong) = &wrong {
             log::error!("{wrong}");
+        }
+        // Commands end for good too when the device doesn't take one.
+        if wrong.is_some() || self.commands.is_dead() {
+            self.failed = true;
             self.commands.kill();
             self.sink.event(&Event::Fatal);
         }

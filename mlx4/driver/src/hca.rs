@@ -10,7 +10,6 @@ use mlx4_wire::cmd::misc::SetNode;
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::mad::MAD_SIZE;
 use mlx4_wire::mad::attr::NodeInfo;
-use mlx4_wire::mad::smp::SmpAttribute;
 use mlx4_wire::regs::{DeviceId, VENDOR_ID};
 use zerocopy::FromZeros;
 
@@ -21,12 +20,11 @@ use crate::eq::{EventQueue, EventThread};
 use crate::error::{Error, Result};
 use crate::event::{EventSink, LogEvents};
 use crate::lifecycle::bring_up;
-use crate::mad::ifc;
 use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
 use crate::object::{Pd, Uar};
 use crate::path::Path;
-use crate::port::{Gid, PortAttributes, Ports};
+use crate::port::{Gid, PortAttributes, Ports, node_info};
 use crate::profile::Profile;
 use crate::qp::{Qp, QpConfig};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
@@ -166,7 +164,7 @@ impl Hca {
     /// # Errors
     /// It doesn't tell.
     pub fn node_info(&self) -> Result<NodeInfo> {
-        ifc::get(&self.shared.commands, 1, SmpAttribute::NODE_INFO, 0)
+        node_info(&self.shared.commands, &self.shared.caps)
     }
 
     /// Objects that the device works with, the driver's own included.

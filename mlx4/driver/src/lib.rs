@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod caps;
+mod claim;
 mod cmd;
 mod cq;
 mod eq;
@@ -55,8 +56,9 @@ mod srq;
 mod testing;
 
 pub use caps::{Capabilities, Firmware, Objects, PortCapabilities};
+pub use claim::RingMemoryPages;
 pub use cmd::Timeouts;
-pub use cq::{Cq, CqConfig, CqState, RingMemoryPages};
+pub use cq::{Cq, CqConfig, CqState};
 pub use error::{CommandError, CommandFailure, Error, FieldError, Result, Rule};
 pub use event::{Event, EventSink, LogEvents, PortEvent, QpEventKind};
 pub use hca::{Config, Hca};

@@ -16,7 +16,7 @@ use crate::caps::{Capabilities, Firmware};
 use crate::cmd::{ALL_ONES, Command, Commands, Ends, Input};
 use crate::eq::{EqConfig, EventHandler, EventQueue, EventReader, EventThread};
 use crate::error::{Error, Result};
-use crate::event::ASYNC_EVENTS;
+use crate::event::{ASYNC_EVENTS, Bounds};
 use crate::handlers::{AsyncHandler, CommandHandler, CompletionHandler};
 use crate::hca::{Config, Hca};
 use crate::health::Health;
@@ -190,25 +190,36 @@ fn vectors(device: &Arc<dyn PciDevice>, config: &Config, caps: &Capabilities) ->
 fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
     let shared = Arc::clone(&hca.shared);
     let commands = &shared.commands;
+    let profile = &shared.layout.profile;
+    let bounds = Bounds {
+        qps: 1 << profile.log2_qps,
+        cqs: 1 << profile.log2_cqs,
+        srqs: 1 << profile.log2_srqs,
+        // At most 2.
+        ports: u8::try_from(shared.caps.ports.len()).unwrap_or(0),
+    };
     let make = |vector: u16, entries| {
         let config = EqConfig { eqn: shared.caps.eqs.reserved + u32::from(vector), vector, entries };
         EventQueue::new(&shared.device, commands, &shared.icm, config)
     };
     let (queue, reader) = make(COMMAND_VECTOR, COMMAND_ENTRIES)?;
-    let handler = CommandHandler(Arc::clone(commands));
+    let handler = CommandHandler { commands: Arc::clone(commands), sink: Arc::clone(&config.events) };
     add(hca, "mlx4-cmd".into(), COMMAND_VECTOR, (queue, reader), handler)?;
     let (queue, reader) = make(ASYNC_VECTOR, ASYNC_ENTRIES)?;
     let handler = AsyncHandler {
         sink: Arc::clone(&config.events),
         ports: Arc::clone(&hca.ports),
+        bounds,
         commands: Arc::clone(commands),
         health: Health::new(Arc::clone(&shared.device), &shared.firmware),
         interval: config.health_interval,
+        failed: false,
     };
     add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
     for vector in FIRST_COMPLETION_VECTOR..vectors {
         let made = make(vector, shared.completion_eq_room)?;
-        let handler = CompletionHandler(Arc::clone(&shared.completions));
+        let (queues, sink) = (Arc::clone(&shared.completions), Arc::clone(&config.events));
+        let handler = CompletionHandler { queues, bounds, sink };
         let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
         add(hca, name, vector, made, handler)?;
     }

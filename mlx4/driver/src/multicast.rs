@@ -1,5 +1,8 @@
 //! Multicast groups: chains of entries in a hashed table, which the device reads and the driver keeps.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use mlx4_wire::U32;
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::MgidHash;
@@ -26,17 +29,29 @@ impl Entry {
         Self { header: McgHeader::new_zeroed(), members: Vec::new() }
     }
 
-    fn read(bytes: &[u8]) -> Result<Self> {
+    /// Reads an entry as the device tells it; `qps` and `chained` are the queue pairs that there can be, and the
+    /// entries that can be behind another one.
+    fn read(bytes: &[u8], qps: u32, chained: &Range<u32>) -> Result<Self> {
         let (header, rest) = McgHeader::read_from_prefix(bytes)
             .map_err(|_| Error::argument("bytes of a multicast entry", bytes.len() as u64))?;
         let (members, _) = rest.as_chunks::<MEMBER>();
-        let count = Fields("READ_MCG").at_most("count", header.members.count(), members.len() as u64)?;
-        let members = members[..count as usize].iter().map(|member| zerocopy::transmute!(*member)).collect();
+        let fields = Fields("READ_MCG");
+        let count = fields.at_most("count", header.members.count(), members.len() as u64)?;
+        let members: Vec<McgMember> =
+            members[..count as usize].iter().map(|member| zerocopy::transmute!(*member)).collect();
+        for member in &members {
+            fields.at_most("qpn", member.qpn(), u64::from(qps).saturating_sub(1))?;
+        }
+        if !members.is_empty() {
+            fields.is("protocol", header.members.protocol().0, McgProtocol::IB.0.into())?;
+        }
+        let next = header.next.index();
+        fields.holds("index", next, next == 0 || chained.contains(&next), "that of a chained entry, or 0")?;
         Ok(Self { header, members })
     }
 
     fn is_of(&self, group: &Gid) -> bool {
-        self.header.gid == *group && self.header.members.protocol() == McgProtocol::IB
+        self.header.gid == *group
     }
 }
 
@@ -78,10 +93,12 @@ impl Groups<'_> {
                 let mut index = self.0.numbers.groups.take()?;
                 self.write(index.get(), &mut entry)?;
                 last_entry.header.next = McgNext::new().with_index(index.get());
-                self.write(last, &mut last_entry)?;
-                // It is in the table's own chain from here on.
-                index.lose();
-                Ok(())
+                let linked = self.write(last, &mut last_entry);
+                // It is in the table's own chain from here on, or may be.
+                if linked.as_ref().err().is_none_or(Error::is_unanswered) {
+                    index.lose();
+                }
+                linked
             }
         }
     }
@@ -135,8 +152,8 @@ impl Groups<'_> {
     fn find(&self, head: u32, group: &Gid) -> Result<Result<Found, (u32, Entry)>> {
         let (mut index, mut before) = (head, None);
         let mut entry = self.read(index)?;
-        // No chain is longer than the table, or it is a circle.
-        for _ in 0..1u32 << self.0.layout.profile.log2_mcgs {
+        let mut seen = BTreeSet::new();
+        loop {
             if !entry.members.is_empty() && entry.is_of(group) {
                 return Ok(Ok(Found { index, entry, before }));
             }
@@ -144,19 +161,20 @@ impl Groups<'_> {
             if next == 0 {
                 return Ok(Err((index, entry)));
             }
+            let new = seen.insert(next);
+            Fields("READ_MCG").holds("index", next, new, "an entry that the chain doesn't have already")?;
             let following = self.read(next)?;
             before = Some((index, std::mem::replace(&mut entry, following)));
             index = next;
         }
-        Err(Error::argument("length of the chain of multicast entry", head))
     }
 
     fn read(&self, index: u32) -> Result<Entry> {
-        let entries = 1u64 << self.0.layout.profile.log2_mcgs;
-        Fields("READ_MCG").at_most("next.index", index, entries - 1)?;
         let mut bytes = vec![0; self.bytes()];
         self.0.commands.execute(&Command::new(Opcode::READ_MCG, index), &mut bytes)?;
-        Entry::read(&bytes)
+        let layout = &self.0.layout;
+        let chained = 1 << layout.log2_mc_hash()..1 << layout.profile.log2_mcgs;
+        Entry::read(&bytes, 1 << layout.profile.log2_qps, &chained)
     }
 
     fn write(&self, index: u32, entry: &mut Entry) -> Result<()> {
@@ -193,14 +211,20 @@ mod tests {
         fn any_entry_is_refused_or_has_as_many_members_as_it_says(
             mut bytes in prop::collection::vec(any::<u8>(), 512),
             count in 0u8..=255,
+            next in 0u32..16,
         ) {
+            bytes[..4].copy_from_slice(McgNext::new().with_index(next).as_bytes());
             bytes[4..7].fill(0);
             bytes[7] = count;
-            match Entry::read(&bytes) {
-                Ok(entry) => prop_assert_eq!(entry.members.len(), usize::from(count)),
+            let chained = 8..16;
+            match Entry::read(&bytes, 1 << 24, &chained) {
+                Ok(entry) => {
+                    prop_assert_eq!(entry.members.len(), usize::from(count));
+                    prop_assert!(next == 0 || chained.contains(&next));
+                }
                 Err(error) => {
-                    prop_assert!(count > 120);
-                    prop_assert!(error.to_string().starts_with("count of READ_MCG"), "{}", error);
+                    let field = if count > 120 { "count of READ_MCG" } else { "index of READ_MCG" };
+                    prop_assert!(error.to_string().starts_with(field), "{}", error);
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::cmd::port::SetPortIb;
 use mlx4_wire::cmd::{Opcode, Status};
-use mlx4_wire::mad::attr::{GuidInfo, PKeyTable, SlToVlTable};
-use mlx4_wire::mad::portinfo::{Mtu, PortInfo, PortState};
+use mlx4_wire::mad::attr::{GuidInfo, NodeInfo, NodeType, PKeyTable, SlToVlTable};
+use mlx4_wire::mad::portinfo::{Mtu, PortInfo, PortState, VlCap};
 use mlx4_wire::mad::smp::SmpAttribute;
 use zerocopy::FromZeros;
 
@@ -20,10 +20,27 @@ pub type Gid = [u8; 16];
 
 /// P_Keys that one answer of the agent carries.
 const PKEYS_PER_BLOCK: u16 = 32;
+/// Data virtual lanes that a port of the family has at most.
+const MAX_LANES: u8 = 8;
+/// Virtual lane of service levels that have none.
+const VL_NONE: u8 = 15;
 /// LIDs behind it are for multicast.
-const LAST_UNICAST_LID: u64 = 0xbfff;
+pub(crate) const LAST_UNICAST_LID: u16 = 0xbfff;
 /// GUIDs that one answer of the agent carries.
 const GUIDS_PER_BLOCK: u16 = 8;
+
+/// NodeInfo of the device, checked.
+pub(crate) fn node_info(commands: &Commands, caps: &Capabilities) -> Result<NodeInfo> {
+    let info: NodeInfo = ifc::get(commands, 1, SmpAttribute::NODE_INFO, 0)?;
+    let fields = Fields("NodeInfo");
+    fields.is("node_type", info.node_type.0, NodeType::CHANNEL_ADAPTER.0.into())?;
+    let ports = caps.ports.len() as u64;
+    fields.is("num_ports", info.num_ports, ports)?;
+    fields.between("local_port_num", info.local_port_vendor.local_port_num(), 1, ports)?;
+    let pkeys = caps.ports.iter().map(|port| port.pkeys).max().unwrap_or(0);
+    fields.between("partition_cap", info.partition_cap.get(), 1, pkeys.into())?;
+    Ok(info)
+}
 
 /// What is remembered; each piece until the device says that it has changed.
 #[derive(Debug, Default)]
@@ -174,10 +191,10 @@ impl Port {
 
     /// The GID table: the subnet prefix and each GUID.
     pub(crate) fn gids(&self, commands: &Commands) -> Result<Vec<Gid>> {
-        let prefix = self.info(commands)?.gid_prefix.to_bytes();
         self.piece(
             |memory| &mut memory.gids,
             || {
+                let prefix = self.info(commands)?.gid_prefix.to_bytes();
                 let mut gids = Vec::new();
                 for block in 0..self.caps.gids.div_ceil(GUIDS_PER_BLOCK) {
                     let table: GuidInfo =
@@ -202,7 +219,9 @@ impl Port {
             || ifc::get(commands, self.number, SmpAttribute::SL_TO_VL_MAPPING_TABLE, 0),
         )?;
         let pair = table.pairs[usize::from(sl & 0xf) / 2];
-        Ok(if sl.is_multiple_of(2) { pair.even() } else { pair.odd() })
+        let lane = if sl.is_multiple_of(2) { pair.even() } else { pair.odd() };
+        let there = lane < MAX_LANES || lane == VL_NONE;
+        Ok(Fields("SLtoVLMappingTable").holds("pairs", lane, there, "data lanes of the family, or 15")?)
     }
 
     /// Forgets what has changed.
@@ -229,12 +248,15 @@ impl Port {
 fn check(info: &PortInfo) -> Result<(), FieldError> {
     let fields = Fields("PortInfo");
     fields.between("port_state", info.link.port_state().0, PortState::DOWN.0.into(), 5)?;
-    fields.at_most("lid", info.lid.get(), LAST_UNICAST_LID)?;
-    fields.at_most("master_sm_lid", info.master_sm_lid.get(), LAST_UNICAST_LID)?;
+    let lid = fields.at_most("lid", info.lid.get(), LAST_UNICAST_LID.into())?;
+    // The LIDs of a port share all but their low bits, which the first has as zeros.
+    fields.at_most("lmc", info.link.lmc(), lid.trailing_zeros().into())?;
+    fields.at_most("master_sm_lid", info.master_sm_lid.get(), LAST_UNICAST_LID.into())?;
     fields.between("mtu_cap", info.limits.mtu_cap().0, Mtu::B256.0.into(), Mtu::B4096.0.into())?;
     // Subnet management sets it while the port is INIT.
     let least = if info.link.port_state().0 > PortState::INIT.0 { Mtu::B256.0 } else { 0 };
     fields.between("neighbor_mtu", info.lanes.neighbor_mtu().0, least.into(), Mtu::B4096.0.into())?;
+    fields.between("vl_cap", info.lanes.vl_cap().0, VlCap::VL0.0.into(), VlCap::VL0_14.0.into())?;
     Ok(())
 }
 
@@ -273,7 +295,7 @@ impl Ports {
         set.flags.set_change_mtu(true);
         set.flags.set_change_vl(true);
         set.flags.set_mtu_cap(port.caps.max_mtu);
-        let mut lanes = 8;
+        let mut lanes = MAX_LANES;
         loop {
             set.flags.set_vl_cap(lanes);
             match commands.give(Opcode::SET_PORT, number.into(), &set) {

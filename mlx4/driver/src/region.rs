@@ -11,7 +11,8 @@ use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, Number21, mpt_in
 use mlx4_wire::{U32, U64};
 use zerocopy::FromZeros;
 
-use crate::cmd::{Command, Ends};
+use crate::claim::{Claim, give_back};
+use crate::cmd::Command;
 use crate::error::{Error, Result};
 use crate::icm::{Kind, MttRange, Pages};
 use crate::object::{Live, Pd};
@@ -41,6 +42,16 @@ impl Access {
     /// Everything.
     pub const ALL: Self =
         Self { local_write: true, remote_read: true, remote_write: true, remote_atomic: true };
+}
+
+/// Whose memory a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// This driver's: the entry is as the stock driver makes those of the kernel.
+    Driver,
+    /// Anybody's, a guest's too: no work request may take the region away, and what the family leaves undefined
+    /// is off.
+    Anybody,
 }
 
 /// What a region shall be.
@@ -88,61 +99,30 @@ pub struct Region {
 impl Region {
     pub(crate) fn new(shared: &Arc<Shared>, config: &RegionConfig<'_>) -> Result<Self> {
         check(config)?;
-        Self::over(shared, config, &Pages::List(config.pages))
+        Self::over(shared, config, &Pages::List(config.pages), Owner::Anybody)
     }
 
-    fn over(shared: &Arc<Shared>, config: &RegionConfig<'_>, pages: &Pages<'_>) -> Result<Self> {
-        let mut index = shared.numbers.mpts.take()?;
-        match Self::enter(shared, config, pages, index.get()) {
-            Ok((key, mtt)) => {
-                let info = RegionInfo {
-                    key,
-                    pd: config.pd.number(),
-                    address: config.address,
-                    length: config.length,
-                    access: config.access,
-                };
-                shared.regions.insert(index.get(), Arc::new(info));
-                let live = Live::new(shared, "memory region", index);
-                Ok(Self { live, _pd: config.pd.clone(), key, mtt })
-            }
-            Err(error) => {
-                if error.is_unanswered() {
-                    index.lose();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes the entry of a region. After a failure the device knows nothing of it, unless it didn't answer.
-    fn enter(
+    fn over(
         shared: &Arc<Shared>,
         config: &RegionConfig<'_>,
         pages: &Pages<'_>,
-        index: u32,
-    ) -> Result<(u32, MttRange)> {
-        shared.icm.get(&shared.commands, Kind::Mpt, index)?;
-        let mtt = match shared.icm.translate(&shared.commands, pages, 0) {
-            Ok(mtt) => mtt,
-            Err(error) => {
-                shared.icm.put(&shared.commands, Kind::Mpt, index)?;
-                return Err(error);
-            }
-        };
+        owner: Owner,
+    ) -> Result<Self> {
+        let claim = Claim::new(shared, (Kind::Mpt, shared.numbers.mpts.take()?), pages, 0)?;
+        let index = claim.number();
         let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
-        let entry = entry(config, index | u32::from(variant) << 24, &mtt);
-        match shared.commands.give(Opcode::SW2HW_MPT, index, &entry) {
-            Ok(()) => Ok((mpt_index_to_key(entry.key.get()), mtt)),
-            Err(error) if error.status().is_none() => Err(error.into()),
-            Err(error) => {
-                let mut ends = Ends::default();
-                ends.note(shared.icm.forget(&shared.commands, mtt));
-                ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
-                ends.result()?;
-                Err(error.into())
-            }
-        }
+        let entry = entry(config, index | u32::from(variant) << 24, claim.mtt(), owner);
+        let key = mpt_index_to_key(entry.key.get());
+        let (live, mtt) = claim.hand_over(shared, "memory region", Opcode::SW2HW_MPT, Ok(entry))?;
+        let info = RegionInfo {
+            key,
+            pd: config.pd.number(),
+            address: config.address,
+            length: config.length,
+            access: config.access,
+        };
+        shared.regions.insert(index, Arc::new(info));
+        Ok(Self { live, _pd: config.pd.clone(), key, mtt })
     }
 
     /// Key for this side's work requests.
@@ -165,11 +145,9 @@ impl Region {
         let command = Command::new(Opcode::HW2SW_MPT, index);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
         shared.regions.remove(index);
-        let mut ends = Ends::default();
-        ends.note(shared.icm.forget(&shared.commands, self.mtt));
-        ends.note(shared.icm.put(&shared.commands, Kind::Mpt, index));
+        let given_back = give_back(&shared, Kind::Mpt, index, self.mtt);
         self.live.end();
-        ends.result()
+        given_back
     }
 }
 
@@ -192,9 +170,11 @@ fn check(config: &RegionConfig<'_>) -> Result<()> {
     }
 }
 
-fn entry(config: &RegionConfig<'_>, key: u32, mtt: &MttRange) -> MptEntry {
+fn entry(config: &RegionConfig<'_>, key: u32, mtt: &MttRange, owner: Owner) -> MptEntry {
+    let own = owner == Owner::Driver;
     let mut entry = MptEntry::new_zeroed();
     entry.flags = MptFlags::new()
+        .with_mio(own)
         .with_status(MptStatus::SOFTWARE)
         .with_region(true)
         .with_local_read(true)
@@ -203,7 +183,7 @@ fn entry(config: &RegionConfig<'_>, key: u32, mtt: &MttRange) -> MptEntry {
         .with_remote_write(config.access.remote_write)
         .with_remote_atomic(config.access.remote_atomic);
     entry.key = U32::new(key);
-    entry.pd = MptPd::new().with_pd(config.pd.number());
+    entry.pd = MptPd::new().with_pd(config.pd.number()).with_invalidate(own).with_remote_invalidate(own);
     entry.start = U64::new(config.address);
     entry.length = U64::new(config.length);
     entry.mtt_address = U64::new(mtt.offset());
@@ -227,7 +207,7 @@ impl RegisteredMemory {
         let pages = Pages::Run { first: buffer.iova(), count, log2_page };
         let (address, length) = (buffer.iova(), buffer.len() as u64);
         let config = RegionConfig { pd, address, length, pages: &[], log2_page, access };
-        match Region::over(shared, &config, &pages) {
+        match Region::over(shared, &config, &pages, Owner::Driver) {
             Ok(region) => Ok(Self { region, buffer }),
             Err(error) => {
                 if !error.is_unanswered() {
@@ -281,5 +261,40 @@ impl RegisteredMemory {
     pub fn destroy(self) -> Result<()> {
         self.region.destroy()?;
         Ok(self.buffer.release()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::testing::Bench;
+
+    /// Hostile guests try what these bits would allow: they must be off whatever is asked for.
+    #[test]
+    fn region_of_anybody_can_not_be_invalidated_by_work_requests() {
+        let bench = Bench::new(&Config { ports: false, ..Config::default() });
+        let shared = &bench.hca.shared;
+        let (pd, memory) = (bench.hca.pd().unwrap(), shared.device.dma().allocate(4096, 4096).unwrap());
+        let pages = [memory.iova()];
+        let access = Access::ALL;
+        let config = RegionConfig { pd: &pd, address: 0, length: 4096, pages: &pages, log2_page: 12, access };
+        let asked = |region: &Region| -> MptEntry {
+            shared.commands.query(Opcode::QUERY_MPT, region.live.number()).unwrap()
+        };
+        let protected = |entry: &MptEntry| {
+            let flags = entry.flags;
+            [flags.mio(), flags.no_snoop(), flags.atc_request(), flags.bind(), flags.physical()] == [false; 5]
+                && !entry.pd.invalidate()
+                && !entry.pd.remote_invalidate()
+        };
+        let region = bench.hca.region(&config).unwrap();
+        assert!(protected(&asked(&region)), "{:?}", asked(&region));
+        let own = bench.hca.memory(&pd, 4096, Access::ALL).unwrap();
+        assert!(!protected(&asked(own.region())), "the test sees a difference");
+        own.destroy().unwrap();
+        region.destroy().unwrap();
+        memory.release().unwrap();
+        bench.hca.close().unwrap();
     }
 }

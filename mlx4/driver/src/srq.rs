@@ -10,10 +10,10 @@ use mlx4_wire::ctx::srq::{SrqContext, SrqSize, SrqStride};
 use mlx4_wire::{Number24, U64};
 use zerocopy::FromZeros;
 
-use crate::cmd::{Command, Ends, Input};
-use crate::cq::RingMemoryPages;
-use crate::error::{Error, Result};
-use crate::icm::{Kind, MttRange, Pages};
+use crate::claim::{Claim, RingMemoryPages, give_back};
+use crate::cmd::{Command, Input};
+use crate::error::{Error, Fields, Result};
+use crate::icm::{Kind, MttRange};
 use crate::numbers::Number;
 use crate::object::{Live, Pd};
 use crate::shared::Shared;
@@ -50,7 +50,7 @@ pub struct Srq {
 }
 
 impl Srq {
-    pub(crate) fn new(shared: &Arc<Shared>, mut number: Number, config: &SrqConfig<'_>) -> Result<Self> {
+    pub(crate) fn new(shared: &Arc<Shared>, number: Number, config: &SrqConfig<'_>) -> Result<Self> {
         if config.log2_entries > shared.caps.queues.log2_max_srq_wqes.min(LOG2_MAX_WQES) {
             return Err(Error::argument("log2 of the slots of an SRQ", config.log2_entries));
         }
@@ -61,39 +61,11 @@ impl Srq {
         if !config.record.is_multiple_of(4) {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
-        let srqn = number.get();
-        shared.icm.get(&shared.commands, Kind::Srq, srqn)?;
-        match Self::enter(shared, srqn, config) {
-            Ok(mtt) => {
-                let live = Live::new(shared, "shared receive queue", number);
-                let requests = (1 << config.log2_entries) - 1;
-                Ok(Self { live, _pd: config.pd.clone(), requests, mtt })
-            }
-            Err(error) => {
-                if error.is_unanswered() {
-                    number.lose();
-                } else {
-                    shared.icm.put(&shared.commands, Kind::Srq, srqn)?;
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn enter(shared: &Arc<Shared>, srqn: u32, config: &SrqConfig<'_>) -> Result<MttRange> {
-        let pages = Pages::List(config.ring.pages);
-        // One entry behind the ring that isn't present.
-        let mtt = shared.icm.translate(&shared.commands, &pages, 1)?;
-        let context = context(srqn, config, &mtt)?;
-        match shared.commands.give(Opcode::SW2HW_SRQ, srqn, &context) {
-            Ok(()) => Ok(mtt),
-            Err(error) => {
-                if error.status().is_some() {
-                    shared.icm.forget(&shared.commands, mtt)?;
-                }
-                Err(error.into())
-            }
-        }
+        let claim = Claim::ring(shared, (Kind::Srq, number), &config.ring)?;
+        let context = context(claim.number(), config, claim.mtt());
+        let (live, mtt) = claim.hand_over(shared, "shared receive queue", Opcode::SW2HW_SRQ, context)?;
+        let requests = (1 << config.log2_entries) - 1;
+        Ok(Self { live, _pd: config.pd.clone(), requests, mtt })
     }
 
     /// Its number.
@@ -120,7 +92,7 @@ impl Srq {
     /// The device doesn't tell.
     pub fn limit(&self) -> Result<u16> {
         let context: SrqContext = self.live.shared.commands.query(Opcode::QUERY_SRQ, self.number())?;
-        Ok(context.limit.get())
+        Ok(Fields("QUERY_SRQ").at_most("limit", context.limit.get(), self.requests.into())?)
     }
 
     /// Takes the queue back: when this returns, the device doesn't use its memory any more. Its queue pairs
@@ -133,11 +105,9 @@ impl Srq {
         let srqn = self.number();
         let command = Command::new(Opcode::HW2SW_SRQ, srqn);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
-        let mut ends = Ends::default();
-        ends.note(shared.icm.forget(&shared.commands, self.mtt));
-        ends.note(shared.icm.put(&shared.commands, Kind::Srq, srqn));
+        let given_back = give_back(&shared, Kind::Srq, srqn, self.mtt);
         self.live.end();
-        ends.result()
+        given_back
     }
 }
 

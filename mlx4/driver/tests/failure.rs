@@ -54,7 +54,10 @@ fn command_that_is_never_accepted_stops_all_commands() {
     let device = Tampered::new(&card, move |offset, value| {
         if offset == CONTROL && flag.load(Ordering::SeqCst) { value | GO } else { value }
     });
-    let hca = Hca::open(device, &impatient()).unwrap();
+    let (sender, events) = std::sync::mpsc::channel();
+    let sink = Arc::new(common::Events::new(sender));
+    let config = Config { events: sink, health_interval: Duration::from_millis(20), ..impatient() };
+    let hca = Hca::open(device, &config).unwrap();
     stuck.store(true, Ordering::SeqCst);
     let failure = |error: Error| match error {
         Error::Command(error) => error.failure,
@@ -62,6 +65,7 @@ fn command_that_is_never_accepted_stops_all_commands() {
     };
     assert!(matches!(failure(hca.port(1).unwrap_err()), CommandFailure::Busy(_)));
     assert!(matches!(failure(hca.port(1).unwrap_err()), CommandFailure::Dead));
+    while events.recv_timeout(PATIENCE).unwrap() != Event::Fatal {}
     assert!(hca.close().is_err());
     assert_eq!(card.device.dma().quarantined(), 0, "the reset has freed everything");
 }

@@ -15,7 +15,8 @@ use mlx4_pci::{DmaBuffer, DoorbellKind, PciDevice};
 use mlx4_queue::geometry::{CqGeometry, QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
 use mlx4_queue::request::{Data, Operation, SendFlags, SendRequest, Sge};
 use mlx4_queue::{
-    Completion, CompletionQueue, Doorbell, Notify, Place, ReceiveQueue, RingMemory, SendQueue, WorkQueues,
+    Completion, CompletionQueue, Doorbell, Notify, Place, PostedReceive, PostedSend, ReceiveQueue,
+    RingMemory, SendQueue, WorkQueues,
 };
 use mlx4_wire::ctx::qp::ServiceType;
 
@@ -73,12 +74,12 @@ struct Work {
 }
 
 impl WorkQueues for Work {
-    fn send_completed(&mut self, _qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn send_completed(&mut self, _qpn: u32, wqe_index: u16) -> Option<PostedSend> {
         self.send.complete(wqe_index)
     }
 
-    fn receive_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<u64> {
-        self.receive.complete()
+    fn receive_completed(&mut self, _qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        self.receive.complete(wqe_index)
     }
 }
 

@@ -3,6 +3,26 @@
 use mlx4_wire::cqe::{Cqe, CqeOpcode, ErrorCqe, ReceiveOpcode, Syndrome};
 use mlx4_wire::wqe::Opcode;
 
+/// What is remembered of a send request from its posting to its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PostedSend {
+    /// The request's.
+    pub wr_id: u64,
+    /// Its operation.
+    pub opcode: Opcode,
+    /// Bytes that it can bring: the length of a read's or an atomic's data; 0 for all others.
+    pub room: u32,
+}
+
+/// What is remembered of a receive request from its posting to its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PostedReceive {
+    /// The request's.
+    pub wr_id: u64,
+    /// Bytes that it can take.
+    pub room: u32,
+}
+
 /// A work request has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
@@ -21,7 +41,7 @@ pub enum Completed {
     Sent {
         /// Its operation.
         opcode: Opcode,
-        /// Bytes that a read or an atomic brought.
+        /// Bytes that a read or an atomic brought; 0 for all others.
         bytes: u32,
     },
     /// A message was received.
@@ -40,7 +60,8 @@ pub enum Completed {
 /// A message that was received. What stands after the payload is valid for datagrams only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes, including 40 for a GRH if it was a datagram.
+    /// Bytes, including 40 for a GRH if it was a datagram. Not more than were posted, but for an RDMA write,
+    /// whose bytes lie elsewhere.
     pub bytes: u32,
     /// What came besides.
     pub payload: Payload,
@@ -71,6 +92,18 @@ pub enum Payload {
     Invalidated(u32),
 }
 
+/// Whether a send request brings bytes of the other end.
+pub(crate) fn brings_bytes(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::RDMA_READ
+            | Opcode::ATOMIC_CS
+            | Opcode::ATOMIC_FA
+            | Opcode::MASKED_ATOMIC_CS
+            | Opcode::MASKED_ATOMIC_FA
+    )
+}
+
 /// Bits of the P_Key index in the immediate word.
 const PKEY_INDEX: u8 = 0x7f;
 
@@ -87,7 +120,8 @@ impl Completed {
         }
         if cqe.owner.is_send() {
             let opcode = Opcode(cqe.opcode().0);
-            return opcode.name().map(|_| Self::Sent { opcode, bytes: cqe.byte_count.get() });
+            let bytes = if brings_bytes(opcode) { cqe.byte_count.get() } else { 0 };
+            return opcode.name().map(|_| Self::Sent { opcode, bytes });
         }
         received(cqe).map(Self::Received)
     }

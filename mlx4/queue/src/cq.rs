@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::{CQE_BYTES, Cqe, CqeOwner};
 use mlx4_wire::doorbell::{CqArm, CqArmCommand, CqArmRecord, CqDoorbell};
+use mlx4_wire::wqe::Opcode;
 use zerocopy::{FromZeros, IntoBytes, transmute};
 
-use crate::completion::{Completed, Completion};
+use crate::completion::{Completed, Completion, PostedReceive, PostedSend, Received};
 use crate::geometry::CqGeometry;
 use crate::record::{CompletionRecord, Place, PlaceError};
 use crate::{Doorbell, RingMemory};
@@ -46,15 +47,18 @@ impl ArmSequence {
 
 /// The queues whose requests complete in a CQ.
 pub trait WorkQueues {
-    /// A send request of a QP has completed, with all unsignalled ones before it. Its `wr_id`; `None` if it
-    /// isn't outstanding.
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64>;
+    /// A send request of a QP has completed, with all unsignalled ones before it. `None` if it isn't
+    /// outstanding.
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend>;
 
-    /// A receive request of a QP, or of its SRQ, has completed. Its `wr_id`; `None` if it isn't outstanding.
-    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64>;
+    /// A receive request of a QP, or of its SRQ, has completed. `None` if it isn't outstanding.
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive>;
 }
 
-/// The HCA has written a completion that can't be. It is passed over.
+/// Bytes of the longest message (IBTA vol. 1, 9.7.7.1).
+const MAX_MESSAGE: u32 = 1 << 31;
+
+/// The HCA has written a completion that can't be. It is passed over, and its request with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CqError {
     /// An opcode that is none of a completion.
@@ -65,8 +69,28 @@ pub enum CqError {
         /// Last byte of the CQE.
         opcode: u8,
     },
+    /// The opcode isn't that of the request.
+    #[error("completion of QP {qpn:#x} with opcode {opcode}, but {posted} was posted")]
+    Operation {
+        /// The QP.
+        qpn: u32,
+        /// What the CQE says.
+        opcode: Opcode,
+        /// What the request was.
+        posted: Opcode,
+    },
+    /// More bytes than the request has room for.
+    #[error("completion of QP {qpn:#x} with byte_count {byte_count:#x}, but there is room for {room:#x}")]
+    ByteCount {
+        /// The QP.
+        qpn: u32,
+        /// What the CQE says, in bytes.
+        byte_count: u32,
+        /// Bytes that were posted; of an RDMA write, those of the longest message.
+        room: u32,
+    },
     /// No such request is outstanding.
-    #[error("completion of QP {qpn:#x} for WQE {wqe_index:#x}, which isn't outstanding (send: {send})")]
+    #[error("completion with qpn {qpn:#x}, wqe_index {wqe_index:#x} and is_send {send}: no such request")]
     NotOutstanding {
         /// The QP.
         qpn: u32,
@@ -213,11 +237,29 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
 fn resolve(cqe: &Cqe, queues: &mut impl WorkQueues) -> Result<Completion, CqError> {
     let (qpn, wqe_index, send) = (cqe.qp.qpn(), cqe.wqe_index.get(), cqe.owner.is_send());
     let outcome = Completed::read(cqe).ok_or(CqError::Opcode { qpn, opcode: cqe.owner.into_bits() })?;
-    let wr_id = match send {
-        true => queues.send_completed(qpn, wqe_index),
-        false => queues.receive_completed(qpn, wqe_index),
+    let missing = CqError::NotOutstanding { qpn, wqe_index, send };
+    let (wr_id, room) = if send {
+        let posted = queues.send_completed(qpn, wqe_index).ok_or(missing)?;
+        if let Completed::Sent { opcode, .. } = outcome
+            && opcode != posted.opcode
+        {
+            return Err(CqError::Operation { qpn, opcode, posted: posted.opcode });
+        }
+        (posted.wr_id, posted.room)
+    } else {
+        let posted = queues.receive_completed(qpn, wqe_index).ok_or(missing)?;
+        (posted.wr_id, posted.room)
     };
-    let wr_id = wr_id.ok_or(CqError::NotOutstanding { qpn, wqe_index, send })?;
+    let (byte_count, room) = match outcome {
+        Completed::Sent { bytes, .. } => (bytes, room),
+        // The bytes of an RDMA write aren't in the receive request.
+        Completed::Received(Received { bytes, write: true, .. }) => (bytes, MAX_MESSAGE),
+        Completed::Received(Received { bytes, .. }) => (bytes, room),
+        Completed::Failed { .. } => (0, 0),
+    };
+    if byte_count > room {
+        return Err(CqError::ByteCount { qpn, byte_count, room });
+    }
     Ok(Completion { wr_id, qpn, outcome })
 }
 

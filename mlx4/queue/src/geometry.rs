@@ -52,6 +52,9 @@ const fn log2_ceil(count: u32) -> u8 {
 /// log2 of the most WQEs that a context can tell: four bits.
 const LOG2_WQES: u8 = 15;
 
+/// Most pieces that the largest stride of a context, 2048 bytes, has room for.
+const MAX_RECEIVE_SGES: u32 = 2048 / WQE_UNIT_BYTES;
+
 /// log2 of the most CQEs that 24-bit indexes can tell apart.
 const LOG2_CQES: u8 = 23;
 
@@ -154,7 +157,7 @@ impl SendGeometry {
     pub fn new(service: Service, size: SendSize, limits: &QueueLimits) -> Result<Self, GeometryError> {
         let max_wqe = limits.max_send_wqe.min(WQE_MAX_BYTES);
         at_most("send requests", size.requests, limits.wqes())?;
-        at_most("send pieces", size.sges, limits.max_send_sges)?;
+        at_most("send pieces", size.sges, limits.max_send_sges.min(WQE_MAX_BYTES / WQE_UNIT_BYTES))?;
         at_most("inline bytes", size.inline, MAX_INLINE)?;
         let data = (size.sges * WQE_UNIT_BYTES).max(inline_room(service, size.inline));
         let body = (service.before_data() + data).max(service.least_body());
@@ -263,7 +266,7 @@ impl ReceiveGeometry {
     /// A limit of the device is exceeded.
     pub fn new(requests: u32, sges: u32, limits: &QueueLimits) -> Result<Self, GeometryError> {
         at_most("receive requests", requests, limits.wqes())?;
-        at_most("receive pieces", sges, limits.max_receive_sges)?;
+        at_most("receive pieces", sges, limits.max_receive_sges.min(MAX_RECEIVE_SGES))?;
         let stride = WQE_UNIT_BYTES << log2_ceil(sges.max(1));
         at_most("bytes of a receive request", stride, limits.max_receive_wqe)?;
         Ok(Self { log2_stride: log2_ceil(stride), log2_entries: log2_ceil(requests.max(1)) })
@@ -339,7 +342,7 @@ impl SrqGeometry {
     /// A limit of the device is exceeded.
     pub fn new(requests: u32, sges: u32, limits: &QueueLimits) -> Result<Self, GeometryError> {
         at_most("SRQ requests", requests, limits.srq_wqes() - 1)?;
-        at_most("SRQ pieces", sges, limits.max_receive_sges)?;
+        at_most("SRQ pieces", sges, limits.max_receive_sges.min(MAX_RECEIVE_SGES - 1))?;
         let wqe = segment_bytes::<SrqNextSeg>() + WQE_UNIT_BYTES * sges.max(1);
         let log2_stride = log2_ceil(wqe);
         at_most("bytes of an SRQ request", 1 << log2_stride, limits.max_receive_wqe)?;

@@ -31,7 +31,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use completion::{Completed, Completion, Payload, Received};
+pub use completion::{Completed, Completion, Payload, PostedReceive, PostedSend, Received};
 pub use cq::{ArmSequence, CompletionQueue, CqError, Notify, WorkQueues};
 pub use receive::ReceiveQueue;
 pub use record::{CQ_RECORD_BYTES, Place, PlaceError, RQ_RECORD_BYTES};

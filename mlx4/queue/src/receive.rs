@@ -5,15 +5,17 @@ use mlx4_wire::{U32, U64};
 use zerocopy::IntoBytes;
 
 use crate::RingMemory;
+use crate::completion::PostedReceive;
 use crate::geometry::ReceiveGeometry;
 use crate::record::{Place, PlaceError, ReceiveRecord};
-use crate::request::{PostError, Sge};
+use crate::request::{PostError, Sge, room};
 
-/// Stores a scatter list of at most `room` pieces, with a terminator if it is shorter.
-pub(crate) fn write_list<M: RingMemory>(memory: &M, offset: usize, pieces: &[Sge], room: u32) {
+/// Stores a scatter list of at most `most` pieces, with a terminator if it is shorter. Pieces without bytes
+/// are left out: a count of 0 stands for 2 GiB.
+pub(crate) fn write_list<M: RingMemory>(memory: &M, offset: usize, pieces: &[Sge], most: u32) {
     let size = size_of::<DataSeg>();
     let mut at = offset;
-    for piece in pieces {
+    for piece in pieces.iter().filter(|piece| piece.length != 0) {
         let segment = DataSeg {
             byte_count: ByteCount::new().with_count(piece.length),
             lkey: U32::new(piece.lkey),
@@ -22,7 +24,7 @@ pub(crate) fn write_list<M: RingMemory>(memory: &M, offset: usize, pieces: &[Sge
         memory.write(at, segment.as_bytes());
         at += size;
     }
-    if pieces.len() < room as usize {
+    if at < offset + most as usize * size {
         memory.write(at, DataSeg::TERMINATOR.as_bytes());
     }
 }
@@ -43,7 +45,7 @@ pub struct ReceiveQueue<M> {
     place: Place<M>,
     record: ReceiveRecord<M>,
     geometry: ReceiveGeometry,
-    wr_ids: Box<[u64]>,
+    posted: Box<[PostedReceive]>,
     /// Count of requests posted, modulo 2^32.
     head: u32,
     /// Count of requests completed, modulo 2^32.
@@ -57,8 +59,9 @@ impl<M: RingMemory> ReceiveQueue<M> {
     /// The ring isn't inside its memory or not aligned to 16 bytes, or the record is not in its own.
     pub fn new(place: Place<M>, record: Place<M>, geometry: ReceiveGeometry) -> Result<Self, PlaceError> {
         place.check(geometry.bytes() as usize, 16)?;
-        let wr_ids = vec![0; geometry.entries() as usize].into_boxed_slice();
-        Ok(Self { place, record: ReceiveRecord::new(record)?, geometry, wr_ids, head: 0, tail: 0 })
+        let none = PostedReceive { wr_id: 0, room: 0 };
+        let posted = vec![none; geometry.entries() as usize].into_boxed_slice();
+        Ok(Self { place, record: ReceiveRecord::new(record)?, geometry, posted, head: 0, tail: 0 })
     }
 
     /// The geometry.
@@ -91,7 +94,7 @@ impl<M: RingMemory> ReceiveQueue<M> {
         let index = self.index(self.head);
         let offset = self.place.offset + index * self.geometry.stride() as usize;
         write_list(&self.place.memory, offset, pieces, self.geometry.max_sges());
-        self.wr_ids[index] = wr_id;
+        self.posted[index] = PostedReceive { wr_id, room: room(pieces) };
         self.head = self.head.wrapping_add(1);
         Ok(())
     }
@@ -106,14 +109,15 @@ impl<M: RingMemory> ReceiveQueue<M> {
         (counter & (self.geometry.entries() - 1)) as usize
     }
 
-    /// Takes the completion of the oldest request. Returns its `wr_id`; `None` if none is outstanding.
-    pub fn complete(&mut self) -> Option<u64> {
-        if self.head == self.tail {
+    /// Takes the completion of the oldest request. `None` if none is outstanding, or the counter `wqe_index`
+    /// names another slot than the oldest request's.
+    pub fn complete(&mut self, wqe_index: u16) -> Option<PostedReceive> {
+        let index = self.index(self.tail);
+        if self.head == self.tail || self.index(wqe_index.into()) != index {
             return None;
         }
-        let wr_id = self.wr_ids[self.index(self.tail)];
         self.tail = self.tail.wrapping_add(1);
-        Some(wr_id)
+        Some(self.posted[index])
     }
 }
 

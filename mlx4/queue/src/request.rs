@@ -13,6 +13,11 @@ pub struct Sge {
     pub lkey: u32,
 }
 
+/// Bytes of a list of pieces. More than 32 bits tell is more than any message has.
+pub(crate) fn room(pieces: &[Sge]) -> u32 {
+    pieces.iter().fold(0, |sum, piece| sum.saturating_add(piece.length))
+}
+
 /// Memory at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remote {

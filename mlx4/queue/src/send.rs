@@ -8,21 +8,26 @@ use mlx4_wire::wqe::{
 use mlx4_wire::{Number24, U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::completion::{PostedSend, brings_bytes};
 use crate::geometry::{SendGeometry, Service};
 use crate::record::{Place, PlaceError};
-use crate::request::{Data, Operation, PostError, Remote, SendRequest, Sge};
-use crate::wqe::{WqeWriter, stamp};
+use crate::request::{Data, Operation, PostError, Remote, SendRequest, Sge, room};
+use crate::wqe::{Finished, WqeWriter, stamp};
 use crate::{Doorbell, RingMemory};
 
 /// Bytes of the data of an atomic.
 const ATOMIC_BYTES: u32 = 8;
 
 /// A slot, as this side remembers it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Slot {
-    wr_id: u64,
+    posted: PostedSend,
     /// Size of the WQE that was there last, in bytes.
     bytes: usize,
+}
+
+impl Slot {
+    const NEW: Self = Self { posted: PostedSend { wr_id: 0, opcode: Opcode::NOP, room: 0 }, bytes: 0 };
 }
 
 /// The send queue of a QP.
@@ -47,7 +52,7 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
     /// The ring isn't inside the memory, or not aligned to 64 bytes.
     pub fn new(place: Place<M>, geometry: SendGeometry, qpn: u32, doorbell: D) -> Result<Self, PlaceError> {
         place.check(geometry.bytes() as usize, 64)?;
-        let slots = vec![Slot::default(); geometry.entries() as usize].into_boxed_slice();
+        let slots = vec![Slot::NEW; geometry.entries() as usize].into_boxed_slice();
         Ok(Self { place, geometry, qpn: qpn & Number24::MAX, doorbell, slots, head: 0, tail: 0 })
     }
 
@@ -90,10 +95,15 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
             return Err(PostError::Full);
         }
         self.check(request)?;
-        self.write(request.wr_id, |wqe| build(wqe, request))
+        let room = match request.data {
+            Data::Pieces(pieces) => room(pieces),
+            Data::Inline(_) => 0,
+        };
+        self.write(request.wr_id, room, |wqe| build(wqe, request))
     }
 
-    /// Posts a request that the caller builds, control segment first (owner bit and size are filled in).
+    /// Posts a request that the caller builds, control segment first (owner bit and size are filled in). If it
+    /// is a read, the caller sees to it that what comes isn't longer than what it has asked for.
     ///
     /// # Errors
     /// The queue is full, or what was built doesn't fit in a slot; the queue is then as before.
@@ -105,7 +115,7 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
         if self.free() == 0 {
             return Err(PostError::Full);
         }
-        self.write(wr_id, build)
+        self.write(wr_id, u32::MAX, build)
     }
 
     /// Rings the doorbell for all that was posted.
@@ -121,19 +131,26 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
         (counter & (self.geometry.entries() - 1)) as usize
     }
 
-    fn write(&mut self, wr_id: u64, build: impl FnOnce(&mut WqeWriter<'_, M>)) -> Result<(), PostError> {
+    /// Writes a request into the next slot; `room` counts only if it brings bytes.
+    fn write(
+        &mut self,
+        wr_id: u64,
+        room: u32,
+        build: impl FnOnce(&mut WqeWriter<'_, M>),
+    ) -> Result<(), PostError> {
         // All slots of the headroom behind this request are marked but the last.
         let last = self.head.wrapping_add(self.geometry.spare());
         stamp(&self.place.memory, self.slot_offset(last), self.slots[self.index(last)].bytes);
         let slot = self.slot_offset(self.head);
         let mut wqe = WqeWriter::new(&self.place.memory, slot, self.geometry.wqe_bytes() as usize);
         build(&mut wqe);
-        let Some(bytes) = wqe.finish(self.head & self.geometry.entries() != 0) else {
+        let Some(Finished { bytes, opcode }) = wqe.finish(self.head & self.geometry.entries() != 0) else {
             stamp(&self.place.memory, slot, self.geometry.stride() as usize);
             return Err(PostError::TooLarge(self.geometry.wqe_bytes()));
         };
         let index = self.index(self.head);
-        self.slots[index] = Slot { wr_id, bytes };
+        let room = if brings_bytes(opcode) { room } else { 0 };
+        self.slots[index] = Slot { posted: PostedSend { wr_id, opcode, room }, bytes };
         self.head = self.head.wrapping_add(1);
         Ok(())
     }
@@ -191,8 +208,8 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
 
 impl<M, D> SendQueue<M, D> {
     /// Takes the completion of the request with the 16-bit counter `wqe_index`, and of all unsignalled ones
-    /// before it. Returns its `wr_id`; `None` if no such request is outstanding.
-    pub fn complete(&mut self, wqe_index: u16) -> Option<u64> {
+    /// before it. `None` if no such request is outstanding.
+    pub fn complete(&mut self, wqe_index: u16) -> Option<PostedSend> {
         // The low 16 bits count as the HCA does.
         let ahead = u32::from(wqe_index.wrapping_sub((self.tail & 0xffff) as u16));
         if ahead >= self.head.wrapping_sub(self.tail) {
@@ -200,7 +217,7 @@ impl<M, D> SendQueue<M, D> {
         }
         let done = self.tail.wrapping_add(ahead);
         self.tail = done.wrapping_add(1);
-        self.slots.get((done & (self.geometry.entries() - 1)) as usize).map(|slot| slot.wr_id)
+        self.slots.get((done & (self.geometry.entries() - 1)) as usize).map(|slot| slot.posted)
     }
 }
 

@@ -8,14 +8,17 @@ use mlx4_wire::wqe::{DataSeg, SrqNextSeg};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::RingMemory;
+use crate::completion::PostedReceive;
 use crate::geometry::SrqGeometry;
 use crate::receive::{check_list, write_list};
 use crate::record::{Place, PlaceError, ReceiveRecord};
-use crate::request::{PostError, Sge};
+use crate::request::{PostError, Sge, room};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     wr_id: u64,
+    /// Bytes that its request can take.
+    room: u32,
     /// The slot behind it in the chain.
     next: u16,
     posted: bool,
@@ -90,7 +93,7 @@ impl<M: RingMemory> SharedReceiveQueue<M> {
         let list = self.offset(self.head) + size_of::<SrqNextSeg>();
         write_list(&self.place.memory, list, pieces, self.geometry.max_sges());
         let slot = &mut self.slots[usize::from(self.head)];
-        (slot.wr_id, slot.posted) = (wr_id, true);
+        (slot.wr_id, slot.room, slot.posted) = (wr_id, room(pieces), true);
         self.head = slot.next;
         self.posted = self.posted.wrapping_add(1);
         self.free -= 1;
@@ -102,17 +105,16 @@ impl<M: RingMemory> SharedReceiveQueue<M> {
         self.record.set_posted(self.posted);
     }
 
-    /// Takes the completion of the request in slot `index`. Returns its `wr_id`; `None` if none is
-    /// outstanding there.
-    pub fn complete(&mut self, index: u16) -> Option<u64> {
+    /// Takes the completion of the request in slot `index`. `None` if none is outstanding there.
+    pub fn complete(&mut self, index: u16) -> Option<PostedReceive> {
         let slot = self.slots.get_mut(usize::from(index)).filter(|slot| slot.posted)?;
         slot.posted = false;
-        let wr_id = slot.wr_id;
+        let request = PostedReceive { wr_id: slot.wr_id, room: slot.room };
         self.slots[usize::from(self.tail)].next = index;
         self.write_link(self.tail);
         self.tail = index;
         self.free += 1;
-        Some(wr_id)
+        Some(request)
     }
 
     fn offset(&self, index: u16) -> usize {

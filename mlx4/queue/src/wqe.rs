@@ -6,7 +6,7 @@
 //! and stored when it is full.
 
 use mlx4_wire::wqe::{
-    BYTE_COUNT_BYTES, ByteCount, CtrlOpcode, CtrlSize, WQE_CHUNK_BYTES, WQE_STAMP, WQE_UNIT_BYTES,
+    BYTE_COUNT_BYTES, ByteCount, CtrlOpcode, CtrlSize, Opcode, WQE_CHUNK_BYTES, WQE_STAMP, WQE_UNIT_BYTES,
 };
 use zerocopy::{Immutable, IntoBytes, transmute};
 
@@ -15,6 +15,15 @@ use crate::RingMemory;
 const CHUNK: usize = WQE_CHUNK_BYTES as usize;
 const UNIT: usize = WQE_UNIT_BYTES as usize;
 const HEADER: usize = BYTE_COUNT_BYTES as usize;
+
+/// A WQE that is whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finished {
+    /// Its size in bytes.
+    pub(crate) bytes: usize,
+    /// What its control segment says.
+    pub(crate) opcode: Opcode,
+}
 
 /// Puts the segments of a send WQE into its slot, one after the other, the control segment first.
 ///
@@ -120,9 +129,9 @@ impl<'a, M: RingMemory> WqeWriter<'a, M> {
     }
 
     /// Ends the WQE: stores what is left, with the size in the control segment, and the first word, which
-    /// makes it the HCA's, last. `owner` is the owner bit. Returns the size in bytes; `None` if it doesn't fit
-    /// or is empty, and then nothing of the first chunk was stored.
-    pub(crate) fn finish(mut self, owner: bool) -> Option<usize> {
+    /// makes it the HCA's, last. `owner` is the owner bit. `None` if it doesn't fit or is empty, and then
+    /// nothing of the first chunk was stored.
+    pub(crate) fn finish(mut self, owner: bool) -> Option<Finished> {
         if !self.fits() || self.at < UNIT {
             return None;
         }
@@ -139,7 +148,7 @@ impl<'a, M: RingMemory> WqeWriter<'a, M> {
         self.first[..HEADER].copy_from_slice(opcode.with_owner(owner).as_bytes());
         self.first[HEADER..2 * HEADER].copy_from_slice(size.as_bytes());
         store(self.memory, self.slot, &self.first[..self.at.min(CHUNK)]);
-        Some(self.at)
+        Some(Finished { bytes: self.at, opcode: opcode.opcode() })
     }
 
     fn word(&self, at: usize) -> [u8; HEADER] {

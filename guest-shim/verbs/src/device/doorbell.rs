@@ -28,13 +28,14 @@ impl Uar {
         let slots = open.config().max_slots.get();
         let bytes = area_bytes(slots).ok_or_else(|| Error::Device(format!("it has {slots} slots")))?;
         let area = open.arena().allocate(bytes as usize, PAGE)?;
-        let uar: UarAllocated = open.call(&AllocUar {
+        let body = AllocUar {
             mode: DoorbellMode::RELAYED,
             reserved: Reserved::ZERO,
             slots: U32::new(slots),
             area: U64::new(area.guest_address()),
             reserved_end: Reserved::ZERO,
-        })?;
+        };
+        let uar: UarAllocated = open.keep_if_unsure(open.call(&body), &[&area])?;
         if uar.kick_queue.get() >= MAX_KICKS {
             open.loss().set("it named a kick queue that there can't be");
         }

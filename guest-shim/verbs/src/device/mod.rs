@@ -66,7 +66,7 @@ pub(crate) struct Open {
 const IDLE: Layout = Layout { size: 2 };
 
 impl Open {
-    pub(crate) fn open(transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Result<Arc<Self>> {
         let config = transport.config()?;
         let limits = limits(&config.format)?;
         if config.state == DeviceState::FAILED {
@@ -104,30 +104,43 @@ impl Open {
         }))
     }
 
-    /// Carries out a verb whose memory is the segments.
-    pub(crate) fn call_with<V: Verb>(&self, body: &V, segments: &[Segment]) -> Result<V::Answer> {
-        self.device.control.call(body, segments)
-    }
-
     /// Carries out a verb.
     pub(crate) fn call<V: Verb>(&self, body: &V) -> Result<V::Answer> {
-        self.call_with(body, &[])
+        self.device.control.call(body, &[])
     }
 
-    /// Carries out a verb that ends an object whose memory are the blocks. Of a device that is lost nothing is
-    /// asked any more.
+    /// Carries out a verb that makes an object in memory: the first block is what the segments describe, the
+    /// others are what the body names.
+    pub(crate) fn make<V: Verb>(&self, body: &V, memory: &[&Block]) -> Result<V::Answer> {
+        let segment = memory.first().map(|block| Segment {
+            address: block.guest_address().into(),
+            length: block.page_bytes().into(),
+        });
+        self.keep_if_unsure(self.device.control.call(body, segment.as_slice()), memory)
+    }
+
+    /// Carries out a verb that ends an object in memory. Of a device that is lost nothing is asked any more.
     ///
     /// # Errors
-    /// The device has not given it back, so that its memory is kept aside.
+    /// The device has not given it back.
     pub(crate) fn end<V: Verb>(&self, body: &V, memory: &[&Block]) -> Result<()> {
         if self.device.loss.is_lost() {
             return Ok(());
         }
         let result = self.call(body);
-        if result.is_err() && !self.device.loss.is_lost() {
+        if matches!(result, Err(Error::Refused { .. })) {
             memory.iter().for_each(|block| block.keep());
         }
         result.map(|_| ())
+    }
+
+    /// Keeps memory aside if a request's result leaves open whether the HCA uses it.
+    pub(crate) fn keep_if_unsure<T>(&self, result: Result<T>, memory: &[&Block]) -> Result<T> {
+        let unsure = |error: &Error| matches!(error.errno(), libc::EIO | libc::ETIMEDOUT);
+        if result.as_ref().is_err_and(unsure) {
+            memory.iter().for_each(|block| block.keep());
+        }
+        result
     }
 
     /// The right to let objects come and go; see `turnover`.
@@ -176,11 +189,6 @@ impl Open {
     pub(crate) fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
-}
-
-/// The one segment of a block of whole pages.
-pub(crate) fn segment(block: &Block) -> Segment {
-    Segment { address: block.guest_address().into(), length: block.page_bytes().into() }
 }
 
 /// The limits of rings, if the library's way to build them fits the device.

@@ -20,7 +20,7 @@ use zerocopy::FromZeros;
 use crate::access::Access;
 use crate::arena::{Block, PAGE};
 use crate::cq::{Queue, RECORD_BYTES};
-use crate::device::{Bell, ObjectKind, Open, segment};
+use crate::device::{Bell, ObjectKind, Open};
 use crate::error::{Error, Result};
 use crate::pd::Domain;
 use crate::wr::{RecvWr, SendWr};
@@ -104,7 +104,7 @@ impl Qp {
         (body.send_cq, body.recv_cq) = (U32::new(cqs[0].handle()), U32::new(cqs[1].handle()));
         body.record = U64::new(record.guest_address());
         let (QpCreated { qp, qpn, send }, uar) = open.with_uar(|uar| {
-            open.call_with(&CreateQp { uar: U32::new(uar.handle()), ..body }, &[segment(&ring)])
+            open.make(&CreateQp { uar: U32::new(uar.handle()), ..body }, &[&ring, &record])
         })?;
         let (handle, qpn) = (qp.get(), qpn.get());
         let work = Work::new(qpn, &layout, &ring, &record, Bell::new(&uar, &send)?, init.sq_sig_all)?;

@@ -75,7 +75,7 @@ impl QpAttr {
         wire.set(Mask::MIN_RNR_TIMER, self.min_rnr_timer, |to, timer| to.min_rnr_timer = timer);
         wire.set(Mask::SQ_PSN, self.sq_psn, |to, psn| to.sq_psn = U32::new(psn));
         wire.set(Mask::MAX_DEST_RD_ATOMIC, self.max_dest_rd_atomic, |to, count| {
-            to.max_dest_rd_atomic = count
+            to.max_dest_rd_atomic = count;
         });
         wire.set(Mask::PATH_MIG_STATE, self.path_mig_state, |to, state| to.path_mig_state = state.code());
         wire.set(Mask::DEST_QPN, self.dest_qp_num, |to, qpn| to.dest_qp_num = U32::new(qpn));

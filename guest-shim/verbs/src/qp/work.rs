@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_queue::geometry::QpLayout;
 use mlx4_queue::request::{Data, Operation, PostError, Remote, SendFlags, SendRequest, Sge as Piece};
-use mlx4_queue::{Place, ReceiveQueue, SendQueue};
+use mlx4_queue::{Place, PostedReceive, PostedSend, ReceiveQueue, SendQueue};
 
 use super::QpState;
 use crate::arena::Block;
@@ -65,12 +65,12 @@ impl Work {
         self.qpn
     }
 
-    pub(crate) fn send_completed(&self, wqe_index: u16) -> Option<u64> {
+    pub(crate) fn send_completed(&self, wqe_index: u16) -> Option<PostedSend> {
         lock(&self.send).ring.complete(wqe_index)
     }
 
-    pub(crate) fn receive_completed(&self) -> Option<u64> {
-        lock(&self.receive).ring.complete()
+    pub(crate) fn receive_completed(&self, wqe_index: u16) -> Option<PostedReceive> {
+        lock(&self.receive).ring.complete(wqe_index)
     }
 
     /// Empties the rings, while the queue pair is in RESET.

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub(crate) use hcr::ALL_ONES;
 pub use timeout::Timeouts;
 
-use crate::error::{CommandError, CommandFailure, Error, Result};
+use crate::error::{CommandError, CommandFailure, Error, FieldError, Fields, Result};
 use hcr::CommandRegister;
 use slots::{LOG2_MAX_SLOTS, MAX_SLOTS, Slots, Taken};
 
@@ -103,11 +103,13 @@ impl Commands {
     }
 
     /// Takes the event of a command that is done.
-    pub(crate) fn completed(&self, event: &CommandEvent) {
+    ///
+    /// # Errors
+    /// No command waits for it.
+    pub(crate) fn completed(&self, event: &CommandEvent) -> Result<(), FieldError> {
         let token = event.token.get();
-        if !self.slots.complete(token, Status(event.status), event.out_param.get()) {
-            log::warn!("a command with token {token:#x} ended, but none is waiting for it");
-        }
+        let found = self.slots.complete(token, Status(event.status), event.out_param.get());
+        Fields("EQE of a command").holds("token", token, found, "that of a command under way").map(|_| ())
     }
 
     /// Fails all commands, now and later: the device doesn't answer any more.
@@ -226,14 +228,31 @@ impl Commands {
     }
 
     fn run_polled(&self, posting: &Posting) -> Result<(Status, u64), CommandFailure> {
-        let mut register = self.register();
-        register.post(posting, self.timeouts.post)?;
+        let register = self.post(posting)?;
         register.complete(self.timeouts.of(posting.opcode))
     }
 
     fn run_with_event(&self, posting: &Posting, slot: &Taken<'_>) -> Result<(Status, u64), CommandFailure> {
-        self.register().post(posting, self.timeouts.post)?;
+        drop(self.post(posting)?);
         slot.wait(self.timeouts.of(posting.opcode))
+    }
+
+    /// Posts a command. Those that wait for the register find out at once if the device is stuck, and don't each
+    /// wait for themselves.
+    fn post(&self, posting: &Posting) -> Result<MutexGuard<'_, CommandRegister>, CommandFailure> {
+        let mut register = self.register();
+        if self.slots.is_dead() {
+            return Err(CommandFailure::Dead);
+        }
+        match register.post(posting, self.timeouts.post) {
+            Ok(()) => Ok(register),
+            Err(failure) => {
+                if register.is_stuck() {
+                    self.kill();
+                }
+                Err(failure)
+            }
+        }
     }
 
     /// After a command that the device didn't answer: its place is lost, and if the device has not even

@@ -178,17 +178,15 @@ impl Core {
     }
 
     fn serve(&self, wake: &EventFd, stop: &std::sync::atomic::AtomicBool) {
-        self.cq.arm(Notify::Next);
-        loop {
-            while self.serve_batch() {}
+        // However many completions the device writes, the thread ends when it shall.
+        let stopped = || stop.load(std::sync::atomic::Ordering::Acquire);
+        while !stopped() {
+            while !stopped() && self.serve_batch() {}
             self.cq.arm(Notify::Next);
-            while self.serve_batch() {}
-            // Blocks until a completion event or the end.
+            while !stopped() && self.serve_batch() {}
+            // Blocks until a completion event or the end, which may have been told already.
             if let Err(error) = wake.read() {
                 log::error!("can't wait for datagrams: {error}");
-                return;
-            }
-            if stop.load(std::sync::atomic::Ordering::Acquire) {
                 return;
             }
         }
@@ -207,7 +205,7 @@ impl Core {
         match polled {
             Ok(count) => count != 0,
             Err(error) => {
-                log::error!("special queue pair: {error}");
+                self.agent.events.refused(&error);
                 true
             }
         }
@@ -228,13 +226,14 @@ impl Core {
                 }
             }
             Completed::Received(received) => {
-                let mad = special.received(&self.memory, slot, received);
+                let port = self.ports.get(special.port);
+                let mad = port.and_then(|port| special.received(&self.memory, port, slot, received));
                 if let Err(error) = special.post_receive(&self.memory, slot) {
                     log::error!("receive request of a special queue pair: {error}");
                 }
                 match mad {
-                    Some(mad) => self.took(special, &mad),
-                    None => log::debug!("{} bytes aren't a datagram", received.bytes),
+                    Ok(mad) => self.took(special, &mad),
+                    Err(error) => self.agent.events.refused(&error),
                 }
             }
         }

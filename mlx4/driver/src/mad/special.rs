@@ -18,10 +18,10 @@ use zerocopy::FromZeros;
 use super::header::UdHeader;
 use super::{Arrival, GRH_BYTES, MadAddress, MadQueue, ReceivedMad};
 use crate::cmd::Commands;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fields, Result};
 use crate::numbers::Number;
 use crate::object::{Pd, Uar};
-use crate::port::Port;
+use crate::port::{LAST_UNICAST_LID, Port};
 use crate::qp::Attributes;
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig};
 use crate::region::RegisteredMemory;
@@ -139,20 +139,35 @@ impl Special {
         self.qp.post_receive([(slot as u64, &[piece] as &[Sge])])
     }
 
-    /// The datagram in a receive buffer; `None` if what came isn't one.
+    /// The datagram in a receive buffer.
+    ///
+    /// # Errors
+    /// What came isn't one.
     pub(super) fn received(
         &self,
         memory: &RegisteredMemory,
+        port: &Port,
         slot: usize,
         received: &Received,
-    ) -> Option<ReceivedMad> {
-        if received.bytes != RECEIVED_BYTES || slot >= RECEIVES as usize {
-            return None;
+    ) -> Result<ReceivedMad> {
+        if slot >= RECEIVES as usize {
+            return Err(Error::argument("receive buffer", slot as u64));
+        }
+        let fields = Fields("CQE of a special queue pair");
+        fields.is("byte_count", received.bytes, RECEIVED_BYTES.into())?;
+        let source = received.slid <= LAST_UNICAST_LID || received.slid == LID_PERMISSIVE;
+        fields.holds("slid", received.slid, source, "a unicast LID or the permissive one")?;
+        if self.queue == MadQueue::Gsi {
+            fields.at_most(
+                "pkey_index",
+                received.pkey_index,
+                u64::from(port.caps.pkeys).saturating_sub(1),
+            )?;
         }
         let offset = self.receive_offset(slot);
         let (mut grh, mut mad) = ([0; GRH_BYTES], [0; MAD_SIZE]);
-        memory.read(offset, &mut grh).ok()?;
-        memory.read(offset + GRH_BYTES, &mut mad).ok()?;
+        memory.read(offset, &mut grh)?;
+        memory.read(offset + GRH_BYTES, &mut mad)?;
         let arrival = Arrival {
             qpn: self.queue.qpn(),
             source_qpn: received.source_qpn,
@@ -162,7 +177,7 @@ impl Special {
             pkey_index: if self.queue == MadQueue::Gsi { received.pkey_index } else { 0 },
             grh: received.grh.then_some(grh),
         };
-        Some(ReceivedMad { port: self.port, mad, arrival })
+        Ok(ReceivedMad { port: self.port, mad, arrival })
     }
 
     /// Sends a datagram.

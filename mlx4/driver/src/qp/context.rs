@@ -1,7 +1,8 @@
 //! The mailbox of a transition, built field by field.
 //!
-//! What never changes is repeated in each, as the stock driver does. Of the rest, only fields are filled in
-//! that were given, with their bits in the mask.
+//! What never changes is repeated in each, as the stock driver does, but for where the queues lie: that is told
+//! on the way out of RESET only. Of the rest, only fields are filled in that were given, with their bits in the
+//! mask.
 
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::path::SchedQueue;
@@ -45,6 +46,7 @@ pub(super) struct Fixed {
 /// What a transition changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Change<'a> {
+    pub(super) from: QpState,
     pub(super) to: QpState,
     pub(super) attributes: &'a Attributes,
     /// What the other end may do from now on.
@@ -67,13 +69,17 @@ pub(super) struct Limits {
 impl Fixed {
     /// The mailbox of a transition, whose attributes have been checked to be of it.
     pub(super) fn mailbox(&self, limits: &Limits, change: &Change<'_>) -> Result<QpMailbox> {
-        let Change { to, attributes, .. } = *change;
+        let Change { from, to, attributes, .. } = *change;
         let mut mailbox = self.base(to, attributes);
+        if from == QpState::RST {
+            mailbox.context.record_address = U64::new(self.record);
+            mailbox.context.pages = self.pages;
+        }
         self.path(&mut mailbox, limits, change)?;
         self.messages(&mut mailbox, limits, attributes);
         requester(&mut mailbox, limits, attributes)?;
         responder(&mut mailbox, limits, attributes)?;
-        if to == QpState::RTR || to == QpState::INIT || attributes.access.is_some() {
+        if attributes.access.is_some() || attributes.responder_reads.is_some() {
             rights(&mut mailbox, change.access, change.responds);
         }
         if let Some(qkey) = attributes.qkey {
@@ -96,12 +102,10 @@ impl Fixed {
         context.requester = RequesterParams::new().with_log2_ack_request(LOG2_ACK_REQUEST);
         context.send_cqn = Number24::wrapping(self.send_cqn);
         context.receive_cqn = Number24::wrapping(self.receive_cqn);
-        context.record_address = U64::new(self.record);
         if let Some(srqn) = self.srqn {
             context.srq = QpSrq::new().with_enable(true).with_srqn(srqn & Number24::MAX);
             context.responder.set_invalid_credits(true);
         }
-        context.pages = self.pages;
         if to == QpState::RTR {
             context.primary_path.counter_index = NO_COUNTER;
         }
@@ -118,7 +122,6 @@ impl Fixed {
         // Datagrams have their path in the request, but their port here.
         if attributes.port.is_some() || to == QpState::RTR {
             primary.sched_queue = self.sched_queue.with_port_index((port - 1) & 1);
-            mailbox.optional.set_sched_queue(to != QpState::INIT);
         }
         if let Some(path) = attributes.path {
             *primary = path.address(limits.ports)?;

@@ -3,6 +3,7 @@
 
 mod attributes;
 mod context;
+mod status;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,17 +12,18 @@ use mlx4_wire::cmd::misc::SqdModifier;
 use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::path::SchedQueue;
-use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpContext, QpMailbox, QpState, ServiceType, WqSize};
+use mlx4_wire::ctx::qp::{QpMailbox, QpState, ServiceType, WqSize};
 
 pub use attributes::{AlternatePath, Attributes};
+pub use status::QpStatus;
 
-use crate::cmd::{Command, Ends};
-use crate::cq::{Cq, RingMemoryPages};
-use crate::error::{CommandError, Error, Result};
-use crate::icm::{Kind, MttRange, Pages};
+use crate::claim::{Claim, RingMemoryPages, give_back};
+use crate::cmd::Command;
+use crate::cq::Cq;
+use crate::error::{Error, Result};
+use crate::icm::{Kind, MttRange};
 use crate::numbers::Number;
 use crate::object::{Live, Pd, Uar};
-use crate::path::Path;
 use crate::region::Access;
 use crate::shared::Shared;
 use crate::srq::Srq;
@@ -94,115 +96,21 @@ pub struct Qp {
     progress: Mutex<Progress>,
 }
 
-/// How a queue pair is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QpStatus {
-    /// State.
-    pub state: QpState,
-    /// Path migration state.
-    pub migration: PathMigration,
-    /// Greatest packet.
-    pub mtu: Mtu,
-    /// Queue pair at the other end.
-    pub remote_qpn: u32,
-    /// Path to the other end.
-    pub path: Path,
-    /// Index in the port's P_Key table.
-    pub pkey_index: u8,
-    /// Local ACK timeout.
-    pub timeout: u8,
-    /// Q_Key.
-    pub qkey: u32,
-    /// Next PSN that goes out.
-    pub send_psn: u32,
-    /// Next PSN that is expected.
-    pub receive_psn: u32,
-    /// What the other end may do.
-    pub access: Access,
-    /// Retries after a timeout.
-    pub retry_count: u8,
-    /// Retries after an RNR NAK.
-    pub rnr_retry: u8,
-    /// Minimum RNR timer.
-    pub min_rnr_timer: u8,
-    /// Reads and atomics that this side has under way, at most.
-    pub requester_reads: u8,
-    /// Reads and atomics that the other end has under way, at most.
-    pub responder_reads: u8,
-}
-
-impl QpStatus {
-    fn read(context: &QpContext) -> Self {
-        Self {
-            state: context.flags.state(),
-            migration: context.flags.path_migration(),
-            mtu: context.mtu_message.mtu(),
-            remote_qpn: context.remote_qpn.number(),
-            path: Path::read(&context.primary_path),
-            pkey_index: context.primary_path.pkey_index & 0x7f,
-            timeout: context.primary_path.timeout.ack_timeout(),
-            qkey: context.qkey.get(),
-            send_psn: context.next_send_psn.number(),
-            receive_psn: context.rnr_next_psn.next_receive_psn(),
-            access: Access {
-                local_write: true,
-                remote_read: context.responder.remote_read(),
-                remote_write: context.responder.remote_write(),
-                remote_atomic: context.responder.remote_atomic(),
-            },
-            retry_count: context.requester.retry_count(),
-            rnr_retry: context.requester.rnr_retry(),
-            min_rnr_timer: context.rnr_next_psn.min_rnr_timer(),
-            // Three bits of log2.
-            requester_reads: 1 << context.requester.log2_max_reads(),
-            responder_reads: 1 << context.responder.log2_max_reads(),
-        }
-    }
-}
-
 impl Qp {
     /// A queue pair in RESET. Its queues' memory need not be ready before it goes to INIT.
     pub(crate) fn new(shared: &Arc<Shared>, number: Number, config: &QpConfig<'_>) -> Result<Self> {
         check(shared, config)?;
-        let qpn = number.get();
-        shared.icm.get(&shared.commands, Kind::Qp, qpn)?;
-        let made = Self::prepare(shared, qpn, config);
-        match made {
-            Ok((mtt, fixed)) => {
-                let live = Live::new(shared, "queue pair", number);
-                let progress = Mutex::new(Progress::NEW);
-                let (pd, uar) = (config.pd.clone(), config.uar.clone());
-                Ok(Self { live, _pd: pd, _uar: uar, mtt, fixed, progress })
-            }
+        let claim = Claim::ring(shared, (Kind::Qp, number), &config.buffer)?;
+        let fixed = match fixed(&claim, config) {
+            Ok(fixed) => fixed,
             Err(error) => {
-                shared.icm.put(&shared.commands, Kind::Qp, qpn)?;
-                Err(error)
+                claim.give_back(shared)?;
+                return Err(error);
             }
-        }
-    }
-
-    fn prepare(shared: &Arc<Shared>, qpn: u32, config: &QpConfig<'_>) -> Result<(MttRange, Fixed)> {
-        let pages = Pages::List(config.buffer.pages);
-        // One entry behind the queues that isn't present.
-        let mtt = shared.icm.translate(&shared.commands, &pages, 1)?;
-        let Some(ring_pages) = RingPages::new(config.buffer.log2_page, mtt.offset()) else {
-            return Err(Error::argument("MTT offset", mtt.offset()));
         };
-        let fixed = Fixed {
-            service: config.service,
-            qpn,
-            pd: config.pd.number(),
-            uar: config.uar.index(),
-            send_cqn: config.send_cq.number(),
-            receive_cqn: config.receive_cq.number(),
-            srqn: config.srq.map(Srq::number),
-            send: config.send,
-            receive: config.receive.unwrap_or_default(),
-            pages: ring_pages,
-            record: config.record,
-            sched_queue: SchedQueue::BASE,
-        };
-        Ok((mtt, fixed))
+        let (live, mtt) = claim.keep(shared, "queue pair");
+        let (pd, uar) = (config.pd.clone(), config.uar.clone());
+        Ok(Self { live, _pd: pd, _uar: uar, mtt, fixed, progress: Mutex::new(Progress::NEW) })
     }
 
     /// The same as the QP0 of its port, whose packets have a virtual lane of their own.
@@ -253,6 +161,7 @@ impl Qp {
             transition(from, to).ok_or(Error::Transition { from: state_name(from), to: state_name(to) })?;
         attributes.check(self.fixed.service, from, to)?;
         let change = Change {
+            from,
             to,
             attributes,
             access: attributes.access.unwrap_or(progress.access),
@@ -309,13 +218,9 @@ impl Qp {
     /// # Errors
     /// The device doesn't tell.
     pub fn query(&self) -> Result<QpStatus> {
-        Ok(QpStatus::read(&self.context()?))
-    }
-
-    /// Its context, as the device has it.
-    fn context(&self) -> Result<QpContext, CommandError> {
-        let mailbox: QpMailbox = self.live.shared.commands.query(Opcode::QUERY_QP, self.number())?;
-        Ok(mailbox.context)
+        let shared = &self.live.shared;
+        let mailbox: QpMailbox = shared.commands.query(Opcode::QUERY_QP, self.number())?;
+        Ok(QpStatus::read(&mailbox.context, &shared.caps.ports, &self.limits())?)
     }
 
     /// Its number will not be used again before the next reset, also when the queue pair is destroyed: a
@@ -339,17 +244,35 @@ impl Qp {
             let command = Command::new(Opcode::TO_RST_QP, qpn);
             shared.commands.run(&Command { opmod: TO_RST_MODIFIER, ..command })?;
         }
-        let mut ends = Ends::default();
-        ends.note(shared.icm.forget(&shared.commands, self.mtt));
-        ends.note(shared.icm.put(&shared.commands, Kind::Qp, qpn));
+        let given_back = give_back(&shared, Kind::Qp, qpn, self.mtt);
         self.live.end();
-        ends.result()
+        given_back
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // It is replaced as a whole.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What of a queue pair never changes.
+fn fixed(claim: &Claim, config: &QpConfig<'_>) -> Result<Fixed> {
+    let offset = claim.mtt().offset();
+    Ok(Fixed {
+        service: config.service,
+        qpn: claim.number(),
+        pd: config.pd.number(),
+        uar: config.uar.index(),
+        send_cqn: config.send_cq.number(),
+        receive_cqn: config.receive_cq.number(),
+        srqn: config.srq.map(Srq::number),
+        send: config.send,
+        receive: config.receive.unwrap_or_default(),
+        pages: RingPages::new(config.buffer.log2_page, offset)
+            .ok_or(Error::argument("MTT offset", offset))?,
+        record: config.record,
+        sched_queue: SchedQueue::BASE,
+    })
 }
 
 fn check(shared: &Shared, config: &QpConfig<'_>) -> Result<()> {

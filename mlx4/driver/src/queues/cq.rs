@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_pci::DoorbellKind;
 use mlx4_queue::geometry::CqGeometry;
-use mlx4_queue::{Completion, CompletionQueue as Ring, Notify, Place, WorkQueues};
+use mlx4_queue::{Completion, CompletionQueue as Ring, Notify, Place, PostedReceive, PostedSend, WorkQueues};
 
 use super::memory::{Bell, Memory};
 use super::qp::Work;
@@ -49,11 +49,11 @@ impl Resolver<'_> {
 }
 
 impl WorkQueues for Resolver<'_> {
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
         self.work(qpn)?.send_completed(wqe_index)
     }
 
-    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
         self.work(qpn)?.receive_completed(wqe_index)
     }
 }

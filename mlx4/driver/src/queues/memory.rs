@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mlx4_pci::{DmaBuffer, DmaSpace, Doorbell as SeamDoorbell, MemoryError};
 use mlx4_queue::{Doorbell, RingMemory};
 
-use crate::cq::RingMemoryPages;
+use crate::claim::RingMemoryPages;
 use crate::error::Result;
 
 /// log2 of the page size of rings.

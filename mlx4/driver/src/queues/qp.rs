@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlx4_pci::DoorbellKind;
 use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
 use mlx4_queue::request::{PostError, SendRequest, Sge};
-use mlx4_queue::{Place, ReceiveQueue, SendQueue, WqeWriter};
+use mlx4_queue::{Place, PostedReceive, PostedSend, ReceiveQueue, SendQueue, WqeWriter};
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
 
 use super::cq::{CompletionQueue, Poller};
@@ -43,13 +43,13 @@ impl Work {
         self.qpn
     }
 
-    pub(super) fn send_completed(&self, wqe_index: u16) -> Option<u64> {
+    pub(super) fn send_completed(&self, wqe_index: u16) -> Option<PostedSend> {
         lock(&self.send).complete(wqe_index)
     }
 
-    pub(super) fn receive_completed(&self, wqe_index: u16) -> Option<u64> {
+    pub(super) fn receive_completed(&self, wqe_index: u16) -> Option<PostedReceive> {
         match &self.receive {
-            Receives::Own(queue) => lock(queue).complete(),
+            Receives::Own(queue) => lock(queue).complete(wqe_index),
             Receives::Shared(ring) => ring.completed(wqe_index),
         }
     }

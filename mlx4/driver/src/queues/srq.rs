@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_queue::geometry::SrqGeometry;
 use mlx4_queue::request::Sge;
-use mlx4_queue::{Place, SharedReceiveQueue as Ring};
+use mlx4_queue::{Place, PostedReceive, SharedReceiveQueue as Ring};
 
 use super::memory::Memory;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ impl SharedRing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn completed(&self, index: u16) -> Option<u64> {
+    pub(super) fn completed(&self, index: u16) -> Option<PostedReceive> {
         self.lock().complete(index)
     }
 }

@@ -10,7 +10,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::geometry::CqGeometry;
 use crate::testing::{LIMITS, TestDoorbell, TestMemory};
-use crate::{Completed, CompletionQueue, CqError, Notify, Payload, Place, WorkQueues};
+use crate::{
+    Completed, CompletionQueue, CqError, Notify, Payload, Place, PostedReceive, PostedSend, WorkQueues,
+};
 
 const RECORD: usize = 0;
 const RING: usize = 32;
@@ -58,23 +60,40 @@ fn cqe(qpn: u32, index: u16) -> Cqe {
 struct Any;
 
 impl WorkQueues for Any {
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
-        Some(u64::from(qpn) << 16 | u64::from(wqe_index))
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
+        Some(PostedSend { wr_id: wr_id(qpn, wqe_index), opcode: Opcode::SEND, room: 0 })
     }
 
-    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<u64> {
-        self.send_completed(qpn, wqe_index)
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        Some(PostedReceive { wr_id: wr_id(qpn, wqe_index), room: 4096 })
+    }
+}
+
+fn wr_id(qpn: u32, wqe_index: u16) -> u64 {
+    u64::from(qpn) << 16 | u64::from(wqe_index)
+}
+
+/// A read of so many bytes is outstanding.
+struct Read(u32);
+
+impl WorkQueues for Read {
+    fn send_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<PostedSend> {
+        Some(PostedSend { wr_id: 0, opcode: Opcode::RDMA_READ, room: self.0 })
+    }
+
+    fn receive_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<PostedReceive> {
+        None
     }
 }
 
 struct None_;
 
 impl WorkQueues for None_ {
-    fn send_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<u64> {
+    fn send_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<PostedSend> {
         None
     }
 
-    fn receive_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<u64> {
+    fn receive_completed(&mut self, _qpn: u32, _wqe_index: u16) -> Option<PostedReceive> {
         None
     }
 }
@@ -220,6 +239,36 @@ fn completion_that_can_not_be_is_passed_over() {
     let error = bench.queue.poll(&mut Any).unwrap().unwrap_err();
     assert_eq!(error, CqError::Opcode { qpn: 0x41, opcode: 0x47 });
     assert_eq!(bench.queue.poll(&mut Any), None);
+}
+
+#[test]
+fn completion_of_more_bytes_than_were_posted_is_refused() {
+    let mut bench = Bench::new(7);
+    let mut receive = |opcode, bytes| {
+        let mut entry = cqe(0x40, 0);
+        entry.owner = CqeOwner::receive(opcode);
+        entry.byte_count = U32::new(bytes);
+        bench.write(entry);
+        bench.queue.poll(&mut Any).unwrap()
+    };
+    let refused = |byte_count, room| CqError::ByteCount { qpn: 0x40, byte_count, room };
+    assert!(receive(ReceiveOpcode::SEND, 4096).is_ok());
+    assert_eq!(receive(ReceiveOpcode::SEND, 4097), Err(refused(4097, 4096)));
+    assert!(receive(ReceiveOpcode::RDMA_WRITE_IMM, 1 << 31).is_ok(), "its bytes are elsewhere");
+    let most = (1 << 31) + 1;
+    assert_eq!(receive(ReceiveOpcode::RDMA_WRITE_IMM, most), Err(refused(most, 1 << 31)));
+    let mut read = |opcode, bytes| {
+        let mut entry = cqe(0x40, 0);
+        entry.owner = CqeOwner::send(opcode);
+        entry.byte_count = U32::new(bytes);
+        bench.write(entry);
+        bench.queue.poll(&mut Read(64)).unwrap()
+    };
+    assert_eq!(read(Opcode::RDMA_READ, 65), Err(refused(65, 64)));
+    let brought = read(Opcode::RDMA_READ, 64).unwrap().outcome;
+    assert_eq!(brought, Completed::Sent { opcode: Opcode::RDMA_READ, bytes: 64 });
+    let other = CqError::Operation { qpn: 0x40, opcode: Opcode::SEND, posted: Opcode::RDMA_READ };
+    assert_eq!(read(Opcode::SEND, 0), Err(other));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 use crate::geometry::{ReceiveGeometry, SrqGeometry};
 use crate::request::{PostError, Sge};
 use crate::testing::{LIMITS, TestMemory};
-use crate::{Place, ReceiveQueue, SharedReceiveQueue};
+use crate::{Place, PostedReceive, ReceiveQueue, SharedReceiveQueue};
 
 /// The scatter list at an offset, as the device reads it.
 fn list(memory: &TestMemory, offset: usize, room: u32) -> Vec<Sge> {
@@ -87,7 +87,13 @@ proptest! {
                     }
                 }
                 Step::Complete(_) if completed < u64::from(taken) => {
-                    prop_assert_eq!(queue.complete(), Some(completed));
+                    let (id, pieces) = posted[0];
+                    let request = PostedReceive { wr_id: id, room: 4096 * pieces as u32 };
+                    prop_assert_eq!(id, completed);
+                    if geometry.entries() > 1 {
+                        prop_assert_eq!(queue.complete(id as u16 ^ 1), None);
+                    }
+                    prop_assert_eq!(queue.complete(id as u16), Some(request));
                     posted.pop_front();
                     completed += 1;
                 }
@@ -135,7 +141,7 @@ proptest! {
                 }
                 Step::Complete(which) if !held.is_empty() => {
                     let (slot, id) = held.swap_remove(which % held.len());
-                    prop_assert_eq!(queue.complete(slot), Some(id));
+                    prop_assert_eq!(queue.complete(slot).map(|request| request.wr_id), Some(id));
                     prop_assert_eq!(queue.complete(slot), None);
                 }
                 Step::Complete(which) => prop_assert_eq!(queue.complete(geometry.entries() as u16 + (which % 99) as u16), None),
@@ -158,6 +164,18 @@ fn short_list_ends_with_the_invalid_lkey() {
     assert_eq!(memory.word(32), 0, "nothing is handed over before the commit");
     queue.commit();
     assert_eq!(memory.word(32), 1);
+}
+
+#[test]
+fn piece_without_bytes_is_left_out() {
+    let geometry = ReceiveGeometry::new(1, 2, &LIMITS).unwrap();
+    let memory = TestMemory::new(64);
+    let place = |offset| Place { memory: memory.clone(), offset };
+    let mut queue = ReceiveQueue::new(place(0), place(32), geometry).unwrap();
+    queue.reset();
+    queue.post(1, &[Sge { length: 0, ..piece(9) }, piece(1)]).unwrap();
+    assert_eq!(list(&memory, 0, 2), [piece(1)]);
+    assert_eq!(memory.get(16, 8), [0, 0, 0, 0, 0, 0, 1, 0]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::geometry::{SendGeometry, SendSize, Service};
 use crate::request::{Data, Destination, Operation, PostError, Remote, SendFlags, SendRequest, Sge};
 use crate::testing::{LIMITS, TestDoorbell, TestMemory};
-use crate::{Place, SendQueue};
+use crate::{Place, PostedSend, SendQueue};
 
 const OFFSET: usize = 4096;
 
@@ -232,7 +232,7 @@ proptest! {
                         let Some(wqe) = device.fetch() else { break };
                         if wqe.ctrl.flags.completion().0 == 3 {
                             let index = (device.counter - 1) as u16;
-                            let id = queue.complete(index).unwrap();
+                            let id = queue.complete(index).unwrap().wr_id;
                             while outstanding.pop_front() != Some(id) {}
                             prop_assert_eq!(queue.complete(index), None);
                         }
@@ -316,7 +316,7 @@ fn full_queue_takes_no_more_until_a_completion() {
         queue.post(&send(id, &[])).unwrap();
     }
     assert_eq!(queue.post(&send(99, &[])), Err(PostError::Full));
-    assert_eq!(queue.complete(2), Some(2));
+    assert_eq!(queue.complete(2), Some(PostedSend { wr_id: 2, opcode: Opcode::SEND, room: 0 }));
     assert_eq!(queue.free(), 3);
     assert_eq!(queue.complete(2), None);
     assert_eq!(queue.complete(most as u16), None);
