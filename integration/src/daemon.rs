@@ -27,7 +27,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon on the model, for the guests of these names, with `cards` further cards on its fabric;
+    /// Starts a daemon on the model, for guests of these names that are processes, with `cards` further cards on
+    /// its fabric;
     /// returns when all sockets are there.
     ///
     /// # Errors
@@ -37,7 +38,7 @@ impl Daemon {
         let folder = tempfile::Builder::new().prefix("rig-").tempdir().context("create a folder")?;
         let socket = |name: &str| folder.path().join(name);
         let mut command = Command::new(program);
-        command.args(["--device", "model"]);
+        command.args(["--device", "model", "--kind", "process"]);
         let fabric: Vec<PathBuf> = (0..cards).map(|index| socket(&format!("fabric{index}"))).collect();
         for path in &fabric {
             command.arg("--fabric-socket").arg(path);
