@@ -47,5 +47,7 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
     stock::unload(&vm).unwrap();
     vm.shutdown().unwrap();
+    let log = daemon.log();
+    assert!(log.lines().all(|line| line.starts_with("serving ")), "{log}");
     daemon.stop().unwrap();
 }
