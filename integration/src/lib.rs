@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
+pub mod load;
 pub mod model;
 mod paths;
 pub mod peer;

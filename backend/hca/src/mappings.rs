@@ -146,21 +146,29 @@ fn divided(ranges: &[RangeInclusive<u64>]) -> (Vec<RangeInclusive<u64>>, Vec<Ran
 mod tests {
     use super::*;
 
-    #[test]
-    fn driver_has_the_lowest_addresses_and_guests_the_others() {
-        // An IOMMU of 48 bits, with the interrupt range cut out.
-        let (own, guests) = divided(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
-        let end = OWN_BYTES + 0x10_0000;
-        assert_eq!(own, [0..=0xfedf_ffff, 0xfef0_0000..=end - 1]);
-        assert_eq!(guests, [end..1 << 48]);
+    type Bounds = Vec<(u64, u64)>;
+
+    /// First address and end of each range.
+    fn bounds(ranges: &[RangeInclusive<u64>]) -> (Bounds, Bounds) {
+        let (own, guests) = divided(ranges);
+        let own = own.iter().map(|range| (*range.start(), range.end() + 1)).collect();
+        (own, guests.iter().map(|range| (range.start, range.end)).collect())
     }
 
     #[test]
-    fn small_space_is_divided_too() {
-        let (own, guests) = divided(&[0x1000..=0xffff_ffff]);
-        assert_eq!((own, guests), (vec![0x1000..=0x2000_0fff - 0x1000], vec![0x2000_0000..1 << 32]));
-        assert_eq!(divided(&[]), (vec![], vec![]));
-        let (_, guests) = divided(&[0..=u64::MAX]);
-        assert_eq!(guests, [OWN_BYTES..u64::MAX & !0xfff]);
+    fn driver_has_the_lowest_addresses_and_guests_the_others() {
+        // An IOMMU of 48 bits, with the interrupt range cut out.
+        let (own, guests) = bounds(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
+        let end = OWN_BYTES + 0x10_0000;
+        assert_eq!(own, [(0, 0xfee0_0000), (0xfef0_0000, end)]);
+        assert_eq!(guests, [(end, 1 << 48)]);
+    }
+
+    #[test]
+    fn small_and_whole_spaces_are_divided_too() {
+        let (own, guests) = bounds(&[0x1000..=0xffff_ffff]);
+        assert_eq!((own, guests), (vec![(0x1000, 0x2000_0000)], vec![(0x2000_0000, 1 << 32)]));
+        assert_eq!(bounds(&[]), (vec![], vec![]));
+        assert_eq!(bounds(&[0..=u64::MAX]).1, [(OWN_BYTES, u64::MAX - 0xfff)]);
     }
 }

@@ -10,6 +10,7 @@ mod stock;
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 pub use pingpong::ping_pong;
 pub use stock::StockPeer;
@@ -29,7 +30,7 @@ const OFFSETS: [usize; 2] = [4097, 8190];
 const GUARD_BYTES: usize = 100;
 
 /// How the other end of a connection is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The port's LID.
     pub lid: u16,
