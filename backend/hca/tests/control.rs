@@ -6,7 +6,7 @@ use common::guest::{
     ADDRESS, ALL, Bare, CQ_RING, DATA, Guest, MEMORY, PAGE, QP_COOKIE, QP_RING, RECORDS, geometry,
     transitions,
 };
-use common::rings::remote;
+use common::rings::{data, datagram, remote};
 use common::{Rig, Told, config, wait_for};
 use mlx4_pci::PciDevice;
 use mlx4_wire::wqe::Opcode;
@@ -201,6 +201,31 @@ fn queue_pair_is_changed_from_the_state_that_it_is_in() {
     assert_eq!(state(), QpState::Err);
     hca.modify_qp(guest.qp.id, &QpModify::state(QpState::Rts, QpState::Reset)).unwrap();
     assert_eq!((state(), hca.query_qp(guest.qp.id).unwrap().port), (QpState::Reset, 0));
+    guest.destroy();
+    rig.close();
+}
+
+#[test]
+fn queue_pair_in_send_error_starts_again_from_there_only() {
+    let rig = Rig::new(0x0002_c903_008e_0000, config());
+    let lid = rig.active().lid;
+    let hca = &rig.hca;
+    let mut guest = Guest::of_datagrams(hca, 0);
+    guest.start(1);
+    let path = Path { port: 1, dlid: lid, sl: 0, src_path_bits: 0, static_rate: 0, grh: None, dmac: [0; 6] };
+    let vector = hca.address_vector(guest.pd, &path).unwrap().0;
+    let body = [datagram(&vector, guest.qp.number, 1), data(guest.keys.lkey ^ 1, ADDRESS, 8)].concat();
+    guest.post(Opcode::SEND, &body);
+    assert!(guest.completion().syndrome.is_some());
+    assert_eq!(hca.query_qp(guest.qp.id).unwrap().state, QpState::Sqe);
+    let to_rts = |from| hca.modify_qp(guest.qp.id, &QpModify::state(from, QpState::Rts));
+    assert_eq!(to_rts(QpState::Rts), Err(HcaError::Refused));
+    assert_eq!(to_rts(QpState::Sqd), Err(HcaError::Refused));
+    assert_eq!(to_rts(QpState::Sqe), Ok(()));
+    assert_eq!(to_rts(QpState::Sqe), Err(HcaError::Refused));
+    let good = [datagram(&vector, guest.qp.number, 1), guest.data(0, 8)].concat();
+    guest.post(Opcode::SEND, &good);
+    guest.sent();
     guest.destroy();
     rig.close();
 }

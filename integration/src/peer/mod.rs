@@ -267,4 +267,32 @@ mod tests {
             assert!(same(&one, &other) < (1 << 20) / 64);
         }
     }
+
+    #[test]
+    fn compare_finds_the_first_byte_that_differs() {
+        let mut bytes = pattern(7, 5000);
+        compare(&bytes, 7).unwrap();
+        bytes[4097] ^= 1;
+        let error = compare(&bytes, 7).unwrap_err().to_string();
+        assert!(error.starts_with("byte 4097 of 5000 is "), "{error}");
+    }
+
+    #[test]
+    fn guards_are_next_to_the_stretch() {
+        let at = Stretch { offset: 8190, length: 3, count: 5 };
+        let [before, behind] = at.guards();
+        assert_eq!((before.offset + before.bytes(), behind.offset), (8190, 8205));
+    }
+
+    #[test]
+    fn exchange_fits_into_its_memory_and_counts_its_messages() {
+        for (length, count) in MESSAGES {
+            for offset in OFFSETS {
+                let [before, behind] = Stretch { offset, length, count }.guards();
+                assert!(before.offset < offset && behind.offset + behind.bytes() <= EXCHANGE_BYTES);
+            }
+        }
+        let one_way: usize = MESSAGES.iter().map(|(_, count)| count).sum();
+        assert_eq!(EXCHANGE_MESSAGES, 3 * 2 * one_way);
+    }
 }

@@ -110,12 +110,7 @@ fn state_that_does_not_allow_it_refuses_posts() {
     let scene = Scene::new();
     let end = End::new(&scene.open("a"));
     let sges = [end.mr.sge(0, 8)];
-    let send = SendWr {
-        wr_id: 1,
-        op: SendOp::Send,
-        data: SendData::Sges(&sges),
-        flags: SendFlags::SIGNALED,
-    };
+    let send = SendWr { wr_id: 1, op: SendOp::Send, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
     let recv = RecvWr { wr_id: 1, sges: &sges };
     assert_eq!(errno(end.qp.post_send(&send)), EINVAL);
     assert_eq!(errno(end.qp.post_recv(&recv)), EINVAL);
@@ -140,12 +135,12 @@ fn transitions_that_are_none_change_nothing() {
     assert_eq!(one.qp.query().unwrap().qp_state, Some(QpState::Reset));
     one.qp.to_init(1, Access::REMOTE_READ).unwrap();
     assert_eq!(errno(one.qp.to_rts(one.rts())), EINVAL);
-    let init = one.qp.query().unwrap();
-    assert_eq!((init.qp_state, init.qp_access_flags), (Some(QpState::Init), Some(Access::REMOTE_READ)));
+    assert_eq!(one.qp.query().unwrap().qp_state, Some(QpState::Init));
     one.qp.to_rtr(other.rtr()).unwrap();
     one.qp.to_rts(one.rts()).unwrap();
     let rts = one.qp.query().unwrap();
     assert_eq!((rts.qp_state, rts.dest_qp_num), (Some(QpState::Rts), Some(other.qp.qpn())));
+    assert_eq!((rts.qp_access_flags, rts.port_num), (Some(Access::REMOTE_READ), Some(1)));
     assert_eq!((rts.timeout, rts.retry_cnt, rts.rnr_retry), (Some(14), Some(7), Some(7)));
     drop((one, other));
     scene.stop();
@@ -181,7 +176,10 @@ fn lists_are_posted_up_to_the_bad_request() {
         (SendOp::Send, SendData::Sges(&[one.mr.sge(0, 1 << 31)])),
         (SendOp::FetchAdd { remote_addr: 0, rkey: 0, add: 1 }, SendData::Sges(&few)),
     ] {
-        assert_eq!(errno(one.qp.post_send(&SendWr { wr_id: 4, op, data, flags: SendFlags::SIGNALED })), EINVAL);
+        assert_eq!(
+            errno(one.qp.post_send(&SendWr { wr_id: 4, op, data, flags: SendFlags::SIGNALED })),
+            EINVAL
+        );
     }
     drop(ends);
     scene.stop();
@@ -193,12 +191,8 @@ fn full_queues_take_no_more() {
     let ends = scene.connection();
     let [one, _] = &ends;
     let sges = [one.mr.sge(0, 8)];
-    let write = |wr_id| SendWr {
-        wr_id,
-        op: SendOp::Send,
-        data: SendData::Sges(&sges),
-        flags: SendFlags::SIGNALED,
-    };
+    let write =
+        |wr_id| SendWr { wr_id, op: SendOp::Send, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
     let cap = one.qp.cap();
     assert!(cap.max_send_wr >= CAP.max_send_wr && cap.max_recv_wr >= CAP.max_recv_wr, "{cap:?}");
     for id in 0..cap.max_send_wr {

@@ -176,12 +176,12 @@ fn drained_send_queue_is_an_asynchronous_event() {
 
     // What nobody takes goes with the queue pair.
     one.qp.modify(&drain).unwrap();
-    let End { qp, guest, .. } = one;
+    let End { qp, guest, mr, cq, pd, channel } = one;
     qp.destroy().unwrap();
     while let Some(event) = guest.get_async_event(Duration::ZERO).unwrap() {
         assert_ne!(event.element, element);
     }
-    drop((other, guest));
+    drop((other, mr, cq, pd, channel, guest));
     scene.stop();
 }
 

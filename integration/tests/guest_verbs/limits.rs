@@ -83,13 +83,7 @@ fn more_than_a_queue_can_hold_is_invalid() {
     ] {
         assert_eq!(errno(pd.create_qp(&QpInit { cap, ..QpInit::new(&cq) })), EINVAL, "{cap:?}");
     }
-    let none = QpCap {
-        max_send_wr: 0,
-        max_recv_wr: 0,
-        max_send_sge: 0,
-        max_recv_sge: 0,
-        max_inline_data: 0,
-    };
+    let none = QpCap { max_send_wr: 0, max_recv_wr: 0, max_send_sge: 0, max_recv_sge: 0, max_inline_data: 0 };
     pd.create_qp(&QpInit { cap: none, ..QpInit::new(&cq) }).unwrap().destroy().unwrap();
     drop((cq, pd, guest));
     scene.stop();

@@ -6,7 +6,7 @@
 
 mod guest;
 
-use integration::peer::{self, EXCHANGE_BYTES, EXCHANGE_MESSAGES, Stretch};
+use integration::peer::{self, EXCHANGE_BYTES, EXCHANGE_MESSAGES, Peer, Stretch};
 use integration::{Daemon, Rig, StockPeer, VmConfig, stock};
 
 use guest::Guest;
@@ -23,6 +23,7 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     for stock_intrudes in [true, false] {
         let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES).unwrap();
         let mut ours = guest.peer(EXCHANGE_BYTES).unwrap();
+        assert_ne!(theirs.endpoint().lid, ours.endpoint().lid, "each has a card of its own");
         peer::connect(&mut theirs, &mut ours).unwrap();
         assert_eq!(peer::exchange(&mut theirs, &mut ours).unwrap(), EXCHANGE_MESSAGES);
         if stock_intrudes {
@@ -47,5 +48,7 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
     stock::unload(&vm).unwrap();
     vm.shutdown().unwrap();
+    let log = daemon.log();
+    assert!(log.lines().all(|line| line.starts_with("serving ")), "{log}");
     daemon.stop().unwrap();
 }
