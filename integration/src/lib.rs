@@ -13,9 +13,11 @@
 
 pub mod agent;
 mod cargo;
+pub mod daemon;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
+pub mod load;
 pub mod model;
 mod paths;
 pub mod peer;
@@ -26,6 +28,7 @@ pub mod trace;
 pub mod vm;
 
 pub use cargo::program;
+pub use daemon::Daemon;
 pub use model::Model;
 pub use peer::StockPeer;
 pub use rig::Rig;

@@ -25,7 +25,7 @@ pub struct Limits {
     pub mcast_attachments: u32,
     /// Queue pairs in one multicast group, where all guests share the places that the HCA has.
     pub mcast_members: u32,
-    /// Registered service IDs.
+    /// Registered service IDs, however many registrations they are in.
     pub service_ids: u32,
     /// Bytes registered, rings included.
     pub registered_bytes: u64,

@@ -123,6 +123,14 @@ pub(crate) struct Qp {
     pub(crate) groups: BTreeSet<McastGroup>,
 }
 
+/// A registration of service IDs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registration {
+    pub(crate) id: RegistrationId,
+    /// How many IDs it has.
+    pub(crate) ids: u32,
+}
+
 /// All objects of a guest.
 #[derive(Debug)]
 pub(crate) struct Objects {
@@ -134,7 +142,7 @@ pub(crate) struct Objects {
     pub(crate) cqs: Slab<Cq>,
     pub(crate) srqs: Slab<Srq>,
     pub(crate) qps: Slab<Qp>,
-    pub(crate) registrations: Slab<RegistrationId>,
+    pub(crate) registrations: Slab<Registration>,
 }
 
 /// The object of a handle, or the reason why there is none.

@@ -95,7 +95,7 @@ impl State {
 
     fn unregister_all(&mut self) {
         for registration in self.objects.registrations.drain() {
-            self.host.service_ids().unregister(registration);
+            self.host.service_ids().unregister(registration.id);
         }
     }
 
@@ -183,8 +183,6 @@ impl State {
         self.objects = Objects::new(&self.config.limits);
         let hca = self.hca();
         self.pins.absolve(&*hca);
-        let stuck = self.pins.clear(&*hca);
-        self.host.quarantine(stuck);
         (self.registered_bytes, self.quarantined, self.attachments) = (0, 0, 0);
         self.generation = generation;
         self.events.device_lost(generation);
@@ -192,14 +190,16 @@ impl State {
 
     /// The HCA works again.
     pub(crate) fn device_ready(&mut self, sink: Arc<dyn EventSink>) -> Result<(), MemoryError> {
-        if self.closed {
+        if self.closed || self.phase == Phase::Ready {
             return Ok(());
         }
         self.guest = self.hca().attach(sink).map_err(|error| {
             self.phase = Phase::Failed;
             MemoryError::Attach(error)
         })?;
-        self.info = self.hca().device();
+        let hca = self.hca();
+        self.pins.absolve(&*hca);
+        self.info = hca.device();
         self.capabilities = crate::config::capabilities(&self.info, &self.config);
         self.phase = Phase::Ready;
         self.events.device_ready();

@@ -159,7 +159,7 @@ impl Tenant {
         self.lock().device_lost(generation);
     }
 
-    /// The HCA works again.
+    /// The HCA works again, after [`Tenant::device_lost`]. For a guest that began since then nothing changes.
     ///
     /// # Errors
     /// [`MemoryError::Attach`]: then the device has failed for good.

@@ -122,6 +122,8 @@ impl Guests {
                     answers[index] = Some(answer);
                     waiting[index] = false;
                 }
+                // A guest that has answered may end.
+                Ok(News::End(index)) if !waiting[index] => {}
                 Ok(News::End(index)) => bail!("guest {} {}", NAMES[index], self.fate(index)),
                 Ok(News::Interrupted) => return Err(Interrupted.into()),
                 Err(RecvTimeoutError::Timeout) => {

@@ -87,17 +87,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A ring with the memory that it is worked on in.
+/// A ring, worked on in the memory that the guest has at each moment.
 struct Served<'a> {
     vring: &'a Vring,
-    table: Arc<MemoryTable>,
+    memory: &'a Mutex<Arc<MemoryTable>>,
 }
 
 impl Ring for Served<'_> {
     fn with<T>(&self, run: impl FnOnce(&mut Queue<'_>) -> T) -> T {
+        let table = Arc::clone(&lock(self.memory));
         let mut state = self.vring.get_mut();
         let running = state.is_enabled() && state.get_queue().ready();
-        run(&mut Queue::new(state.get_queue_mut(), self.table.memory(), running))
+        run(&mut Queue::new(state.get_queue_mut(), table.memory(), running))
     }
 
     fn signal(&self) {
@@ -177,6 +178,8 @@ impl Connection {
 
     fn take_memory(&self, memory: Memory) -> Result<(), MemoryRefused> {
         let table = MemoryTable::new(memory, &self.table(), self.require_seals)?;
+        // Events of what is torn down go into the new memory.
+        let _quiet = self.working.get(EVENT_WORKER).map(lock);
         // Removed regions are torn down here, while they are still mapped.
         self.device.tenant().update_memory(table.regions()?)?;
         *lock(&self.memory) = Arc::new(table);
@@ -185,7 +188,7 @@ impl Connection {
 
     /// Works on one queue.
     fn serve(&self, queue: u16, vring: &Vring) {
-        let ring = Served { vring, table: self.table() };
+        let ring = Served { vring, memory: &self.memory };
         match Role::at(queue) {
             Some(Role::Control) => self.device.control(&ring),
             Some(Role::Event) => {

@@ -153,7 +153,8 @@ pub trait Hca: Send + Sync + std::fmt::Debug {
     fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError>;
 
     /// Undoes a [`Hca::map`] of exactly this address and length in bytes. When it returns the HCA can't reach it.
-    /// Also asked after a [`Hca::map`] that left open whether it mapped: nothing mapped there is a success.
+    /// Also asked after a [`Hca::map`] that left open whether it mapped, when nothing mapped there is a success,
+    /// and while the HCA is lost or being reset.
     ///
     /// # Errors
     /// [`HcaError`]: the memory may still be mapped.

@@ -146,23 +146,35 @@ impl Pins {
         self.idle.retain(|key| key.region != region);
     }
 
-    /// Unmaps everything and hands over what must stay mapped.
-    pub(crate) fn clear(&mut self, hca: &dyn Hca) -> Vec<Stuck> {
+    /// Unmaps everything but what must stay mapped.
+    fn remove_all(&mut self, hca: &dyn Hca) {
         let keys: Vec<ChunkKey> = self.chunks.keys().copied().collect();
         for key in keys {
             self.remove(hca, key);
         }
         self.idle.clear();
+    }
+
+    /// Unmaps everything and hands over what must stay mapped.
+    pub(crate) fn clear(&mut self, hca: &dyn Hca) -> Vec<Stuck> {
+        self.remove_all(hca);
         self.mapped_bytes = 0;
         std::mem::take(&mut self.stuck)
     }
 
-    /// Forgets what uses chunks, and unmaps what is out of the table: the HCA was reset.
+    /// Unmaps everything, whatever used it: the HCA was reset. What can't be unmapped even now can be tried again.
     pub(crate) fn absolve(&mut self, hca: &dyn Hca) {
         for chunk in self.chunks.values_mut() {
             (chunk.stuck, chunk.users) = (false, 0);
         }
-        self.stuck.retain(|stuck| !unmap(hca, stuck.iova, stuck.length));
+        for stuck in std::mem::take(&mut self.stuck) {
+            if unmap(hca, stuck.iova, stuck.length) {
+                self.mapped_bytes -= stuck.length;
+            } else {
+                self.stuck.push(stuck);
+            }
+        }
+        self.remove_all(hca);
     }
 
     /// Marks everything as still in the HCA's use.
@@ -230,6 +242,7 @@ impl Pins {
                 Err(HcaError::NoMappings) if self.evict(hca) => {}
                 Err(error) => {
                     if error.leaves_open() {
+                        self.mapped_bytes += length;
                         self.keep_apart(iova, length, Arc::clone(region));
                     }
                     return Err(error.reason());

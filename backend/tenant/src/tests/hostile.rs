@@ -4,10 +4,11 @@ use virtio_rdma::config::Capabilities;
 use virtio_rdma::memory::Segment;
 use virtio_rdma::request::datagram::{AttachMcast, CreateAh};
 use virtio_rdma::request::domain::AllocPd;
+use virtio_rdma::request::management::{RegisterServiceId, UnregisterServiceId};
 use virtio_rdma::request::memory::AccessFlags;
 use virtio_rdma::request::query::{Mtu, QueryPkey, QueryStats};
 use virtio_rdma::request::queue_pair::{
-    CreateQp, ModifyQp, QpAttrMask as Mask, QpAttributes, QpState, QpType, QueryQp,
+    CreateQp, DestroyQp, ModifyQp, QpAttrMask as Mask, QpAttributes, QpState, QpType, QueryQp,
 };
 use virtio_rdma::request::{HEADER_BYTES, ReplyHeader, SegmentMode};
 use virtio_rdma::{Reason, U16, U32, U64};
@@ -271,6 +272,26 @@ fn guest_takes_only_its_share_of_a_multicast_group() {
 }
 
 #[test]
+fn service_ids_are_counted_one_by_one() {
+    let scene = Scene::with(Limits { service_ids: 6, ..Limits::default() });
+    let register = |service_id, mask| {
+        let (service_id, mask) = (U64::new(service_id), U64::new(mask));
+        let register = RegisterServiceId { service_id, mask, ..RegisterServiceId::new_zeroed() };
+        scene.call(&register, &[]).map(|done| done.registration)
+    };
+    assert_eq!(register(0x0106_0000, !0xffff), Err(Reason::OBJECT_LIMIT));
+    assert_eq!(register(0x0106_0000, !0x1_ffff), Err(Reason::BAD_ATTRIBUTE));
+    let four = register(0x0106_0000, !3).unwrap();
+    register(0x0106_0008, !1).unwrap();
+    assert_eq!(register(0x0106_0010, !0), Err(Reason::OBJECT_LIMIT));
+    let unregister = UnregisterServiceId { registration: four, ..UnregisterServiceId::new_zeroed() };
+    scene.call(&unregister, &[]).unwrap();
+    register(0x0106_0010, !3).unwrap();
+    scene.tenant.close();
+    assert_eq!(scene.host.owner_of_service_id(0x0106_0010, 1), None);
+}
+
+#[test]
 fn list_of_segments_is_read_from_guest_memory() {
     let scene = Scene::new();
     let pd = scene.basics().pd;
@@ -289,7 +310,7 @@ fn list_of_segments_is_read_from_guest_memory() {
 #[test]
 fn doorbell_rings_what_the_table_says_while_it_lives() {
     let scene = Scene::new();
-    let basics = scene.basics();
+    scene.basics();
     let table = scene.around.areas.lock().unwrap()[0].table.clone();
     for slot in [0, 1, 2, u32::MAX] {
         table.ring(&*scene.hca, slot, u64::from(slot) << 8 | 0xff);
@@ -298,10 +319,30 @@ fn doorbell_rings_what_the_table_says_while_it_lives() {
     assert!(matches!(rung[..], [Target::Arm(_), Target::Send(QpId(_))]));
     let stats = scene.call(&QueryStats {}, &[]).unwrap();
     assert_eq!((stats.send_doorbells.get(), stats.arm_doorbells.get(), stats.bad_doorbells.get()), (1, 1, 2));
-    assert_ne!(basics.qp, 0);
     scene.tenant.close();
     table.ring(&*scene.hca, 1, 0);
     assert_eq!(scene.hca.lock().rung.len(), 2);
+}
+
+#[test]
+fn bits_that_an_object_left_in_its_slot_ring_the_next_one_on_the_guests_own_page() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let table = scene.around.areas.lock().unwrap()[0].table.clone();
+    let slot =
+        (0..4).find(|slot| matches!(table.get(*slot).map(|found| found.target), Some(Target::Send(_))));
+    let before = table.get(slot.unwrap()).unwrap();
+    scene.call(&DestroyQp { qp: U32::new(basics.qp), ..DestroyQp::new_zeroed() }, &[]).unwrap();
+    table.ring(&*scene.hca, slot.unwrap(), u64::MAX);
+    assert_eq!(scene.hca.lock().rung, []);
+    let qp = create_qp(basics.pd, basics.cq, basics.uar, 0x20_0040);
+    scene.call(&qp, &[(0x22_0000, 0x2000)]).unwrap();
+    table.ring(&*scene.hca, slot.unwrap(), u64::MAX);
+    let rung: Vec<_> = scene.hca.lock().rung.iter().map(|(doorbell, _)| *doorbell).collect();
+    assert_eq!(rung, table.get(slot.unwrap()).as_slice());
+    assert_eq!(rung[0].uar, before.uar);
+    assert_ne!(rung[0].target, before.target);
+    scene.tenant.close();
 }
 
 #[test]

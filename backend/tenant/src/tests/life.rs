@@ -186,6 +186,26 @@ fn memory_at_the_place_of_what_the_hca_kept_is_not_mapped_before_the_reset() {
 }
 
 #[test]
+fn memory_that_a_reset_left_mapped_is_unmapped_when_the_hca_is_ready() {
+    let scene = Scene::new();
+    let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
+    scene.call(&reg_mr(pd, 0, 0x1000), &[(0x40_0000, 0x1000)]).unwrap();
+    scene.tenant.stop();
+    scene.hca.lock().forget_all();
+    scene.hca.lock().faults.insert("unmap".into(), (HcaError::Lost, 1));
+    scene.tenant.device_lost(2);
+    assert_eq!((scene.hca.lock().maps.len(), scene.host.quarantined_bytes()), (1, 0));
+    scene.tenant.device_ready().unwrap();
+    let at_2 = |verb: &_| call(&scene.tenant, verb, &[(0x40_0000, 0x1000)], SegmentMode::DIRECT, 2);
+    let pd = call(&scene.tenant, &AllocPd {}, &[], SegmentMode::DIRECT, 2).unwrap().pd.get();
+    at_2(&reg_mr(pd, 0, 0x1000)).unwrap();
+    scene.host.after_reset();
+    assert_eq!(scene.hca.lock().maps.len(), 1);
+    scene.tenant.close();
+    assert_empty(&scene);
+}
+
+#[test]
 fn queue_pair_that_may_be_in_a_group_is_taken_out_of_it() {
     let scene = Scene::new();
     let basics = scene.basics();
@@ -218,6 +238,7 @@ fn guest_has_its_new_id_after_a_loss_of_the_hca() {
     scene.tenant.device_ready().unwrap();
     assert_ne!(scene.tenant.guest(), before);
     call(&scene.tenant, &register_service_id(), &[], SegmentMode::DIRECT, 2).unwrap();
+    scene.tenant.device_ready().unwrap();
     assert_eq!(scene.host.owner_of_service_id(0x0106_0001, 1), Some(scene.tenant.guest()));
     scene.tenant.close();
 }
@@ -331,4 +352,20 @@ fn events_beyond_the_limit_are_counted_and_the_guest_is_told_how_many() {
     });
     assert_eq!(events, [(EventType::COMM_EST, 3), (EventType::COMM_EST, 0)]);
     scene.tenant.close();
+}
+
+#[test]
+fn renewed_guest_has_lost_everything_and_is_told_with_its_new_generation() {
+    let scene = Scene::new();
+    scene.basics();
+    assert_eq!(scene.tenant.renew(7).not_given_back, 0);
+    assert!(scene.hca.lock().alive().is_empty());
+    let mut events = Vec::new();
+    scene.tenant.events().deliver(|event| {
+        events.push((event.event_type, event.generation.get()));
+        true
+    });
+    assert_eq!(events, [(EventType::DEVICE_FATAL, 7), (EventType::DEVICE_READY, 7)]);
+    assert_eq!(scene.call(&AllocPd {}, &[]).err(), Some(Reason::STALE_GENERATION));
+    assert_eq!(scene.tenant.stats().objects.get(), 0);
 }
