@@ -200,9 +200,9 @@ impl Connection {
                 self.device.events(&ring);
             }
             Some(Role::MadSend) => self.device.mad_send(&ring),
-            Some(Role::Kick(_)) => self.device.kick(),
+            Some(Role::Kick(_)) if vring.was_kicked() => self.device.kick(),
             Some(Role::Vector(vector)) => self.device.completions(vector, &ring),
-            Some(Role::MadReceive) | None => {}
+            Some(Role::Kick(_) | Role::MadReceive) | None => {}
         }
     }
 
