@@ -13,11 +13,14 @@
 
 pub mod agent;
 mod cargo;
+pub mod daemon;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
+pub mod load;
 pub mod model;
 mod paths;
+pub mod peer;
 pub mod process;
 mod rig;
 pub mod stock;
@@ -25,6 +28,8 @@ pub mod trace;
 pub mod vm;
 
 pub use cargo::program;
+pub use daemon::Daemon;
 pub use model::Model;
+pub use peer::StockPeer;
 pub use rig::Rig;
 pub use vm::{Output, Process, Vm, VmConfig};

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::fetch::{self, Tree};
 use crate::image::Image;
-use crate::{Vm, VmConfig, cargo, paths};
+use crate::{Vm, VmConfig, cargo, paths, peer};
 
 /// QEMU, a kernel and a guest's file system, ready to boot.
 #[derive(Clone, Debug)]
@@ -15,6 +15,7 @@ pub struct Rig {
     folder: PathBuf,
     qemu: Tree,
     image: Image,
+    verbs_peer: PathBuf,
 }
 
 impl Rig {
@@ -35,8 +36,10 @@ impl Rig {
         let qemu = Tree::obtain(&fetch::QEMU, &trees)?;
         let kernel = Tree::obtain(&fetch::KERNEL, &trees)?;
         let guest = Tree::obtain(&fetch::GUEST, &trees)?;
+        let headers = Tree::obtain(&fetch::HEADERS, &trees)?;
         let image = Image::obtain(&kernel, &guest, &agent, &folder)?;
-        Ok(Self { folder, qemu, image })
+        let verbs_peer = peer::compile(&guest, &headers, &folder)?;
+        Ok(Self { folder, qemu, image, verbs_peer })
     }
 
     /// Boots a VM; returns when its agent answers.
@@ -60,5 +63,10 @@ impl Rig {
     /// What VMs boot.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// The program that [`StockPeer`](crate::StockPeer) runs in a guest.
+    pub fn verbs_peer(&self) -> &Path {
+        &self.verbs_peer
     }
 }

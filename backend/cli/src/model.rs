@@ -8,12 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use mlx4_model::fabric::{Fabric, FabricConfig};
-use mlx4_model::hca::{EngineThread, Hca, HcaConfig};
-use mlx4_model::mem::DmaSpace;
-use mlx4_model::pci::ConfigParams;
+use mlx4_model::hca::{Hca, HcaConfig};
 use mlx4_model::trace::Trace;
-use mlx4_model::vfio_user::socket::SocketError;
-use mlx4_model::vfio_user::{EventFdInterrupts, ServeError, VfioUserServer};
+use mlx4_model::vfio_user::{ServeError, ServedCard};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -47,13 +44,6 @@ pub(crate) struct ModelArgs {
     dump_socket: Option<PathBuf>,
 }
 
-/// A card that is served. Fields drop in order: the server stops before the card goes.
-struct Card {
-    server: VfioUserServer,
-    _engine: EngineThread,
-    hca: Arc<Hca>,
-}
-
 /// Serves the cards until SIGINT or SIGTERM.
 pub(crate) fn run(args: &ModelArgs) -> Result<()> {
     // Before anything that has to be cleaned up.
@@ -68,37 +58,24 @@ pub(crate) fn run(args: &ModelArgs) -> Result<()> {
         .zip(guids)
         .map(|(path, node_guid)| {
             let config = HcaConfig { node_guid, ports: args.ports, trace: trace.clone() };
-            serve(path, config, &fabric)
+            ServedCard::start(path, config, &fabric).map_err(advise)
         })
         .collect::<Result<Vec<_>>>()?;
-    let hcas: Vec<_> = cards.iter().map(|card| Arc::clone(&card.hca)).collect();
+    let hcas: Vec<_> = cards.iter().map(|card| Arc::clone(card.hca())).collect();
     let start_dump = |path| DumpServer::start(path, move || dump(&hcas)).map_err(advise);
     let dump = args.dump_socket.as_deref().map(start_dump).transpose()?;
 
     for card in &cards {
-        announce(card.hca.node_guid(), card.server.path());
+        announce(card.hca().node_guid(), card.path());
     }
     if let Some(signal) = signals.forever().next() {
         log::info!("stopping after signal {signal}");
     }
     drop(dump);
     for card in cards {
-        card.server.stop();
+        card.stop();
     }
     Ok(())
-}
-
-fn serve(path: &Path, config: HcaConfig, fabric: &Arc<Fabric>) -> Result<Card> {
-    let dma = Arc::new(DmaSpace::new());
-    let vectors = ConfigParams::new(config.node_guid, config.ports).msix_vectors;
-    let irqs = Arc::new(EventFdInterrupts::new(vectors));
-    let interrupts = Arc::clone(&irqs);
-    let hca = Hca::new(config, Arc::clone(&dma), interrupts, fabric)
-        .with_context(|| format!("can't plug in a card for {}", path.display()))?;
-    let engine = hca.start_engine().context("can't start the card's thread")?;
-    let function = Arc::clone(&hca);
-    let server = VfioUserServer::start(path, function, dma, irqs).map_err(advise)?;
-    Ok(Card { server, _engine: engine, hca })
 }
 
 /// Says on stdout that a card can be used; whoever started the program may wait for the line.
@@ -124,17 +101,7 @@ fn open_trace(path: &Path) -> Result<Trace> {
 
 /// Adds what to do about an error.
 fn advise(error: ServeError) -> anyhow::Error {
-    let advice = match &error {
-        ServeError::Socket(SocketError::PathTooLong { .. }) => "choose a shorter path",
-        ServeError::Socket(SocketError::InUse { .. }) => "stop that server, or choose another path",
-        ServeError::Socket(SocketError::NotASocket { .. }) => "remove it, or choose another path",
-        ServeError::Socket(SocketError::Listen { source, .. }) => match source.kind() {
-            io::ErrorKind::NotFound => "make its folder first",
-            io::ErrorKind::PermissionDenied => "choose a folder that you may write to",
-            _ => "choose another path",
-        },
-        ServeError::Thread(_) | ServeError::Signal(_) => "look at the limits of this user (ulimit -a)",
-    };
+    let advice = error.advice();
     let error = anyhow!(error);
     anyhow!("{error:#}; {advice}")
 }

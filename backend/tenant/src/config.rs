@@ -18,7 +18,9 @@ pub struct GuestConfig {
     pub limits: Limits,
     /// The P_Keys that it may use; `None`: all that the port has.
     pub partitions: Option<Vec<u16>>,
-    /// Indexes of its own GIDs in each port's table; `None`: it shares the port's GIDs with others.
+    /// Indexes of its own GIDs in each port's table; `None`: it shares the port's GIDs with others. A guest with
+    /// GIDs of its own is offered no UD: a UD work request names its source GID itself, and
+    /// [`crate::hca::QpSpec`] can't hold it to the guest's.
     pub own_gids: Option<Vec<u16>>,
     /// Completion vectors, 1 to 8.
     pub completion_vectors: u8,
@@ -44,10 +46,11 @@ impl Default for GuestConfig {
 /// What a guest on this HCA can do.
 pub(crate) fn capabilities(info: &DeviceInfo, config: &GuestConfig) -> Capabilities {
     let features = &info.features;
+    let datagrams = features.ud && config.own_gids.is_none();
     let offered = [
         (features.uc, Capabilities::UC),
-        (features.ud, Capabilities::UD),
-        (features.ud && features.multicast, Capabilities::MULTICAST),
+        (datagrams, Capabilities::UD),
+        (datagrams && features.multicast, Capabilities::MULTICAST),
         (features.srq, Capabilities::SRQ),
         (features.srq && features.xrc, Capabilities::XRC),
         (features.mw_type1 || features.mw_type2, Capabilities::MEMORY_WINDOWS),

@@ -23,7 +23,9 @@ pub struct Limits {
     pub qps: u32,
     /// Attachments to multicast groups.
     pub mcast_attachments: u32,
-    /// Registered service IDs.
+    /// Queue pairs in one multicast group, where all guests share the places that the HCA has.
+    pub mcast_members: u32,
+    /// Registered service IDs, however many registrations they are in.
     pub service_ids: u32,
     /// Bytes registered, rings included.
     pub registered_bytes: u64,
@@ -59,6 +61,7 @@ impl Default for Limits {
             srqs: 1 << 12,
             qps: 1 << 14,
             mcast_attachments: 1024,
+            mcast_members: 32,
             service_ids: 256,
             registered_bytes: 64 << 30,
             segments: 1 << 17,

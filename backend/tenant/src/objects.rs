@@ -115,10 +115,20 @@ pub(crate) struct Qp {
     pub(crate) slot: Option<u32>,
     /// The state that it is assumed in: the HCA may have gone on to SQE or ERR.
     pub(crate) state: QpState,
-    /// Its primary port; 0: none yet.
+    /// Its primary port; 0: none yet, or unknown.
     pub(crate) port: u8,
+    /// Whether it was given an alternate path by another port: the HCA may have moved it there by itself.
+    pub(crate) strays: bool,
     pub(crate) geometry: QpGeometry,
     pub(crate) groups: BTreeSet<McastGroup>,
+}
+
+/// A registration of service IDs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registration {
+    pub(crate) id: RegistrationId,
+    /// How many IDs it has.
+    pub(crate) ids: u32,
 }
 
 /// All objects of a guest.
@@ -132,7 +142,7 @@ pub(crate) struct Objects {
     pub(crate) cqs: Slab<Cq>,
     pub(crate) srqs: Slab<Srq>,
     pub(crate) qps: Slab<Qp>,
-    pub(crate) registrations: Slab<RegistrationId>,
+    pub(crate) registrations: Slab<Registration>,
 }
 
 /// The object of a handle, or the reason why there is none.

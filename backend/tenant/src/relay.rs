@@ -18,7 +18,7 @@ pub struct RelayArea {
     pub table: Arc<SlotTable>,
 }
 
-/// Who reads doorbell areas.
+/// Who reads doorbell areas. Called with the tenant locked: who reads must not wait for a [`crate::Tenant`].
 pub trait Relay: Send + Sync + std::fmt::Debug {
     /// From now on the area is read. Its header has been written. Answers the number of the kick queue that
     /// wakes its reader.

@@ -95,7 +95,7 @@ impl State {
 
     fn unregister_all(&mut self) {
         for registration in self.objects.registrations.drain() {
-            self.host.service_ids().unregister(registration);
+            self.host.service_ids().unregister(registration.id);
         }
     }
 
@@ -105,6 +105,20 @@ impl State {
         self.events.clear();
         self.counters.reset();
         TeardownReport { not_given_back, bytes_left_mapped: self.pins.stuck_bytes() }
+    }
+
+    /// The guest's driver doesn't know that its device began anew.
+    pub(crate) fn renew(&mut self, generation: u32) -> TeardownReport {
+        if self.closed {
+            return TeardownReport::default();
+        }
+        let report = self.reset();
+        self.generation = generation;
+        self.events.device_lost(generation);
+        if self.phase == Phase::Ready {
+            self.events.device_ready();
+        }
+        report
     }
 
     /// The guest is gone.
@@ -132,6 +146,7 @@ impl State {
         log::error!("{:?} was dropped without being closed: its memory stays mapped", self.guest);
         self.silence_all();
         self.close_areas();
+        self.unregister_all();
         self.pins.abandon();
         let hca = self.hca();
         let stuck = self.pins.clear(&*hca);
@@ -167,9 +182,7 @@ impl State {
         self.unregister_all();
         self.objects = Objects::new(&self.config.limits);
         let hca = self.hca();
-        self.pins.absolve();
-        let stuck = self.pins.clear(&*hca);
-        self.host.quarantine(stuck);
+        self.pins.absolve(&*hca);
         (self.registered_bytes, self.quarantined, self.attachments) = (0, 0, 0);
         self.generation = generation;
         self.events.device_lost(generation);
@@ -177,14 +190,16 @@ impl State {
 
     /// The HCA works again.
     pub(crate) fn device_ready(&mut self, sink: Arc<dyn EventSink>) -> Result<(), MemoryError> {
-        if self.closed {
+        if self.closed || self.phase == Phase::Ready {
             return Ok(());
         }
         self.guest = self.hca().attach(sink).map_err(|error| {
             self.phase = Phase::Failed;
             MemoryError::Attach(error)
         })?;
-        self.info = self.hca().device();
+        let hca = self.hca();
+        self.pins.absolve(&*hca);
+        self.info = hca.device();
         self.capabilities = crate::config::capabilities(&self.info, &self.config);
         self.phase = Phase::Ready;
         self.events.device_ready();

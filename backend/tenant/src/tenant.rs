@@ -1,8 +1,10 @@
 //! One guest of an HCA: the door to all of this crate.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_rdma::config::Config;
+use virtio_rdma::request::query::Stats;
 
 use crate::config::{GuestConfig, capabilities};
 use crate::events::{Events, Notify};
@@ -36,7 +38,8 @@ pub struct Tenant {
     state: Mutex<State>,
     events: Arc<Events>,
     counters: Arc<Counters>,
-    guest: GuestId,
+    /// The guest's id in the HCA's present life.
+    guest: AtomicU32,
 }
 
 impl Tenant {
@@ -79,16 +82,16 @@ impl Tenant {
             closed: false,
             config,
         };
-        Ok(Self { state: Mutex::new(state), events, counters, guest })
+        Ok(Self { state: Mutex::new(state), events, counters, guest: AtomicU32::new(guest.0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest, as the HCA knows it.
+    /// The guest, as the HCA knows it; another one after each [`Tenant::device_ready`].
     pub fn guest(&self) -> GuestId {
-        self.guest
+        GuestId(self.guest.load(Ordering::Relaxed))
     }
 
     /// Its events.
@@ -128,6 +131,17 @@ impl Tenant {
         self.lock().reset()
     }
 
+    /// The guest's driver doesn't know that its device began anew: everything is destroyed as by a reset, and the
+    /// driver told by events, with a generation that it hasn't had.
+    pub fn renew(&self, generation: u32) -> TeardownReport {
+        self.lock().renew(generation)
+    }
+
+    /// The counters, and what the guest has now, as the guest itself can ask for them.
+    pub fn stats(&self) -> Stats {
+        self.lock().stats()
+    }
+
     /// The guest is gone: everything of it is destroyed.
     ///
     /// When this returns the HCA uses none of its memory but what was quarantined, and that is kept alive.
@@ -145,13 +159,16 @@ impl Tenant {
         self.lock().device_lost(generation);
     }
 
-    /// The HCA works again.
+    /// The HCA works again, after [`Tenant::device_lost`]. For a guest that began since then nothing changes.
     ///
     /// # Errors
     /// [`MemoryError::Attach`]: then the device has failed for good.
     pub fn device_ready(&self) -> Result<(), MemoryError> {
         let sink: Arc<dyn EventSink> = Arc::clone(&self.events) as _;
-        self.lock().device_ready(sink)
+        let mut state = self.lock();
+        state.device_ready(sink)?;
+        self.guest.store(state.guest.0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The HCA could not be brought up again.

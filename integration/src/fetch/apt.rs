@@ -66,13 +66,13 @@ impl Apt {
         archives(&self.folder.join("cache/archives"))
     }
 
-    /// Downloads one package; gives its archive.
-    pub(super) fn download_alone(&self, name: &str) -> Result<Vec<PathBuf>> {
+    /// Downloads packages without what they depend on; gives the archives.
+    pub(super) fn download_alone(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let place = self.folder.join("alone");
         fs::create_dir_all(&place)?;
         let mut command = self.command("apt-get")?;
-        command.args(["download", "-qq", name]).current_dir(&place);
-        process::run(&command, LIMIT).with_context(|| format!("download {name}"))?;
+        command.args(["download", "-qq"]).args(names).current_dir(&place);
+        process::run(&command, LIMIT).with_context(|| format!("download {}", names.join(" ")))?;
         archives(&place)
     }
 

@@ -51,6 +51,8 @@ pub enum Packages {
         /// The start of the name wanted.
         prefix: &'static str,
     },
+    /// These, without what they depend on.
+    Alone(&'static [&'static str]),
 }
 
 /// QEMU with vfio-user, and its firmware.
@@ -90,6 +92,14 @@ pub const GUEST: Request = Request {
         "strace",
         "tcpdump",
     ]),
+};
+
+/// What programs are compiled with that shall run in the guest, beside its own libraries.
+pub const HEADERS: Request = Request {
+    name: "headers",
+    suites: GUEST.suites,
+    prefer: GUEST.prefer,
+    packages: Packages::Alone(&["libibverbs-dev"]),
 };
 
 /// A tree of unpacked packages.
@@ -181,7 +191,10 @@ impl Tree {
             }
             Packages::Dependency { of, prefix } => {
                 let name = apt.dependency(of, prefix)?;
-                (apt.download_alone(&name)?, vec![name])
+                (apt.download_alone(&[&name])?, vec![name])
+            }
+            Packages::Alone(names) => {
+                (apt.download_alone(names)?, names.iter().map(|&n| n.to_owned()).collect())
             }
         };
         let mut lines = BTreeMap::new();
@@ -212,6 +225,7 @@ fn headline(request: &Request) -> String {
     let packages = match request.packages {
         Packages::WithDependencies(names) => names.join(" "),
         Packages::Dependency { of, prefix } => format!("{prefix}* of {of}"),
+        Packages::Alone(names) => format!("only {}", names.join(" ")),
     };
     let prefer = request.prefer.unwrap_or("-");
     format!("layout {LAYOUT}; suites {}; prefer {prefer}; {packages}", request.suites.join(" "))

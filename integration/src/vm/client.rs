@@ -121,8 +121,13 @@ impl Client {
             state.commands.insert(id, Command::default());
             id
         };
-        let process =
-            Process { shared: Arc::clone(&self.shared), id, command: command.to_owned(), forgotten: false };
+        let process = Process {
+            shared: Arc::clone(&self.shared),
+            id,
+            command: command.to_owned(),
+            read: 0,
+            forgotten: false,
+        };
         self.shared.send(&Message::Start { id, command: command.to_owned() })?;
         Ok(process)
     }
@@ -206,18 +211,51 @@ pub struct Process {
     shared: Arc<Shared>,
     id: u32,
     command: String,
+    /// How many bytes of the standard output [`Process::line`] has given.
+    read: usize,
     forgotten: bool,
 }
 
 impl Process {
+    /// Gives the command bytes on its standard input, and leaves that open.
+    ///
+    /// # Errors
+    /// The agent can't be reached.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.chunks(MAX_BODY) {
+            self.shared.send(&Message::Input { id: self.id, bytes: piece.to_vec() })?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next line of the command's standard output, and gives it without its end.
+    ///
+    /// # Errors
+    /// The command ends without, or none comes within `limit`. The message has its output.
+    pub fn line(&mut self, limit: Duration) -> Result<String> {
+        let (id, from) = (self.id, self.read);
+        let line = self.shared.wait_until(limit, |state| {
+            let command = state.commands.get(&id)?;
+            let rest = &command.stdout[from..];
+            match rest.iter().position(|&byte| byte == b'\n') {
+                Some(length) => Some(Some(rest[..length].to_vec())),
+                None => command.status.is_some().then_some(None),
+            }
+        })?;
+        if let Some(Some(line)) = line {
+            self.read += line.len() + 1;
+            return Ok(Command::text(&line));
+        }
+        let what = if line.is_some() { "ended" } else { "went on" };
+        bail!("{}", self.silence(what, "another line"));
+    }
+
     /// Gives the command bytes on its standard input, and then ends that.
     ///
     /// # Errors
     /// The agent can't be reached.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        for piece in bytes.chunks(MAX_BODY) {
-            self.shared.send(&Message::Input { id: self.id, bytes: piece.to_vec() })?;
-        }
+        self.write(bytes)?;
         self.shared.send(&Message::Input { id: self.id, bytes: Vec::new() })
     }
 
@@ -284,15 +322,19 @@ impl Process {
             (seen || command.status.is_some()).then_some(seen)
         })?;
         if seen != Some(true) {
-            let (stdout, stderr) = self.output();
             let what = if seen.is_some() { "ended" } else { "went on" };
-            bail!(
-                "on {}: `{}` {what} without saying {text:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}",
-                self.shared.name,
-                self.command
-            );
+            bail!("{}", self.silence(what, &format!("{text:?}")));
         }
         Ok(())
+    }
+
+    /// Tells that the command didn't say what was waited for, with all that it said.
+    fn silence(&self, what: &str, missing: &str) -> String {
+        let (stdout, stderr) = self.output();
+        format!(
+            "on {}: `{}` {what} without saying {missing}\n--- stdout\n{stdout}\n--- stderr\n{stderr}",
+            self.shared.name, self.command
+        )
     }
 
     /// Lets go of the command without killing it.

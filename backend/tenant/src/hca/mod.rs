@@ -106,6 +106,10 @@ pub struct Doorbell {
 /// other error nothing has changed. An implementation keeps the number of an object whose destruction failed
 /// out of use until then.
 ///
+/// **No answer.** A command that was not answered in time is the end of the HCA's present life: after one
+/// [`HcaError::TimedOut`] an implementation answers [`HcaError::Lost`] to all commands, at once, until the reset.
+/// Else the end of a guest with thousands of objects, which nothing can interrupt, would wait for each of them.
+///
 /// **Events.** After an object's destruction has returned, none of its events is under way and none comes.
 pub trait Hca: Send + Sync + std::fmt::Debug {
     /// What it is and can do. Constant between two resets.
@@ -142,13 +146,15 @@ pub trait Hca: Send + Sync + std::fmt::Debug {
     fn dma(&self) -> DmaInfo;
 
     /// Maps a piece of guest memory at `iova`, for reads, and for writes if the piece is writable. The piece's
-    /// memory stays until [`Hca::unmap`] has returned.
+    /// memory stays until [`Hca::unmap`] has returned. What overlaps an existing mapping is refused.
     ///
     /// # Errors
     /// [`HcaError::NoMappings`] where the host has no more of them; else [`HcaError`].
     fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError>;
 
     /// Undoes a [`Hca::map`] of exactly this address and length in bytes. When it returns the HCA can't reach it.
+    /// Also asked after a [`Hca::map`] that left open whether it mapped, when nothing mapped there is a success,
+    /// and while the HCA is lost or being reset.
     ///
     /// # Errors
     /// [`HcaError`]: the memory may still be mapped.
@@ -316,7 +322,8 @@ pub trait Hca: Send + Sync + std::fmt::Debug {
     /// [`HcaError`].
     fn address_vector(&self, pd: PdId, path: &Path) -> Result<AddressVector, HcaError>;
 
-    /// Messages to the group reach the queue pair.
+    /// Messages to the group reach the queue pair. If it is left open whether they do, [`Hca::detach_mcast`] is
+    /// asked next.
     ///
     /// # Errors
     /// [`HcaError`].

@@ -142,24 +142,39 @@ impl Pins {
         for key in keys {
             self.remove(hca, key);
         }
+        // Or a guest whose regions come and go would make the list grow for ever.
+        self.idle.retain(|key| key.region != region);
     }
 
-    /// Unmaps everything and hands over what must stay mapped.
-    pub(crate) fn clear(&mut self, hca: &dyn Hca) -> Vec<Stuck> {
+    /// Unmaps everything but what must stay mapped.
+    fn remove_all(&mut self, hca: &dyn Hca) {
         let keys: Vec<ChunkKey> = self.chunks.keys().copied().collect();
         for key in keys {
             self.remove(hca, key);
         }
         self.idle.clear();
+    }
+
+    /// Unmaps everything and hands over what must stay mapped.
+    pub(crate) fn clear(&mut self, hca: &dyn Hca) -> Vec<Stuck> {
+        self.remove_all(hca);
         self.mapped_bytes = 0;
         std::mem::take(&mut self.stuck)
     }
 
-    /// Forgets what uses chunks: the HCA was reset.
-    pub(crate) fn absolve(&mut self) {
+    /// Unmaps everything, whatever used it: the HCA was reset. What can't be unmapped even now can be tried again.
+    pub(crate) fn absolve(&mut self, hca: &dyn Hca) {
         for chunk in self.chunks.values_mut() {
             (chunk.stuck, chunk.users) = (false, 0);
         }
+        for stuck in std::mem::take(&mut self.stuck) {
+            if unmap(hca, stuck.iova, stuck.length) {
+                self.mapped_bytes -= stuck.length;
+            } else {
+                self.stuck.push(stuck);
+            }
+        }
+        self.remove_all(hca);
     }
 
     /// Marks everything as still in the HCA's use.
@@ -216,11 +231,22 @@ impl Pins {
         let piece =
             region.piece(guest_address - region.guest_address, length).ok_or(Reason::NOT_IN_MEMORY)?;
         let iova = self.window.iova(guest_address);
+        // Of a region that was here before, and that the HCA may still reach.
+        let overlaps = |stuck: &Stuck| stuck.iova.0 < iova.0 + length && iova.0 < stuck.iova.0 + stuck.length;
+        if self.stuck.iter().any(overlaps) {
+            return Err(Reason::MAPPING_LIMIT);
+        }
         loop {
             match hca.map(iova, &piece) {
                 Ok(()) => break,
                 Err(HcaError::NoMappings) if self.evict(hca) => {}
-                Err(error) => return Err(error.reason()),
+                Err(error) => {
+                    if error.leaves_open() {
+                        self.mapped_bytes += length;
+                        self.keep_apart(iova, length, Arc::clone(region));
+                    }
+                    return Err(error.reason());
+                }
             }
         }
         Ok(Chunk { region: Arc::clone(region), iova, length, users: 1, listed: false, stuck: false })
@@ -250,12 +276,12 @@ impl Pins {
             self.mapped_bytes -= chunk.length;
             return;
         }
-        self.stuck.push(Stuck {
-            iova: chunk.iova,
-            length: chunk.length,
-            _region: chunk.region,
-            _window: Arc::clone(&self.window),
-        });
+        self.keep_apart(chunk.iova, chunk.length, chunk.region);
+    }
+
+    /// Keeps what may be mapped valid until the HCA's reset.
+    fn keep_apart(&mut self, iova: Iova, length: u64, region: Arc<GuestRegion>) {
+        self.stuck.push(Stuck { iova, length, _region: region, _window: Arc::clone(&self.window) });
     }
 }
 
@@ -267,5 +293,33 @@ pub(crate) fn unmap(hca: &dyn Hca, iova: Iova, length: u64) -> bool {
             log::warn!("memory at {iova:#x} of {length:#x} bytes stays mapped: {error}");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{RegionTable, Windows};
+    use crate::tests::fake::FakeHca;
+    use crate::tests::memory::region;
+
+    #[test]
+    fn regions_that_come_and_go_leave_nothing_in_the_list_of_idle_chunks() {
+        let hca = FakeHca::new();
+        let window = Windows::new(hca.dma().ranges).take(1 << 40, 1).unwrap();
+        let mut pins = Pins::new(Arc::new(window), ChunkSize::Log2Bytes(12), 8, u64::MAX);
+        let mut table = RegionTable::default();
+        for offset in [0x1000, 0x2000, 0x3000] {
+            let update = table.compare(vec![region(0, 0x2000, offset)], 1 << 40, 1).unwrap();
+            for entry in &update.removed {
+                pins.remove_region(&*hca, entry.id);
+            }
+            table.apply(update);
+            let pinned = pins.pin(&*hca, &[table.find(0, 0x2000).unwrap()]).unwrap();
+            pins.unpin(&*hca, &pinned);
+            assert_eq!((pins.idle.len(), pins.idle_bytes, pins.mapped_bytes()), (2, 0x2000, 0x2000));
+        }
+        assert!(pins.clear(&*hca).is_empty());
+        assert_eq!(hca.lock().wrong, Vec::<String>::new());
     }
 }

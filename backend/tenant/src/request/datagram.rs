@@ -40,6 +40,12 @@ fn member(state: &State, handle: u32, group: &McastGroup) -> Result<(QpId, bool)
     Ok((qp.base.live()?, qp.groups.contains(group)))
 }
 
+/// How many queue pairs of the guest are in a group.
+fn members(state: &State, group: &McastGroup) -> u32 {
+    let members = state.objects.qps.iter().filter(|(_, qp)| qp.groups.contains(group));
+    u32::try_from(members.count()).unwrap_or(u32::MAX)
+}
+
 impl CarryOut for AttachMcast {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
         let group = group(self.mgid, self.mlid)?;
@@ -47,10 +53,17 @@ impl CarryOut for AttachMcast {
         if is_member {
             return Ok(Done {});
         }
-        if state.attachments >= state.config.limits.mcast_attachments {
+        let limits = &state.config.limits;
+        if state.attachments >= limits.mcast_attachments || members(state, &group) >= limits.mcast_members {
             return Err(Reason::OBJECT_LIMIT);
         }
-        state.hca().attach_mcast(qp, &group).map_err(|error| error.reason())?;
+        if let Err(error) = state.hca().attach_mcast(qp, &group) {
+            // It may be in the group: it is taken out, or its number stays out of use.
+            if error.leaves_open() && state.hca().detach_mcast(qp, &group).is_err() {
+                log::warn!("{qp:?} may be in a multicast group that it was not attached to: {error}");
+            }
+            return Err(error.reason());
+        }
         state.attachments += 1;
         found(state.objects.qps.get_mut(self.qp.get()))?.groups.insert(group);
         Ok(Done {})

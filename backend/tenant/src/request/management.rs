@@ -5,9 +5,10 @@ use virtio_rdma::request::{Done, Request};
 use virtio_rdma::{Reason, Reserved, U32};
 
 use super::{CarryOut, path};
+use crate::objects::Registration;
 use crate::state::State;
 
-/// A registration names at least these bits: a port number's worth of IDs may be asked for, not everyone's.
+/// A registration names at least these bits.
 const NAMED_BITS: u64 = !0xffff;
 
 impl CarryOut for RegisterServiceId {
@@ -19,18 +20,24 @@ impl CarryOut for RegisterServiceId {
         if mask & NAMED_BITS != NAMED_BITS {
             return Err(Reason::BAD_ATTRIBUTE);
         }
-        state.objects.registrations.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
-        let ids = state.host.service_ids();
-        let id = ids.register(state.guest, self.service_id.get(), mask, self.port)?;
-        let handle = state.objects.registrations.insert(id).ok_or(Reason::OBJECT_LIMIT)?;
+        let ids = 1 << mask.count_zeros();
+        let registrations = &mut state.objects.registrations;
+        let registered: u32 = registrations.iter().map(|(_, registration)| registration.ids).sum();
+        if registered.saturating_add(ids) > state.config.limits.service_ids {
+            return Err(Reason::OBJECT_LIMIT);
+        }
+        registrations.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
+        let service_ids = state.host.service_ids();
+        let id = service_ids.register(state.guest, self.service_id.get(), mask, self.port)?;
+        let handle = registrations.insert(Registration { id, ids }).ok_or(Reason::OBJECT_LIMIT)?;
         Ok(ServiceIdRegistered { registration: U32::new(handle), reserved: Reserved::ZERO })
     }
 }
 
 impl CarryOut for UnregisterServiceId {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
-        let id = state.objects.registrations.remove(self.registration.get()).ok_or(Reason::BAD_HANDLE)?;
-        state.host.service_ids().unregister(id);
+        let registration = state.objects.registrations.remove(self.registration.get());
+        state.host.service_ids().unregister(registration.ok_or(Reason::BAD_HANDLE)?.id);
         Ok(Done {})
     }
 }

@@ -8,8 +8,8 @@ use virtio_rdma::request::{Done, Request};
 
 use super::queue_pair::remote_access;
 use super::{CarryOut, path, transition};
-use crate::hca::{AlternatePath, Migration, Path, QpId, QpModify, QpState};
-use crate::objects::found;
+use crate::hca::{AlternatePath, HcaError, Migration, Path, QpId, QpModify, QpState};
+use crate::objects::{Qp, found};
 use crate::state::State;
 
 /// Numbers of queue pairs and PSNs have 24 bits.
@@ -133,6 +133,23 @@ fn alternate_path(state: &State, attributes: &QpAttributes) -> Result<AlternateP
     })
 }
 
+/// Whether the change keeps port and P_Key together: a P_Key's index is one of a port's table, and must not be left
+/// behind for another port's, where it may be another P_Key than those that the guest may use.
+fn check_partition(state: &State, qp: &Qp, from: QpState, mask: Mask, port: u8) -> Result<(), Reason> {
+    let all = Mask::PORT | Mask::PKEY_INDEX | Mask::AV;
+    if state.config.partitions.is_none() || !mask.intersects(all) {
+        return Ok(());
+    }
+    let moves = port != qp.port;
+    let needed = match from {
+        // Without a path yet.
+        QpState::Reset | QpState::Init if moves => Mask::PKEY_INDEX,
+        _ if moves || qp.strays => all,
+        _ => Mask::NONE,
+    };
+    if mask.contains(needed) { Ok(()) } else { Err(Reason::BAD_ATTRIBUTE_MASK) }
+}
+
 /// The queue pair, and its change, checked.
 fn checked(body: &ModifyQp, state: &State) -> Result<(QpId, QpModify, u8), Reason> {
     let (attributes, mask) = (&body.attributes, body.attr_mask);
@@ -145,6 +162,7 @@ fn checked(body: &ModifyQp, state: &State) -> Result<(QpId, QpModify, u8), Reaso
     if mask.intersects(Mask::PORT | Mask::PKEY_INDEX | Mask::AV) {
         path::check_port(state, port)?;
     }
+    check_partition(state, qp, from, mask, port)?;
     let modify = Asked { attributes, mask }.modify(state, port, from, to)?;
     Ok((id, modify, port))
 }
@@ -152,10 +170,17 @@ fn checked(body: &ModifyQp, state: &State) -> Result<(QpId, QpModify, u8), Reaso
 impl CarryOut for ModifyQp {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
         let (id, modify, port) = checked(self, state)?;
-        state.hca().modify_qp(id, &modify).map_err(|error| error.reason())?;
+        let result = state.hca().modify_qp(id, &modify);
         let qp = found(state.objects.qps.get_mut(self.qp.get()))?;
+        if result.is_ok() || result.is_err_and(HcaError::leaves_open) {
+            qp.strays |= modify.alternate.is_some_and(|alternate| alternate.path.port != port);
+            qp.port = if result.is_err() && modify.port.is_some() { 0 } else { port };
+        }
+        result.map_err(|error| error.reason())?;
         qp.state = modify.to;
-        qp.port = if modify.to == QpState::Reset { 0 } else { port };
+        if modify.to == QpState::Reset {
+            (qp.port, qp.strays) = (0, false);
+        }
         Ok(Done {})
     }
 }

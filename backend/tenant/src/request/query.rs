@@ -1,5 +1,6 @@
 //! Queries of device, ports and statistics, in the guest's view.
 
+use virtio_rdma::config::Capabilities;
 use virtio_rdma::request::Request;
 use virtio_rdma::request::query::{
     AtomicCap, DeviceAttributes, DeviceFlags, GidEntry, GidType, LinkLayer as AbiLayer, Mtu, PkeyEntry,
@@ -54,7 +55,9 @@ impl CarryOut for QueryDevice {
         let features = &info.features;
         let pkeys = state.hca().query_port(1).map_err(|error| error.reason())?.pkeys;
         let windows = features.mw_type1 || features.mw_type2;
-        let in_groups = limit(features.multicast, u32::MAX, limits.mcast_attachments);
+        let datagrams = state.capabilities.contains(Capabilities::UD);
+        let multicast = state.capabilities.contains(Capabilities::MULTICAST);
+        let in_groups = limit(multicast, u32::MAX, limits.mcast_attachments);
         Ok(DeviceAttributes {
             node_guid: info.node_guid,
             sys_image_guid: info.sys_image_guid,
@@ -81,10 +84,10 @@ impl CarryOut for QueryDevice {
             ),
             max_qp_init_rd_atom: U32::new(u32::from(info.max_rd_atomic)),
             max_mw: limit(windows, info.max_mw, limits.mws),
-            max_mcast_grp: limit(features.multicast, info.max_mcast_groups, limits.mcast_attachments),
-            max_mcast_qp_attach: limit(features.multicast, info.max_mcast_qps, limits.mcast_attachments),
+            max_mcast_grp: limit(multicast, info.max_mcast_groups, limits.mcast_attachments),
+            max_mcast_qp_attach: limit(multicast, info.max_mcast_qps, limits.mcast_members),
             max_total_mcast_qp_attach: in_groups,
-            max_ah: limit(features.ud, u32::MAX >> 1, u32::MAX >> 1),
+            max_ah: limit(datagrams, u32::MAX >> 1, u32::MAX >> 1),
             max_srq: limit(features.srq, info.max_srq, limits.srqs),
             max_srq_wr: limit(features.srq, info.max_srq_wr, u32::MAX),
             max_srq_sge: limit(features.srq, info.max_srq_sge, u32::MAX),
@@ -167,9 +170,16 @@ impl CarryOut for QueryPkey {
 
 impl CarryOut for QueryStats {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Stats, Reason> {
-        let counters = &state.counters;
+        Ok(state.stats())
+    }
+}
+
+impl State {
+    /// The counters, and what the guest has now.
+    pub(crate) fn stats(&self) -> Stats {
+        let counters = &self.counters;
         let read = |counter| U64::new(Counters::read(counter));
-        Ok(Stats {
+        Stats {
             requests: read(&counters.requests),
             requests_failed: read(&counters.requests_failed),
             chains_refused: read(&counters.chains_refused),
@@ -180,11 +190,11 @@ impl CarryOut for QueryStats {
             completion_events: read(&counters.completion_events),
             async_events: read(&counters.async_events),
             async_events_lost: read(&counters.async_events_lost),
-            registered_bytes: U64::new(state.registered_bytes),
-            mapped_bytes: U64::new(state.pins.mapped_bytes()),
-            objects: U32::new(u32::try_from(state.objects.count()).unwrap_or(u32::MAX)),
-            quarantined: U32::new(state.quarantined),
+            registered_bytes: U64::new(self.registered_bytes),
+            mapped_bytes: U64::new(self.pins.mapped_bytes()),
+            objects: U32::new(u32::try_from(self.objects.count()).unwrap_or(u32::MAX)),
+            quarantined: U32::new(self.quarantined),
             ..Stats::new_zeroed()
-        })
+        }
     }
 }

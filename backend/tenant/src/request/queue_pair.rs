@@ -174,7 +174,15 @@ impl CarryOut for CreateQp {
         })?;
         state.objects.use_parents(&parents);
         let base = Base::new(qp.id, qp.number, held, parents);
-        let object = Qp { base, slot, state: QpState::Reset, port: 0, geometry, groups: BTreeSet::new() };
+        let object = Qp {
+            base,
+            slot,
+            state: QpState::Reset,
+            port: 0,
+            strays: false,
+            geometry,
+            groups: BTreeSet::new(),
+        };
         let handle = state.objects.qps.insert(object).ok_or(Reason::OBJECT_LIMIT)?;
         state.let_ring(&parents, slot, Target::Send(qp.id));
         let send = slot.map_or(DoorbellPlace::NONE, DoorbellPlace::of_slot);

@@ -52,7 +52,7 @@ fn settle(
     let keys = match result {
         Ok(keys) => keys,
         Err(error) if error.leaves_open() => {
-            lose(body, state, new);
+            lose(body, state, change, new);
             return Err(error.reason());
         }
         Err(error) => {
@@ -74,12 +74,15 @@ fn settle(
     Ok(keys)
 }
 
-/// The HCA may use both memories now: the region can only be deregistered.
-fn lose(body: &ReregMr, state: &mut State, new: Option<Held>) {
+/// The HCA may use both memories and both PDs now: the region can only be deregistered.
+fn lose(body: &ReregMr, state: &mut State, change: &Change, new: Option<Held>) {
     let Some(mr) = state.objects.mrs.get_mut(body.mr.get()) else { return };
     mr.base.id = None;
     let (old, parents) = (std::mem::take(&mut mr.base.held), mr.base.parents);
     state.objects.mark_parents_stuck(&parents);
+    if let Some((pd, _)) = change.pd {
+        state.objects.mark_parents_stuck(&Parents::pd(pd));
+    }
     state.quarantine(&old);
     if let Some(new) = new {
         state.quarantine(&new);

@@ -205,8 +205,9 @@ impl Hca for FakeHca {
         Ok(Gid([port; 16]))
     }
 
-    fn query_pkey(&self, _: u8, index: u16) -> Result<u16, HcaError> {
-        Ok([0xffff, 0x8001, 0, 0x8002][usize::from(index)])
+    fn query_pkey(&self, port: u8, index: u16) -> Result<u16, HcaError> {
+        let table = if port == 1 { [0xffff, 0x8001, 0, 0x8002] } else { [0xffff, 0x8003, 0x8001, 0] };
+        Ok(table[usize::from(index)])
     }
 
     fn attach(&self, events: Arc<dyn EventSink>) -> Result<GuestId, HcaError> {
@@ -232,7 +233,10 @@ impl Hca for FakeHca {
 
     fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError> {
         let mut fake = self.lock();
-        fake.call("map")?;
+        let result = fake.call("map");
+        if result.is_err_and(|error| !error.leaves_open()) {
+            return result;
+        }
         if fake.maps.len() >= fake.max_maps {
             return Err(HcaError::NoMappings);
         }
@@ -241,7 +245,7 @@ impl Hca for FakeHca {
             return Err(HcaError::Refused);
         }
         fake.maps.insert(iova.0, piece.length);
-        Ok(())
+        result
     }
 
     fn unmap(&self, iova: Iova, length: u64) -> Result<(), HcaError> {
@@ -311,8 +315,9 @@ impl Hca for FakeHca {
             }
             object.memory.extend(pages(pieces));
         }
-        if let Some(pd) = change.pd.filter(|_| !lost) {
-            object.parents = vec![("pd", pd.0)];
+        if let Some(pd) = change.pd {
+            object.parents.retain(|_| lost);
+            object.parents.push(("pd", pd.0));
         }
         if lost {
             fake.lose(("mr", mr.0));
@@ -451,8 +456,12 @@ impl Hca for FakeHca {
     }
 
     fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {
-        self.lock().known("qp", qp.0, "attach mcast")?.groups.insert(*group);
-        Ok(())
+        let mut fake = self.lock();
+        let result = fake.call("attach mcast");
+        if result.is_ok() || result.is_err_and(HcaError::leaves_open) {
+            fake.known("qp", qp.0, "attach mcast to")?.groups.insert(*group);
+        }
+        result
     }
 
     fn detach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {

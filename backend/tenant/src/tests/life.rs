@@ -5,7 +5,8 @@ use virtio_rdma::request::SegmentMode;
 use virtio_rdma::request::completion::DestroyCq;
 use virtio_rdma::request::datagram::AttachMcast;
 use virtio_rdma::request::domain::{AllocPd, DeallocPd, DeallocUar};
-use virtio_rdma::request::memory::{AllocMw, DeregMr, MwType};
+use virtio_rdma::request::management::RegisterServiceId;
+use virtio_rdma::request::memory::{AllocMw, DeregMr, MwType, ReregFlags, ReregMr};
 use virtio_rdma::request::queue_pair::{CreateQp, DestroyQp, QpType, QueryQp};
 use virtio_rdma::request::shared_receive::{CreateSrq, SrqType};
 use virtio_rdma::{Reason, U16, U32, U64};
@@ -134,6 +135,124 @@ fn creation_that_may_have_happened_keeps_its_memory() {
 }
 
 #[test]
+fn pd_that_a_region_may_have_moved_to_is_kept_too() {
+    let scene = Scene::new();
+    let [old, new] = [0, 1].map(|_| scene.call(&AllocPd {}, &[]).unwrap().pd.get());
+    let mr = scene.call(&reg_mr(old, 0, 0x1000), &[(0x40_0000, 0x1000)]).unwrap().mr;
+    scene.hca.lock().faults.insert("modify mr".into(), (HcaError::TimedOut, 1));
+    let change = ReregMr { mr, change: ReregFlags::PD, pd: U32::new(new), ..ReregMr::new_zeroed() };
+    assert_eq!(scene.call(&change, &[]).err(), Some(Reason::COMMAND_TIMEOUT));
+    assert_eq!(scene.call(&dealloc_pd(new), &[]).err(), Some(Reason::COMMAND_FAILED));
+    scene.call(&dereg_mr(mr.get()), &[]).unwrap();
+    assert_eq!(scene.call(&dealloc_pd(old), &[]).err(), Some(Reason::COMMAND_FAILED));
+    assert!(!scene.hca.lock().log.contains(&"destroy pd".to_owned()));
+    assert_eq!(scene.tenant.close().bytes_left_mapped, 2 << 20);
+    assert_eq!(scene.hca.lock().wrong, Vec::<String>::new());
+}
+
+#[test]
+fn memory_that_may_be_mapped_is_kept_apart_until_the_reset() {
+    let scene = Scene::new();
+    let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
+    let register = || scene.call(&reg_mr(pd, 0, 0x1000), &[(0x40_0000, 0x1000)]).err();
+    scene.hca.lock().faults.insert("map".into(), (HcaError::TimedOut, 1));
+    assert_eq!(register(), Some(Reason::COMMAND_TIMEOUT));
+    assert_eq!(register(), Some(Reason::MAPPING_LIMIT));
+    assert_eq!(scene.tenant.close().bytes_left_mapped, 2 << 20);
+    scene.host.after_reset();
+    assert_empty(&scene);
+}
+
+#[test]
+fn memory_at_the_place_of_what_the_hca_kept_is_not_mapped_before_the_reset() {
+    let scene = Scene::new();
+    let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
+    let mr = scene.call(&reg_mr(pd, 0, 0x1000), &[(0x40_0000, 0x1000)]).unwrap().mr.get();
+    scene.hca.lock().faults.insert("destroy mr".into(), (HcaError::Failed, 1));
+    assert_eq!(scene.call(&dereg_mr(mr), &[]).err(), Some(Reason::COMMAND_FAILED));
+    scene.tenant.update_memory(vec![region(0, MEMORY, 8 * MEMORY)]).unwrap();
+    let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
+    let before = scene.hca.lock().log.len();
+    let there = scene.call(&reg_mr(pd, 0, 0x1000), &[(0x40_0000, 0x1000)]);
+    assert_eq!(there.err(), Some(Reason::MAPPING_LIMIT));
+    assert_eq!(scene.hca.lock().log.len(), before);
+    scene.call(&reg_mr(pd, 0, 0x1000), &[(0x60_0000, 0x1000)]).unwrap();
+
+    scene.tenant.stop();
+    scene.hca.lock().forget_all();
+    scene.tenant.device_lost(2);
+    assert!(scene.hca.lock().maps.is_empty());
+    scene.tenant.close();
+}
+
+#[test]
+fn memory_that_a_reset_left_mapped_is_unmapped_when_the_hca_is_ready() {
+    let scene = Scene::new();
+    let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
+    scene.call(&reg_mr(pd, 0, 0x1000), &[(0x40_0000, 0x1000)]).unwrap();
+    scene.tenant.stop();
+    scene.hca.lock().forget_all();
+    scene.hca.lock().faults.insert("unmap".into(), (HcaError::Lost, 1));
+    scene.tenant.device_lost(2);
+    assert_eq!((scene.hca.lock().maps.len(), scene.host.quarantined_bytes()), (1, 0));
+    scene.tenant.device_ready().unwrap();
+    let at_2 = |verb: &_| call(&scene.tenant, verb, &[(0x40_0000, 0x1000)], SegmentMode::DIRECT, 2);
+    let pd = call(&scene.tenant, &AllocPd {}, &[], SegmentMode::DIRECT, 2).unwrap().pd.get();
+    at_2(&reg_mr(pd, 0, 0x1000)).unwrap();
+    scene.host.after_reset();
+    assert_eq!(scene.hca.lock().maps.len(), 1);
+    scene.tenant.close();
+    assert_empty(&scene);
+}
+
+#[test]
+fn queue_pair_that_may_be_in_a_group_is_taken_out_of_it() {
+    let scene = Scene::new();
+    let basics = scene.basics();
+    let ud = CreateQp { qp_type: QpType::UD, ..create_qp(basics.pd, basics.cq, basics.uar, 0x20_0044) };
+    let qp = scene.call(&ud, &[(0x52_0000, 0x2000)]).unwrap().qp;
+    let mut group = AttachMcast { qp, mlid: U16::new(0xc001), ..AttachMcast::new_zeroed() };
+    group.mgid[0] = 0xff;
+    scene.hca.lock().faults.insert("attach mcast".into(), (HcaError::TimedOut, 1));
+    assert_eq!(scene.call(&group, &[]).err(), Some(Reason::COMMAND_TIMEOUT));
+    scene.call(&destroy_qp(qp.get()), &[]).unwrap();
+    scene.tenant.close();
+    assert_empty(&scene);
+}
+
+fn register_service_id() -> RegisterServiceId {
+    RegisterServiceId {
+        service_id: U64::new(0x0106_0001),
+        mask: U64::new(u64::MAX),
+        ..RegisterServiceId::new_zeroed()
+    }
+}
+
+#[test]
+fn guest_has_its_new_id_after_a_loss_of_the_hca() {
+    let scene = Scene::new();
+    let before = scene.tenant.guest();
+    scene.tenant.stop();
+    scene.hca.lock().forget_all();
+    scene.tenant.device_lost(2);
+    scene.tenant.device_ready().unwrap();
+    assert_ne!(scene.tenant.guest(), before);
+    call(&scene.tenant, &register_service_id(), &[], SegmentMode::DIRECT, 2).unwrap();
+    scene.tenant.device_ready().unwrap();
+    assert_eq!(scene.host.owner_of_service_id(0x0106_0001, 1), Some(scene.tenant.guest()));
+    scene.tenant.close();
+}
+
+#[test]
+fn service_ids_of_a_guest_that_was_dropped_are_free() {
+    let Scene { host, tenant, .. } = Scene::new();
+    call(&tenant, &register_service_id(), &[], SegmentMode::DIRECT, 1).unwrap();
+    assert_eq!(host.owner_of_service_id(0x0106_0001, 1), Some(tenant.guest()));
+    drop(tenant);
+    assert_eq!(host.owner_of_service_id(0x0106_0001, 1), None);
+}
+
+#[test]
 fn region_with_bound_windows_is_busy_and_keeps_its_memory() {
     let scene = Scene::new();
     let pd = scene.call(&AllocPd {}, &[]).unwrap().pd.get();
@@ -233,4 +352,20 @@ fn events_beyond_the_limit_are_counted_and_the_guest_is_told_how_many() {
     });
     assert_eq!(events, [(EventType::COMM_EST, 3), (EventType::COMM_EST, 0)]);
     scene.tenant.close();
+}
+
+#[test]
+fn renewed_guest_has_lost_everything_and_is_told_with_its_new_generation() {
+    let scene = Scene::new();
+    scene.basics();
+    assert_eq!(scene.tenant.renew(7).not_given_back, 0);
+    assert!(scene.hca.lock().alive().is_empty());
+    let mut events = Vec::new();
+    scene.tenant.events().deliver(|event| {
+        events.push((event.event_type, event.generation.get()));
+        true
+    });
+    assert_eq!(events, [(EventType::DEVICE_FATAL, 7), (EventType::DEVICE_READY, 7)]);
+    assert_eq!(scene.call(&AllocPd {}, &[]).err(), Some(Reason::STALE_GENERATION));
+    assert_eq!(scene.tenant.stats().objects.get(), 0);
 }

@@ -1,6 +1,6 @@
 //! Tests of the whole crate on a recording fake of the HCA.
 
-mod fake;
+pub(crate) mod fake;
 mod hostile;
 mod life;
 pub(crate) mod memory;

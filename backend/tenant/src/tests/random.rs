@@ -87,6 +87,17 @@ fn shape(random: &mut Random, opcode: Opcode, body: &mut [u8]) -> Vec<(u64, u64)
             put(64, &[0; 8]);
             return vec![(at ^ 0x4000, 0x2000)];
         }
+        Opcode::MODIFY_QP => {
+            let mask = random.one(&[1u32, 1 | 1 << 3 | 1 << 4 | 1 << 5, 1 | 1 << 4 | 1 << 5 | 1 << 6]);
+            put(4, &mask.to_le_bytes());
+            put(8, &[0; 128]);
+            put(112, &[u8::from(mask != 1)]);
+            put(121, &[1]);
+        }
+        Opcode::ATTACH_MCAST | Opcode::DETACH_MCAST => {
+            put(4, &[1, 0xc0, 0, 0, 0xff, u8::try_from(random.below(2)).unwrap()]);
+            put(10, &[0; 14]);
+        }
         _ => {}
     }
     Vec::new()
@@ -152,8 +163,19 @@ fn run(seed: u64, faults: bool) {
     for step in 0..3000 {
         let (tenant, _) = &guests[random.below(guests.len())];
         if faults && step % 50 == 0 {
-            let calls =
-                ["destroy qp", "destroy cq", "create mr", "create qp", "resize cq", "destroy mr", "map"];
+            let calls = [
+                "destroy qp",
+                "destroy cq",
+                "create mr",
+                "create qp",
+                "resize cq",
+                "modify mr",
+                "modify qp",
+                "destroy mr",
+                "attach mcast",
+                "map",
+                "unmap",
+            ];
             let error = random.one(&[HcaError::Failed, HcaError::TimedOut, HcaError::Refused]);
             hca.lock().faults.insert(random.one(&calls).to_owned(), (error, 1));
         }

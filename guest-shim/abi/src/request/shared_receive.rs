@@ -5,7 +5,7 @@ use crate::{Reserved, U32, U64};
 codes! {
     /// Kind of an SRQ (`ibv_srq_type`).
     pub enum SrqType {
-        /// For RC and UD queue pairs of its PD.
+        /// For RC and UD queue pairs.
         BASIC = 0,
         /// For XRC queue pairs of its domain; it has a CQ of its own.
         XRC = 1,

@@ -42,13 +42,14 @@ counters! {
     failed_commands,
     /// Doorbells that named no object, or came through a UAR page that the object doesn't use.
     bad_doorbells,
-    /// Send work requests executed to their end, with or without success; flushed ones aside.
+    /// Send work requests of connected services executed to their end, with or without success; flushed
+    /// ones aside.
     send_wqes,
-    /// Receive work requests used by a message.
+    /// Receive work requests used by a message of a connected service.
     receive_wqes,
     /// Work requests flushed in state ERR.
     flushed_wqes,
-    /// Payload bytes copied from a sender's memory to a receiver's.
+    /// Payload bytes of connected services copied from memory to memory, those of reads too; atomics aside.
     payload_bytes,
     /// Accesses refused by a local key.
     rejected_lkeys,
@@ -60,6 +61,8 @@ counters! {
     timeouts,
     /// Packets of connected services that weren't those expected next.
     out_of_sequence,
+    /// Send work requests of datagram services, special queue pairs among them; flushed ones aside.
+    datagram_sends,
     /// Datagrams received into a buffer.
     datagrams,
     /// Datagrams dropped: no such queue pair, wrong key, no buffer.

@@ -1,7 +1,8 @@
 //! Host memory: mapping a file, and ranges of memory that outlive whoever accesses them.
 //!
-//! With [`guard`](super::guard) the only unsafe code of the crate. What it relies on: a [`HostRegion`] holds whatever keeps its memory
-//! mapped, and no reference is ever made to that memory, only [`VolatileSlice`]s that borrow the region.
+//! With the seam's the only unsafe code of the crate. What it relies on: a [`HostRegion`] holds whatever keeps
+//! its memory mapped, and no reference is ever made to that memory, only [`VolatileSlice`]s that borrow the
+//! region.
 #![expect(unsafe_code, reason = "mmap and access to shared memory")]
 
 use std::any::Any;
@@ -11,9 +12,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Weak};
 
+use paraverbs_guard::{FileKey, State, Watch};
 use vm_memory::VolatileSlice;
-
-use super::guard::{State, Watch};
 
 /// A range of host memory, and what keeps it mapped. Cloning it shares both.
 #[derive(Clone)]
@@ -53,7 +53,10 @@ impl HostRegion {
         let base = NonNull::new(addr.cast::<u8>()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         // From here on dropped, and so unmapped, on error.
         let mut mapped = Mapped { base, len, watch: None };
-        let watch = mapped.watch.insert(Watch::new(base, len)?);
+        let file = FileKey::of(fd)?;
+        // SAFETY: the mapping was just made, it is undone by `Mapped` after the watch, and all access to it is by
+        // volatile slices.
+        let watch = mapped.watch.insert(unsafe { Watch::new(base, len, file) }?);
         let state = watch.state();
         Ok(Self { base, len, state, keep: Arc::new(mapped) })
     }

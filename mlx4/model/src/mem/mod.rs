@@ -16,13 +16,11 @@
 //!
 //! Memory that a guest cuts short while it is mapped is lost to the device, and does no other harm.
 //!
-//! - `host`: mapping files and raw access
-//! - `guard`: what catches accesses to memory that was taken away; these two are the crate's unsafe code
+//! - `host`: mapping files and raw access; `paraverbs-guard` catches accesses to memory that was taken away
 //! - `table`: the persistent map from addresses to regions
 //! - `space`: who may change it, and how views are waited for
 //! - `view`: the device's side
 
-mod guard;
 mod host;
 mod space;
 mod table;

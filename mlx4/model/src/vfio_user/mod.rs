@@ -8,6 +8,7 @@
 //! closed, in that order, and the next one is accepted. A client is not trusted: what it asks for is
 //! checked, and the worst it gets is an error or a closed connection.
 //!
+//! - `card`: a card of its own for each server
 //! - `socket`: making the socket, and removing it
 //! - `backend`: one client's requests
 //! - `irqs`: eventfds as interrupts
@@ -15,6 +16,7 @@
 //! Does not: offer mmap-able regions (each trapped write would then wait for its reply), raise INTx.
 
 mod backend;
+mod card;
 mod irqs;
 pub mod socket;
 #[cfg(test)]
@@ -22,7 +24,7 @@ mod tests;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -34,8 +36,10 @@ use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::device::PciFunction;
+use crate::hca::HcaError;
 use crate::mem::DmaSpace;
 use backend::Backend;
+pub use card::ServedCard;
 pub use irqs::EventFdInterrupts;
 use socket::{ServerSocket, SocketError};
 
@@ -51,12 +55,39 @@ pub enum ServeError {
     /// There is no socket at the path.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The server's thread can't be started.
+    /// There can't be another card.
+    #[error("can't plug in a card for {path}")]
+    Card {
+        /// The socket that it was to be served on.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: HcaError,
+    },
+    /// The thread of the server, or of its card, can't be started.
     #[error("can't start the server's thread")]
     Thread(#[source] io::Error),
     /// The signal that wakes the thread can't be set up.
     #[error("can't set up the signal that stops the server")]
     Signal(#[source] errno::Error),
+}
+
+impl ServeError {
+    /// What the person who chose the path can do about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Socket(SocketError::PathTooLong { .. }) => "choose a shorter path",
+            Self::Socket(SocketError::InUse { .. }) => "stop that server, or choose another path",
+            Self::Socket(SocketError::NotASocket { .. }) => "remove it, or choose another path",
+            Self::Socket(SocketError::Listen { source, .. }) => match source.kind() {
+                io::ErrorKind::NotFound => "make its folder first",
+                io::ErrorKind::PermissionDenied => "choose a folder that you may write to",
+                _ => "choose another path",
+            },
+            Self::Card { .. } => "serve fewer cards",
+            Self::Thread(_) | Self::Signal(_) => "look at the limits of this user (ulimit -a)",
+        }
+    }
 }
 
 /// A PCI function on a Unix socket. Dropping it stops the server, as [`VfioUserServer::stop`] does.

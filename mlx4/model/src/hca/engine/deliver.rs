@@ -174,7 +174,6 @@ fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u
         copy(&mut Slices { slices: &slice }, &mut head, GRH_BYTES).map_err(CopyFault::key)?;
     }
     copy(&mut Slices { slices: packet.payload }, &mut body, payload).map_err(CopyFault::key)?;
-    side.hca.counters.payload_bytes.add(payload);
     Ok(GRH_BYTES + payload)
 }
 

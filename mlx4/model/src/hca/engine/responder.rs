@@ -194,6 +194,7 @@ impl<'a> Responder<'a> {
             }
         }
         if new {
+            self.side.hca.counters.payload_bytes.add(part.len);
             self.step(part);
         }
         Ok(Answer::Ack)
@@ -355,6 +356,7 @@ impl<'a> Responder<'a> {
         cqe.sl = CqeSl::new().with_sl(attrs.path.sched_queue.sl());
         cqe.slid = attrs.path.remote_lid;
         cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.side.hca.counters.receive_wqes.add(1);
         self.side.receive_done(&cqe, notice.solicited);
     }
 }

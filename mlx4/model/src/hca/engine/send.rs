@@ -198,7 +198,8 @@ impl SendWork {
         self.current = None;
         self.counter = self.counter.wrapping_add(1);
         self.retry = Retry::default();
-        side.hca.counters.send_wqes.add(1);
+        let counters = &side.hca.counters;
+        if side.attrs.is_connected() { &counters.send_wqes } else { &counters.datagram_sends }.add(1);
     }
 
     /// Flushes a WQE: the one in hand, or the next, which is known to be there.

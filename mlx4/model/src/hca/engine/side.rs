@@ -55,7 +55,6 @@ impl<'a> Side<'a> {
 
     /// Completes a receive work request.
     pub(super) fn receive_done(&self, cqe: &Cqe, solicited: bool) {
-        self.hca.counters.receive_wqes.add(1);
         self.push(&self.attrs.receive_cq, cqe, solicited);
     }
 

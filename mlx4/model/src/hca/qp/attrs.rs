@@ -66,6 +66,11 @@ pub(crate) struct Attrs {
 }
 
 impl Attrs {
+    /// Whether its service is a connected one.
+    pub(crate) fn is_connected(&self) -> bool {
+        ![ServiceType::UD, ServiceType::MLX].contains(&self.service)
+    }
+
     /// Decodes a context; `before` is what was decoded at the last transition, whose queues stay.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! What the demo checks: the one list of it, and how each check ended.
+
+/// A check of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    Open,
+    Connect,
+    Send,
+    Write,
+    Read,
+    Transfer,
+    WrongKey,
+    ErrorState,
+    Untouched,
+    WorkRequests,
+    Payload,
+    RejectedKeys,
+    Teardown,
+}
+
+impl Check {
+    /// All of them, in the order in which they are made. README lists the same names.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Open,
+        Self::Connect,
+        Self::Send,
+        Self::Write,
+        Self::Read,
+        Self::Transfer,
+        Self::WrongKey,
+        Self::ErrorState,
+        Self::Untouched,
+        Self::WorkRequests,
+        Self::Payload,
+        Self::RejectedKeys,
+        Self::Teardown,
+    ];
+
+    /// The name that the output and README have for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Connect => "connect",
+            Self::Send => "send",
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Transfer => "transfer",
+            Self::WrongKey => "wrong-key",
+            Self::ErrorState => "error-state",
+            Self::Untouched => "untouched",
+            Self::WorkRequests => "work-requests",
+            Self::Payload => "payload",
+            Self::RejectedKeys => "rejected-keys",
+            Self::Teardown => "teardown",
+        }
+    }
+
+    /// What holds if it passes.
+    pub(crate) fn sentence(self) -> &'static str {
+        match self {
+            Self::Open => "both guests open a device of the daemon's and see its port ACTIVE",
+            Self::Connect => "the guests find each other, and connect reliable queue pairs",
+            Self::Send => {
+                "ping-pong by send, with and without immediate and inline data, every byte verified"
+            }
+            Self::Write => "ping-pong by RDMA write, with and without immediate data, every byte verified",
+            Self::Read => "ping-pong by RDMA read, each answered by a fenced send, every byte verified",
+            Self::Transfer => {
+                "256 MiB written from guest to guest have the checksum at the receiver that they had at the sender"
+            }
+            Self::WrongKey => "a write with a wrong rkey ends in IBV_WC_REM_ACCESS_ERR",
+            Self::ErrorState => {
+                "both queue pairs of that write are in ERR, and the owner of the memory was told"
+            }
+            Self::Untouched => "the memory behind the wrong rkey is what it was",
+            Self::WorkRequests => "the model has executed as many work requests as the guests have posted",
+            Self::Payload => "the model has carried as many payload bytes as the guests have posted",
+            Self::RejectedKeys => "the model has rejected as many keys as the guests have used wrong ones",
+            Self::Teardown => "when the guests have left, nothing of theirs is left in the model",
+        }
+    }
+}
+
+/// How checks ended.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    passed: usize,
+    failed: usize,
+}
+
+impl Report {
+    /// Notes how a check ended, and says it in a line. `Ok` has what was seen, `Err` what was expected and what
+    /// was seen instead.
+    pub(crate) fn note(&mut self, check: Check, result: &Result<String, String>) -> String {
+        let (word, detail) = match result {
+            Ok(detail) => {
+                self.passed += 1;
+                ("ok", detail)
+            }
+            Err(detail) => {
+                self.failed += 1;
+                ("FAILED", detail)
+            }
+        };
+        let line = format!("{word:<6} {:<13} {}", check.name(), check.sentence());
+        if detail.is_empty() { line } else { format!("{line}\n{:20} {detail}", "") }
+    }
+
+    /// Notes that the checks that were not made have failed.
+    pub(crate) fn finish(&mut self) {
+        self.failed = Check::ALL.len().saturating_sub(self.passed);
+    }
+
+    /// Whether all checks were made, and passed.
+    pub(crate) fn is_good(&self) -> bool {
+        self.passed == Check::ALL.len() && self.failed == 0
+    }
+
+    /// The last line of the demo.
+    pub(crate) fn summary(&self) -> String {
+        format!("demo: {} checks passed, {} failed", self.passed, self.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_has_each_check_once_in_order() {
+        for (place, check) in Check::ALL.iter().enumerate() {
+            assert_eq!(*check as usize, place);
+        }
+    }
+
+    #[test]
+    fn readme_lists_the_checks() {
+        let readme = include_str!("../../../../README.md");
+        for check in Check::ALL {
+            let row = format!("| `{}` | {} |", check.name(), check.sentence());
+            assert!(readme.contains(&row), "README.md lacks the line {row}");
+        }
+    }
+
+    #[test]
+    fn checks_that_were_not_made_count_as_failed() {
+        let mut report = Report::default();
+        assert!(report.note(Check::Open, &Ok(String::new())).starts_with("ok     open "));
+        assert!(report.note(Check::Connect, &Err("expected a, seen b".into())).contains("seen b"));
+        report.finish();
+        assert!(!report.is_good());
+        assert_eq!(report.summary(), "demo: 1 checks passed, 12 failed");
+    }
+}

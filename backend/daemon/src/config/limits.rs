@@ -1,0 +1,90 @@
+//! Limits of one guest, as an operator writes them.
+
+use paraverbs_tenant::Limits;
+use paraverbs_tenant::hca::DeviceInfo;
+use serde::Deserialize;
+
+/// A limit that can't be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// Nothing would work.
+    #[error("limit {name} is 0; leave it out for the default, or allow at least 1")]
+    Zero {
+        /// Which.
+        name: &'static str,
+    },
+    /// The HCA has less.
+    #[error("limit {name} of {value} is more than the {max} that the HCA has; choose at most that")]
+    TooMany {
+        /// Which.
+        name: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// What there is.
+        max: u64,
+    },
+}
+
+macro_rules! limits {
+    ($( $(#[$meta:meta])* $name:ident: $type:ty => $limit:ident $( , of the HCA: $max:ident )? ; )*) => {
+        /// What one guest may have; what is left out has a default, or what the HCA has if that is less.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct GuestLimits {
+            $( $(#[$meta])* pub $name: Option<$type>, )*
+        }
+
+        impl GuestLimits {
+            /// Whether they make sense on some HCA.
+            ///
+            /// # Errors
+            /// One that is 0.
+            pub fn check(&self) -> Result<(), LimitError> {
+                $( if self.$name == Some(0) {
+                    return Err(LimitError::Zero { name: stringify!($name) });
+                } )*
+                Ok(())
+            }
+
+            /// The limits on a certain HCA.
+            ///
+            /// # Errors
+            /// One that is 0, or more than the HCA has.
+            pub fn on(&self, info: &DeviceInfo) -> Result<Limits, LimitError> {
+                self.check()?;
+                let mut limits = Limits::default();
+                $( if let Some(value) = self.$name {
+                    $( at_most(stringify!($name), value.into(), info.$max.into())?; )?
+                    limits.$limit = value;
+                } )*
+                Ok(limits)
+            }
+        }
+    };
+}
+
+limits! {
+    /// Queue pairs.
+    queue_pairs: u32 => qps, of the HCA: max_qp;
+    /// Completion queues.
+    completion_queues: u32 => cqs, of the HCA: max_cq;
+    /// Memory regions.
+    memory_regions: u32 => mrs, of the HCA: max_mr;
+    /// Memory windows.
+    memory_windows: u32 => mws, of the HCA: max_mw;
+    /// Protection domains.
+    protection_domains: u32 => pds, of the HCA: max_pd;
+    /// Shared receive queues.
+    shared_receive_queues: u32 => srqs, of the HCA: max_srq;
+    /// UAR pages: programs of the guest that open the device at once.
+    uars: u32 => uars;
+    /// Bytes registered, rings included.
+    registered_bytes: u64 => registered_bytes;
+}
+
+fn at_most(name: &'static str, value: u64, max: u64) -> Result<(), LimitError> {
+    if value > max {
+        return Err(LimitError::TooMany { name, value, max });
+    }
+    Ok(())
+}

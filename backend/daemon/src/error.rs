@@ -1,0 +1,70 @@
+//! Why a daemon can't be started.
+
+use std::io;
+
+use mlx4_model::fabric::FabricError;
+use mlx4_model::hca::HcaError;
+use mlx4_model::vfio_user::ServeError;
+use mlx4_pci::OpenError;
+use paraverbs_rdma::ListenError;
+
+use crate::config::{ConfigError, LimitError};
+
+/// Why a daemon can't be started. With its sources a line that says what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A guest may have more than there is.
+    #[error("guest {guest:?}")]
+    Limit {
+        /// Whose limit.
+        guest: String,
+        /// Which limit.
+        #[source]
+        source: LimitError,
+    },
+    /// The card can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The model's fabric can't be made.
+    #[error("can't make the model's fabric")]
+    Fabric(#[from] FabricError),
+    /// The model can't be made.
+    #[error("can't make the model")]
+    Model(#[from] HcaError),
+    /// The HCA doesn't come up.
+    #[error("the HCA does not come up; RUST_LOG=info tells more")]
+    BringUp(#[from] mlx4::Error),
+    /// The socket of a guest can't be made.
+    #[error("{}{}", chain(.0), advice(.0))]
+    Listen(ListenError),
+    /// A card of the fabric can't be served.
+    #[error("{}; {}", chain(.0), .0.advice())]
+    Serve(ServeError),
+    /// A thread can't be started.
+    #[error("can't start a thread; look at the limits of this user (ulimit -a)")]
+    Thread(#[source] io::Error),
+}
+
+/// What to do about a socket, where the error doesn't say so itself.
+fn advice(error: &ListenError) -> &'static str {
+    match error {
+        ListenError::PathTooLong { .. } => "; choose a shorter path",
+        ListenError::NoPermission { .. } => "; choose a directory that this user may write to",
+        ListenError::System { .. } => "; choose another path",
+        _ => "",
+    }
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

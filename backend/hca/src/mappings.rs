@@ -1,0 +1,245 @@
+//! Guest memory that is mapped for the HCA, and which bus addresses are the guests'.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::{Range, RangeInclusive};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use mlx4_pci::{DmaAccess, DmaBuffer, DmaSpace};
+use paraverbs_tenant::GuestPiece;
+use paraverbs_tenant::hca::{DmaInfo, HcaError, Iova};
+
+use crate::error::mapping;
+use crate::host_memory::host_memory;
+
+/// Bus addresses that the driver keeps for itself: at most so many bytes, and at most this part of all.
+const OWN_BYTES: u64 = 64 << 30;
+const OWN_PART: u64 = 8;
+/// Pieces are whole pages.
+const PAGE: u64 = 4096;
+
+/// A file by device, inode, and whether it may be written.
+type FileKey = (u64, u64, bool);
+
+#[derive(Debug, Default)]
+struct State {
+    maps: BTreeMap<u64, DmaBuffer>,
+    /// Pieces that the host didn't unmap, with their length in bytes: the seam does so at the next reset.
+    stuck: BTreeMap<u64, u64>,
+    /// One descriptor for all pieces of a file.
+    files: BTreeMap<FileKey, Weak<File>>,
+}
+
+/// Guest memory that is mapped for one HCA.
+#[derive(Debug)]
+pub(crate) struct Mappings {
+    space: DmaSpace,
+    guests: Vec<Range<u64>>,
+    state: Mutex<State>,
+}
+
+impl Mappings {
+    /// Divides a device's bus addresses between its driver and guests. Before the driver takes any.
+    pub(crate) fn new(space: &DmaSpace) -> Self {
+        let (own, guests) = divided(&space.geometry().ranges);
+        space.choose_within(own);
+        Self { space: space.clone(), guests, state: Mutex::default() }
+    }
+
+    pub(crate) fn info(&self) -> DmaInfo {
+        DmaInfo { ranges: self.guests.clone() }
+    }
+
+    /// Maps a piece at an address of a guest's window.
+    pub(crate) fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError> {
+        let end = iova.0.checked_add(piece.length).ok_or(HcaError::Refused)?;
+        if !self.guests.iter().any(|range| range.start <= iova.0 && end <= range.end) {
+            return Err(HcaError::Refused);
+        }
+        let file = self.file(piece)?;
+        let memory = host_memory(piece, file).ok_or(HcaError::Refused)?;
+        let access = if piece.writable { DmaAccess::ReadWrite } else { DmaAccess::Read };
+        let buffer = self.space.map_at(iova.0, memory, access).map_err(|error| {
+            log::warn!("guest memory can't be mapped: {error}");
+            mapping(&error)
+        })?;
+        self.state().maps.insert(iova.0, buffer);
+        Ok(())
+    }
+
+    /// Undoes a [`Mappings::map`].
+    pub(crate) fn unmap(&self, iova: Iova, length: u64) -> Result<(), HcaError> {
+        let buffer = {
+            let mut state = self.state();
+            if state.stuck.get(&iova.0) == Some(&length) {
+                return self.unstick(&mut state, iova.0);
+            }
+            match state.maps.get(&iova.0) {
+                Some(buffer) if buffer.len() as u64 == length => {}
+                _ => return Err(HcaError::Refused),
+            }
+            state.maps.remove(&iova.0).ok_or(HcaError::Refused)?
+        };
+        let result = buffer.release();
+        let mut state = self.state();
+        state.files.retain(|_, file| file.strong_count() != 0);
+        result.map_err(|error| {
+            log::warn!("guest memory can't be unmapped: {error}");
+            state.stuck.insert(iova.0, length);
+            HcaError::Failed
+        })
+    }
+
+    /// The seam has kept a piece: it is gone when the seam keeps nothing any more.
+    fn unstick(&self, state: &mut State, iova: u64) -> Result<(), HcaError> {
+        if self.space.quarantined() != 0 {
+            return Err(HcaError::Failed);
+        }
+        state.stuck.remove(&iova);
+        Ok(())
+    }
+
+    /// A descriptor of a piece's file.
+    fn file(&self, piece: &GuestPiece<'_>) -> Result<Arc<File>, HcaError> {
+        let descriptor = piece.fd.try_clone_to_owned().map_err(|_| HcaError::NoResources)?;
+        let file = File::from(descriptor);
+        let meta = file.metadata().map_err(|_| HcaError::Refused)?;
+        let key = (meta.dev(), meta.ino(), piece.writable);
+        let mut state = self.state();
+        if let Some(same) = state.files.get(&key).and_then(Weak::upgrade) {
+            return Ok(same);
+        }
+        let file = Arc::new(file);
+        state.files.insert(key, Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is one call on one collection.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The lowest addresses for the driver, the others for guests.
+fn divided(ranges: &[RangeInclusive<u64>]) -> (Vec<RangeInclusive<u64>>, Vec<Range<u64>>) {
+    let bytes = |range: &RangeInclusive<u64>| (range.end() - range.start()).saturating_add(1);
+    let all = ranges.iter().map(bytes).fold(0, u64::saturating_add);
+    let mut left = OWN_BYTES.min(all / OWN_PART) & !(PAGE - 1);
+    let (mut own, mut guests) = (Vec::new(), Vec::new());
+    for range in ranges {
+        let taken = left.min(bytes(range));
+        left -= taken;
+        if taken != 0 {
+            own.push(*range.start()..=range.start() + (taken - 1));
+        }
+        // The very last byte of all addresses is nobody's: a range's end would be 2^64.
+        let (start, end) = (range.start().saturating_add(taken), range.end().saturating_add(1));
+        if start < end {
+            guests.push(start..end & !(PAGE - 1));
+        }
+    }
+    (own, guests)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use mlx4_pci::{DmaError, Geometry, HostMemory, Iommu, Limits};
+
+    use super::*;
+
+    /// An IOMMU that takes nothing back while it is stuck.
+    #[derive(Debug, Default)]
+    struct Sticky {
+        stuck: AtomicBool,
+    }
+
+    #[derive(Debug)]
+    struct Handle(Arc<Sticky>);
+
+    impl Iommu for Handle {
+        fn map(&self, _: u64, _: &HostMemory, _: DmaAccess) -> Result<(), DmaError> {
+            Ok(())
+        }
+
+        fn unmap(&self, iova: u64, len: u64) -> Result<(), DmaError> {
+            match self.0.stuck.load(Ordering::SeqCst) {
+                true => Err(DmaError::Unmap { iova, len, source: io::ErrorKind::Other.into() }),
+                false => Ok(()),
+            }
+        }
+
+        fn limits(&self) -> Result<Limits, DmaError> {
+            Ok(Limits { left: 1, maximum: 1 })
+        }
+    }
+
+    const WINDOW: u64 = 1 << 40;
+
+    fn map(mappings: &Mappings, memory: &HostMemory, start: usize) -> Result<(), HcaError> {
+        let keep: Arc<dyn Any + Send + Sync> = Arc::new(memory.clone());
+        let piece = GuestPiece {
+            fd: memory.fd(),
+            offset: start as u64,
+            length: PAGE,
+            host_address: memory.address().as_ptr().expose_provenance() + start,
+            writable: true,
+            keep: &keep,
+        };
+        mappings.map(Iova(WINDOW + start as u64), &piece)
+    }
+
+    #[test]
+    fn piece_that_the_host_keeps_is_gone_after_the_reset() {
+        let iommu = Arc::new(Sticky::default());
+        let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
+        let space = DmaSpace::new(geometry, Box::new(Handle(Arc::clone(&iommu))));
+        let mappings = Mappings::new(&space);
+        let memory = HostMemory::allocate(0x2000).unwrap();
+        map(&mappings, &memory, 0).unwrap();
+        map(&mappings, &memory, 0x1000).unwrap();
+        assert_eq!(mappings.state().files.len(), 1, "one descriptor for both");
+        mappings.unmap(Iova(WINDOW + 0x1000), PAGE).unwrap();
+        iommu.stuck.store(true, Ordering::SeqCst);
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Failed));
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Failed));
+        assert_eq!(map(&mappings, &memory, 0), Err(HcaError::Refused), "it is mapped still");
+        iommu.stuck.store(false, Ordering::SeqCst);
+        space.was_reset().unwrap();
+        mappings.unmap(Iova(WINDOW), PAGE).unwrap();
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Refused));
+        map(&mappings, &memory, 0).unwrap();
+        mappings.unmap(Iova(WINDOW), PAGE).unwrap();
+        assert!(mappings.state().files.is_empty());
+    }
+
+    type Bounds = Vec<(u64, u64)>;
+
+    /// First address and end of each range.
+    fn bounds(ranges: &[RangeInclusive<u64>]) -> (Bounds, Bounds) {
+        let (own, guests) = divided(ranges);
+        let own = own.iter().map(|range| (*range.start(), range.end() + 1)).collect();
+        (own, guests.iter().map(|range| (range.start, range.end)).collect())
+    }
+
+    #[test]
+    fn driver_has_the_lowest_addresses_and_guests_the_others() {
+        // An IOMMU of 48 bits, with the interrupt range cut out.
+        let (own, guests) = bounds(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
+        let end = OWN_BYTES + 0x10_0000;
+        assert_eq!(own, [(0, 0xfee0_0000), (0xfef0_0000, end)]);
+        assert_eq!(guests, [(end, 1 << 48)]);
+    }
+
+    #[test]
+    fn small_and_whole_spaces_are_divided_too() {
+        let (own, guests) = bounds(&[0x1000..=0xffff_ffff]);
+        assert_eq!((own, guests), (vec![(0x1000, 0x2000_0000)], vec![(0x2000_0000, 1 << 32)]));
+        assert_eq!(bounds(&[]), (vec![], vec![]));
+        assert_eq!(bounds(&[0..=u64::MAX]).1, [(OWN_BYTES, u64::MAX - 0xfff)]);
+    }
+}

@@ -1,0 +1,110 @@
+//! Memory regions of guests.
+
+use std::sync::atomic::Ordering;
+
+use mlx4::RegionConfig;
+use paraverbs_tenant::hca::{HcaError, MrChange, MrId, MrKeys, MrSpec, RegionAccess};
+
+use crate::hca::Running;
+use crate::objects::{Mr, Users, known, take_unused};
+use crate::pages::{Pages, region_pages};
+use crate::table::NUMBER_BITS;
+
+/// What a region is made of besides its PD.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    access: mlx4::Access,
+    start: u64,
+    length: u64,
+    pages: Pages,
+}
+
+/// The driver's rights. Windows are not offered, so a region for them isn't either.
+fn access(access: RegionAccess) -> Result<mlx4::Access, HcaError> {
+    if access.mw_bind {
+        return Err(HcaError::Unsupported);
+    }
+    Ok(mlx4::Access {
+        local_write: access.local_write,
+        remote_read: access.remote.read,
+        remote_write: access.remote.write,
+        remote_atomic: access.remote.atomic,
+    })
+}
+
+impl Running {
+    pub(crate) fn create_mr(&self, spec: &MrSpec<'_>) -> Result<(MrId, MrKeys), HcaError> {
+        let shape = Shape {
+            access: access(spec.access)?,
+            start: spec.start,
+            length: spec.length,
+            pages: region_pages(spec.start, spec.length, spec.pages)?,
+        };
+        let mr = self.region(self.new_mr_id(), spec.pd.0, shape)?;
+        let created = (MrId(mr.id), keys(&mr));
+        self.objects().mrs.insert(mr);
+        Ok(created)
+    }
+
+    /// An id that no region has. A region keeps its id when it is changed, but not its number, so the two have
+    /// nothing to do with each other.
+    fn new_mr_id(&self) -> u32 {
+        // Twice as many ids as regions: one is free.
+        let ids = 2u32 << self.driver.profile().log2_mpts.min(NUMBER_BITS - 1);
+        loop {
+            let id = self.life.id(self.next_mr.fetch_add(1, Ordering::Relaxed) % ids);
+            if self.objects().mrs.get(id).is_none() {
+                return id;
+            }
+        }
+    }
+
+    fn region(&self, id: u32, pd: u32, shape: Shape) -> Result<Mr, HcaError> {
+        let pd = known(&self.objects().pds, pd)?;
+        let config = RegionConfig {
+            pd: &pd.driver,
+            address: shape.start,
+            length: shape.length,
+            pages: &shape.pages.addresses,
+            log2_page: shape.pages.log2,
+            access: shape.access,
+        };
+        let (driver, held) = self.made(self.driver.region(&config), pd.users.one())?;
+        Ok(Mr { id, driver, shape, domain: pd.id, pd: held, users: Users::default() })
+    }
+
+    /// Makes a changed region beside the old one, which then goes: so the keys change, and a failure to make the
+    /// new one changes nothing.
+    pub(crate) fn modify_mr(&self, mr: MrId, change: &MrChange<'_>) -> Result<MrKeys, HcaError> {
+        let old = known(&self.objects().mrs, mr.0)?;
+        let mut shape = old.shape.clone();
+        if let Some(rights) = change.access {
+            shape.access = access(rights)?;
+        }
+        if let Some((start, length, pieces)) = change.memory {
+            (shape.start, shape.length) = (start, length);
+            shape.pages = region_pages(start, length, pieces)?;
+        }
+        let pd = change.pd.map_or(old.domain, |pd| pd.0);
+        drop(old);
+        let new = self.region(mr.0, pd, shape)?;
+        let ended = self.destroy_mr(mr);
+        if let Err(error) = ended {
+            // Nobody knows its keys: it goes again, or stays with what it uses until the reset.
+            let _told_below = self.ended(new.driver.destroy(), new.pd);
+            return Err(error);
+        }
+        let keys = keys(&new);
+        self.objects().mrs.insert(new);
+        Ok(keys)
+    }
+
+    pub(crate) fn destroy_mr(&self, mr: MrId) -> Result<(), HcaError> {
+        let mr = take_unused(&self.objects().mrs, mr.0)?;
+        self.ended(mr.driver.destroy(), mr.pd)
+    }
+}
+
+fn keys(mr: &Mr) -> MrKeys {
+    MrKeys { lkey: mr.driver.lkey(), rkey: mr.driver.rkey() }
+}

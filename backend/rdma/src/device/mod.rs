@@ -1,0 +1,219 @@
+//! One device: what its virtqueues do. Knows no transport.
+//!
+//! - [`Device`]: control queue, event queue, completion vectors, kick queues, MAD queues, configuration space
+//! - [`Ring`]: a virtqueue, as the transport has it
+//! - `chain`: descriptor chains, checked
+//!
+//! A transport calls [`Device::control`] and the others when a queue may have something new; calls for one queue
+//! never overlap, and those for different queues may.
+
+mod chain;
+mod queue;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use paraverbs_tenant::{Counters, TeardownReport, Tenant};
+use virtio_rdma::mad::MadSent;
+use virtio_rdma::request::{HEADER_BYTES, MAX_ANSWER_BYTES};
+use virtio_rdma::{Reason, Reserved};
+use zerocopy::IntoBytes;
+
+use crate::relay::RelayHandle;
+use chain::Chain;
+use queue::Next;
+pub(crate) use queue::{Queue, Ring};
+
+/// Room for the longest reply.
+const REPLY_BYTES: usize = HEADER_BYTES + MAX_ANSWER_BYTES;
+
+/// The device of one guest.
+#[derive(Debug)]
+pub(crate) struct Device {
+    tenant: Arc<Tenant>,
+    relay: RelayHandle,
+    /// Longest request in bytes.
+    max_request: usize,
+    /// Nothing more is done for the guest.
+    closing: AtomicBool,
+    /// Everything was lost since the event queue was started last.
+    unannounced: AtomicBool,
+}
+
+impl Device {
+    /// The device of a guest that was just admitted.
+    pub(crate) fn new(tenant: Arc<Tenant>, relay: RelayHandle) -> Self {
+        let max_request =
+            usize::try_from(tenant.config_space().max_request_bytes.get()).unwrap_or(usize::MAX);
+        Self {
+            tenant,
+            relay,
+            max_request,
+            closing: AtomicBool::new(false),
+            unannounced: AtomicBool::new(true),
+        }
+    }
+
+    /// The guest.
+    pub(crate) fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// `length` bytes of the configuration space.
+    pub(crate) fn config_space(&self, offset: usize, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.tenant.config_space().copy_to(offset, &mut bytes);
+        bytes
+    }
+
+    fn refuse_chain(&self) {
+        Counters::add(&self.tenant.counters().chains_refused, 1);
+    }
+
+    /// Carries out what is in the control queue.
+    pub(crate) fn control(&self, ring: &impl Ring) {
+        self.drain(ring, |chain| self.carry_out(ring, chain));
+    }
+
+    /// Carries out one request; answers the length of its reply.
+    fn carry_out(&self, ring: &impl Ring, chain: &Chain) -> Option<u32> {
+        // One byte more than there may be, so that the tenant sees that it is too long.
+        let request = ring.with(|queue| chain.read(queue.memory(), self.max_request.saturating_add(1)))?;
+        let mut reply = [0; REPLY_BYTES];
+        let room = chain.room().min(REPLY_BYTES);
+        let length = self.tenant.handle(&request, reply.get_mut(..room)?)?;
+        let reply = reply.get(..length)?;
+        ring.with(|queue| chain.write_all(queue.memory(), reply))
+    }
+
+    /// Answers what is in the MAD send queue: no device offers it.
+    pub(crate) fn mad_send(&self, ring: &impl Ring) {
+        let reason = Reason::NOT_OFFERED;
+        let sent = MadSent { status: reason.status(), reason, reserved: Reserved::ZERO };
+        self.drain(ring, |chain| ring.with(|queue| chain.write_all(queue.memory(), sent.as_bytes())));
+    }
+
+    /// Uses each chain with what `serve` has written, or as one whose form is wrong, until there is none left.
+    fn drain(&self, ring: &impl Ring, serve: impl Fn(&Chain) -> Option<u32>) {
+        while !self.closing.load(Ordering::Acquire) {
+            let (head, written) = match ring.with(|queue| queue.next()) {
+                Next::Chain(chain) => (chain.head(), serve(&chain)),
+                Next::Bad(head) => (head, None),
+                Next::None if ring.with(|queue| queue.wait_for_more()) => continue,
+                Next::None => return,
+                Next::Nonsense => {
+                    self.refuse_chain();
+                    return;
+                }
+            };
+            if written.is_none() {
+                self.refuse_chain();
+            }
+            let signal = ring.with(|queue| {
+                queue.used(head, written.unwrap_or(0));
+                queue.must_signal()
+            });
+            if signal {
+                ring.signal();
+            }
+        }
+    }
+
+    /// The control queue was stopped: that is the reset of the device.
+    pub(crate) fn control_queue_stopped(&self) {
+        let report = self.tenant.reset();
+        self.unannounced.store(true, Ordering::Release);
+        log::debug!("{:?} was reset: {report:?}", self.tenant.guest());
+    }
+
+    /// The event queue was started. Where it was in use already the driver doesn't know that its device began
+    /// anew: it is told, in a generation that `next` gives.
+    pub(crate) fn event_queue_started(&self, ring: &impl Ring, next: impl FnOnce() -> u32) {
+        let in_use = ring.with(|queue| queue.was_in_use());
+        if self.unannounced.swap(false, Ordering::AcqRel) && in_use {
+            let report = self.tenant.renew(next());
+            log::debug!("{:?} began anew behind its driver's back: {report:?}", self.tenant.guest());
+        }
+    }
+
+    /// Delivers asynchronous events as far as there are buffers.
+    pub(crate) fn events(&self, ring: &impl Ring) {
+        self.fill(ring, |put| self.tenant.events().deliver(|event| put(event.as_bytes())));
+    }
+
+    /// Delivers completion events of a vector as far as there are buffers.
+    pub(crate) fn completions(&self, vector: u16, ring: &impl Ring) {
+        self.fill(ring, |put| {
+            self.tenant.events().deliver_completions(vector, |event| put(event.as_bytes()));
+        });
+    }
+
+    /// Lets `deliver` put messages into the queue, each into a chain of its own, until it has no more or there is
+    /// no room.
+    fn fill(&self, ring: &impl Ring, mut deliver: impl FnMut(&mut dyn FnMut(&[u8]) -> bool)) {
+        let signal = ring.with(|queue| {
+            while !self.closing.load(Ordering::Acquire) {
+                let mut out = Room::Left;
+                deliver(&mut |message| {
+                    out = self.put(queue, message);
+                    out == Room::Left
+                });
+                if out != Room::Used || !queue.wait_for_more() {
+                    break;
+                }
+            }
+            queue.must_signal()
+        });
+        if signal {
+            ring.signal();
+        }
+    }
+
+    /// Puts a message into the next chain that has room for it.
+    fn put(&self, queue: &mut Queue<'_>, message: &[u8]) -> Room {
+        loop {
+            let (head, written) = match queue.next() {
+                Next::Chain(chain) => (chain.head(), chain.write_all(queue.memory(), message)),
+                Next::Bad(head) => (head, None),
+                Next::None => return Room::Used,
+                Next::Nonsense => {
+                    self.refuse_chain();
+                    return Room::None;
+                }
+            };
+            queue.used(head, written.unwrap_or(0));
+            match written {
+                Some(_) => return Room::Left,
+                None => self.refuse_chain(),
+            }
+        }
+    }
+
+    /// A kick queue was notified: somebody has rung while the relay slept.
+    pub(crate) fn kick(&self) {
+        Counters::add(&self.tenant.counters().kicks, 1);
+        self.relay.kick();
+    }
+
+    /// Nothing more is done for the guest, and everything of it is destroyed.
+    pub(crate) fn close(&self) -> TeardownReport {
+        self.closing.store(true, Ordering::Release);
+        self.tenant.close()
+    }
+
+    /// Whether [`Device::close`] was called.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}
+
+/// Whether a queue takes messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// It took one.
+    Left,
+    /// All its chains are used; the driver may make new ones available.
+    Used,
+    /// It is not a queue at all.
+    None,
+}

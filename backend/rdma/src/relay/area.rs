@@ -1,0 +1,101 @@
+//! One doorbell area in guest memory, shared by the thread that reads it and whoever closes it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use paraverbs_tenant::hca::Hca;
+use paraverbs_tenant::{RelayArea, SlotTable};
+use virtio_rdma::doorbell::{Reader, Words};
+
+use crate::mapping::Mapping;
+use crate::memory::mapping_of;
+
+/// The relay's thread is in it, or about to see that it may not be.
+const READING: u8 = 1;
+/// Nobody may enter it any more.
+const CLOSED: u8 = 2;
+
+/// The words of an area.
+#[derive(Debug)]
+struct AreaWords {
+    mapping: Arc<Mapping>,
+    offset: usize,
+    /// Instead of a word that isn't there; there is none, since the tenant has checked the area.
+    missing: AtomicU64,
+}
+
+impl Words for AreaWords {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        self.mapping.word(self.offset + 8 * index).unwrap_or(&self.missing)
+    }
+}
+
+/// A doorbell area. Only the relay's thread calls its methods but [`Area::close`].
+#[derive(Debug)]
+pub(crate) struct Area {
+    reader: Reader<AreaWords>,
+    table: Arc<SlotTable>,
+    state: AtomicU8,
+}
+
+impl Area {
+    /// The area that a tenant has opened; none if it isn't in memory that this crate gave.
+    pub(crate) fn new(area: &RelayArea) -> Option<Self> {
+        let words = AreaWords {
+            mapping: mapping_of(&area.region)?,
+            offset: usize::try_from(area.offset).ok()?,
+            missing: AtomicU64::new(0),
+        };
+        let reader = Reader::new(words, area.slots)?;
+        Some(Self { reader, table: Arc::clone(&area.table), state: AtomicU8::new(0) })
+    }
+
+    /// Whether it is the area of this table.
+    pub(crate) fn is_of(&self, table: &Arc<SlotTable>) -> bool {
+        Arc::ptr_eq(&self.table, table)
+    }
+
+    /// Passes on what was rung, at most one ring a slot. Answers whether there was anything.
+    pub(crate) fn relay(&self, hca: &dyn Hca) -> bool {
+        if !self.reader.is_rung() {
+            return false;
+        }
+        let rung = self.read(|reader| reader.drain(|slot, value| self.table.ring(hca, slot, value)));
+        rung.is_some_and(|rung| rung != 0)
+    }
+
+    /// Asks for kicks; false if something was rung meanwhile.
+    pub(crate) fn prepare_sleep(&self) -> bool {
+        self.read(Reader::prepare_sleep).unwrap_or(true)
+    }
+
+    /// Asks for kicks no more.
+    pub(crate) fn wake(&self) {
+        self.read(Reader::wake);
+    }
+
+    /// Runs `with` on the area, unless it is closed.
+    fn read<T>(&self, with: impl FnOnce(&Reader<AreaWords>) -> T) -> Option<T> {
+        let before = self.state.fetch_or(READING, Ordering::AcqRel);
+        let _reading = Reading(&self.state);
+        (before & CLOSED == 0).then(|| with(&self.reader))
+    }
+
+    /// From now on nobody writes to it, or rings for it. Waits for the relay's thread, which is in the area for
+    /// one pass at most and blocks for nothing there.
+    pub(crate) fn close(&self) {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        while self.state.load(Ordering::Acquire) & READING != 0 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The relay's thread is in an area, until this is dropped.
+struct Reading<'a>(&'a AtomicU8);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_and(!READING, Ordering::Release);
+    }
+}

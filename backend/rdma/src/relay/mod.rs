@@ -1,0 +1,49 @@
+//! Doorbell areas and the one thread of an HCA that reads them.
+
+mod area;
+mod thread;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use thread::{RelayHandle, RelayThread};
+
+/// Spinning costs a core, so there must be some to spare: those of two peers, and one for the rest.
+const CORES_TO_SPIN: usize = 3;
+const SPIN: Duration = Duration::from_micros(50);
+
+/// What one [`Engine::run`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Something was done; there may be more to do already.
+    pub worked: bool,
+    /// When it must be run again at the latest, if nothing wakes it before.
+    pub next_timer: Option<Instant>,
+}
+
+/// A part of an HCA that wants a thread: the engine of one in software. The relay's thread drives it.
+pub trait Engine: Send + Sync {
+    /// Does a bounded piece of work.
+    fn run(&self) -> Progress;
+
+    /// Announces that the caller is about to sleep. If this returns true the waker is called for the next piece
+    /// of work; else there is some already.
+    fn may_sleep(&self) -> bool;
+
+    /// Sets who is called, on any thread, when there is work after [`Engine::may_sleep`]. It doesn't block.
+    fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>);
+}
+
+/// How the relay's thread works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// How long it looks for work before it sleeps.
+    pub spin: Duration,
+}
+
+impl Default for RelayConfig {
+    /// 50 µs where the machine has three cores or more, else not at all.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { spin: if cores < CORES_TO_SPIN { Duration::ZERO } else { SPIN } }
+    }
+}

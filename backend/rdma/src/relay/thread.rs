@@ -1,0 +1,181 @@
+//! The thread that reads the doorbell areas of all guests of an HCA, and drives its engine.
+//!
+//! While it is busy it takes no lock, allocates nothing and makes no system call: it has a list of its own, and
+//! takes in changes when a flag says that there are some. Before it sleeps it asks each area for kicks and the
+//! engine for its waker, and looks again (`docs/virtio-rdma.md`, 10.2).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use paraverbs_tenant::hca::Hca;
+use paraverbs_tenant::{Relay, RelayArea, SlotTable};
+
+use super::area::Area;
+use super::{Engine, Progress, RelayConfig};
+
+/// What the thread and the others share.
+struct Shared {
+    hca: Arc<dyn Hca>,
+    engine: Option<Arc<dyn Engine>>,
+    spin: Duration,
+    areas: Mutex<Vec<Arc<Area>>>,
+    changed: AtomicBool,
+    stop: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("areas", &self.areas).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn areas(&self) -> MutexGuard<'_, Vec<Arc<Area>>> {
+        self.areas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    fn tell_change(&self) {
+        self.changed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn run(&self) {
+        let mut areas = Vec::new();
+        let mut idle_since = None;
+        while !self.stop.load(Ordering::Acquire) {
+            if self.changed.load(Ordering::Relaxed) && self.changed.swap(false, Ordering::Acquire) {
+                areas = self.areas().clone();
+                areas.iter().for_each(|area| area.wake());
+            }
+            let (worked, next_timer) = self.round(&areas);
+            if worked {
+                idle_since = None;
+                continue;
+            }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if !self.spin.is_zero() && since.elapsed() < self.spin {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.sleep(&areas, next_timer);
+        }
+    }
+
+    /// Looks once at each area and runs the engine once: no guest makes another wait longer.
+    fn round(&self, areas: &[Arc<Area>]) -> (bool, Option<Instant>) {
+        let mut worked = false;
+        for area in areas {
+            worked |= area.relay(&*self.hca);
+        }
+        let progress = self.engine.as_ref().map_or_else(Progress::default, |engine| engine.run());
+        (worked | progress.worked, progress.next_timer)
+    }
+
+    /// Sleeps until a kick, the engine's waker or a change, or the timer; not at all if there is work already.
+    fn sleep(&self, areas: &[Arc<Area>], next_timer: Option<Instant>) {
+        let asked = areas.iter().take_while(|area| area.prepare_sleep()).count();
+        let quiet = asked == areas.len() && self.engine.as_ref().is_none_or(|engine| engine.may_sleep());
+        if quiet {
+            match next_timer {
+                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+                None => thread::park(),
+            }
+        }
+        areas.iter().take(asked).for_each(|area| area.wake());
+    }
+}
+
+/// The relay as a guest's tenant and kick queues see it.
+#[derive(Clone, Debug)]
+pub(crate) struct RelayHandle(Arc<Shared>);
+
+impl RelayHandle {
+    /// Somebody has rung while the thread was asleep.
+    pub(crate) fn kick(&self) {
+        self.0.wake();
+    }
+}
+
+impl Relay for RelayHandle {
+    fn open(&self, area: RelayArea) -> u16 {
+        match Area::new(&area) {
+            Some(area) => {
+                self.0.areas().push(Arc::new(area));
+                self.0.tell_change();
+            }
+            None => log::error!("a doorbell area is not in mapped guest memory: it is not read"),
+        }
+        // One thread reads all areas, so one kick queue serves them.
+        0
+    }
+
+    fn close(&self, table: &Arc<SlotTable>) {
+        let closed: Vec<_> = self.0.areas().extract_if(.., |area| area.is_of(table)).collect();
+        closed.iter().for_each(|area| area.close());
+        // The thread lets go of the area's memory.
+        self.0.tell_change();
+    }
+}
+
+/// The thread, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct RelayThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RelayThread {
+    /// Starts it. It doesn't end before this is dropped.
+    pub(crate) fn start(
+        hca: Arc<dyn Hca>,
+        engine: Option<Arc<dyn Engine>>,
+        config: RelayConfig,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            hca,
+            engine,
+            spin: config.spin,
+            areas: Mutex::default(),
+            changed: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            thread: OnceLock::new(),
+        });
+        let for_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("rdma-relay".into()).spawn(move || for_thread.run())?;
+        let handle = thread.thread().clone();
+        // This is the only place that sets it.
+        let _first = shared.thread.set(handle.clone());
+        if let Some(engine) = &shared.engine {
+            let waker = handle.clone();
+            engine.set_waker(Box::new(move || waker.unpark()));
+        }
+        // For work that came before there was anybody to wake.
+        handle.unpark();
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The relay, for a guest.
+    pub(crate) fn handle(&self) -> RelayHandle {
+        RelayHandle(Arc::clone(&self.shared))
+    }
+}
+
+impl Drop for RelayThread {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("relay thread has panicked");
+        }
+    }
+}

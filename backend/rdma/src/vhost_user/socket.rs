@@ -1,0 +1,305 @@
+//! One guest's socket: its device for one connection after the other.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use paraverbs_tenant::{GuestConfig, TeardownReport};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::OwnedFd;
+use vhost::vhost_user::{Error as ProtocolError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use virtio_rdma::request::query::Stats;
+use vm_memory::GuestMemoryAtomic;
+
+use super::connection::{Connection, chain_of};
+use super::listen::{ListenError, SocketFile};
+use super::wake::Wake;
+use crate::device::Device;
+use crate::host::RdmaHost;
+use crate::memory::Memory;
+
+/// Longest name of a thread in bytes.
+const MAX_THREAD_NAME: usize = 15;
+
+/// How long to wait after a connection could not be taken, so that a lack of something is not asked for without
+/// end.
+const AFTER_FAILURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// What a guest's socket is to be.
+#[derive(Clone, Debug)]
+pub struct GuestSocketConfig {
+    /// The guest's name, for logs and status.
+    pub name: String,
+    /// Where to listen.
+    pub path: PathBuf,
+    /// What the guest is granted. Its generation is replaced by one of the host's.
+    pub guest: GuestConfig,
+    /// Whether memory is refused that the guest could shorten (lacks F_SEAL_SHRINK).
+    pub require_seals: bool,
+}
+
+/// How a guest's socket is at the moment.
+#[derive(Clone, Debug)]
+pub struct GuestStatus {
+    /// The guest's name.
+    pub name: String,
+    /// Where it listens.
+    pub path: PathBuf,
+    /// Whether the guest is connected.
+    pub connected: bool,
+    /// Connections so far.
+    pub connections: u64,
+    /// Generation of the device; of a guest that is connected.
+    pub generation: Option<u32>,
+    /// Counters and objects, as the guest itself sees them; of a guest that is connected.
+    pub stats: Option<Stats>,
+    /// How the last connection's end went.
+    pub last_teardown: Option<TeardownReport>,
+}
+
+/// What the socket's thread and its owner share.
+#[derive(Debug)]
+struct Shared {
+    host: Arc<RdmaHost>,
+    config: GuestSocketConfig,
+    name: Arc<str>,
+    stopped: AtomicBool,
+    stop: OwnedFd,
+    connection: Mutex<Option<Arc<Connection>>>,
+    connections: AtomicU64,
+    last_teardown: Mutex<Option<TeardownReport>>,
+}
+
+/// A guest's device on a vhost-user socket, until it is stopped or dropped.
+#[derive(Debug)]
+pub struct GuestSocket {
+    shared: Arc<Shared>,
+    file: SocketFile,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl GuestSocket {
+    /// Listens. A socket file that a dead process left behind is removed.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn listen(host: &Arc<RdmaHost>, config: GuestSocketConfig) -> Result<Self, ListenError> {
+        let (file, listener) = SocketFile::bind(&config.path)?;
+        let system = |error: io::Error| ListenError::of(&config.path, error);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let shared = Arc::new(Shared {
+            host: Arc::clone(host),
+            name: Arc::from(config.name.as_str()),
+            stopped: AtomicBool::new(false),
+            stop: stop.map_err(|errno| system(errno.into()))?,
+            connection: Mutex::default(),
+            connections: AtomicU64::new(0),
+            last_teardown: Mutex::default(),
+            config: config.clone(),
+        });
+        let acceptor = listener.try_clone().map_err(system)?;
+        let for_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name(thread_name(&config.name))
+            .spawn(move || for_thread.serve(&listener, &mut Listener::from(acceptor)))
+            .map_err(system)?;
+        Ok(Self { shared, file, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// How it is at the moment. Waits for a request that is under way.
+    pub fn status(&self) -> GuestStatus {
+        let shared = &self.shared;
+        let connection = lock(&shared.connection).clone();
+        let tenant = connection.as_ref().map(|connection| connection.device().tenant());
+        GuestStatus {
+            name: shared.config.name.clone(),
+            path: shared.config.path.clone(),
+            connected: tenant.is_some(),
+            connections: shared.connections.load(Ordering::Relaxed),
+            generation: tenant.map(|tenant| tenant.config_space().generation.get()),
+            stats: tenant.map(|tenant| tenant.stats()),
+            last_teardown: *lock(&shared.last_teardown),
+        }
+    }
+
+    /// Disconnects the guest, if it is connected; it may connect again.
+    pub fn disconnect(&self) {
+        if let Some(connection) = &*lock(&self.shared.connection) {
+            connection.end();
+        }
+    }
+
+    /// Disconnects the guest and listens no more. When this returns everything of the guest is destroyed.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Only a full counter fails, and that wakes too.
+        let _full = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        self.shared.host.look_again();
+        self.disconnect();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("guest {}: the thread of its socket has panicked", self.shared.name);
+        }
+    }
+}
+
+impl Drop for GuestSocket {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A name that a thread can have.
+fn thread_name(guest: &str) -> String {
+    let mut name = format!("rdma-{}", guest.replace('\0', "?"));
+    name.truncate(name.floor_char_boundary(MAX_THREAD_NAME));
+    name
+}
+
+/// Why a connection was not served.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Refused(#[from] crate::host::GuestRefused),
+    #[error("no descriptors or threads for it")]
+    System(#[from] io::Error),
+    #[error("{0}")]
+    Daemon(DaemonError),
+}
+
+impl Shared {
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    fn serve(self: &Arc<Self>, waiting: &UnixListener, listener: &mut Listener) {
+        while self.wait_for_guest(waiting) {
+            self.host.wait_until_up(|| self.is_stopped());
+            if let Err(error) = self.serve_one(listener) {
+                log::warn!("guest {}: connection refused: {}", self.name, chain_of(&error));
+                self.turn_away(waiting, listener);
+            }
+        }
+    }
+
+    /// Waits until a guest connects; false when the socket is stopped.
+    fn wait_for_guest(&self, waiting: &UnixListener) -> bool {
+        let mut ready = [PollFd::new(waiting, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+        loop {
+            if self.is_stopped() {
+                return false;
+            }
+            // A signal, at most.
+            let _interrupted = poll(&mut ready, None);
+            let waits = ready[0].revents();
+            if waits.contains(PollFlags::IN) && !self.is_stopped() {
+                return true;
+            }
+            if waits.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+                log::error!("guest {}: its socket is broken, nobody can connect any more", self.name);
+                return false;
+            }
+        }
+    }
+
+    /// Hangs up on a guest that can't be served now.
+    fn turn_away(&self, waiting: &UnixListener, listener: &Listener) {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut ready = [PollFd::new(waiting, PollFlags::IN)];
+        if poll(&mut ready, Some(&at_once)) == Ok(1) {
+            // Accepted and dropped; or it has gone by itself.
+            let _gone = listener.accept();
+        }
+        let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
+        let _interrupted = poll(&mut stop, Some(&AFTER_FAILURE));
+    }
+
+    /// Takes the guest that waits, and serves it until it has gone.
+    fn serve_one(&self, listener: &mut Listener) -> Result<(), ServeError> {
+        let wake = Arc::new(Wake::new()?);
+        let tenant = self.host.admit(self.config.guest.clone(), Arc::clone(&wake) as _)?;
+        let device = Device::new(tenant, self.host.relay());
+        let (name, host) = (Arc::clone(&self.name), Arc::clone(&self.host));
+        let connection = Connection::new(name, host, device, wake, self.config.require_seals);
+        let served = self.converse(&connection, listener);
+        // Where there was no conversation; a second time it does nothing.
+        connection.device().close();
+        served
+    }
+
+    /// Speaks vhost-user until the guest has gone, and tears its device down.
+    fn converse(&self, connection: &Arc<Connection>, listener: &mut Listener) -> Result<(), ServeError> {
+        let memory = GuestMemoryAtomic::new(Memory::new());
+        let mut daemon = VhostUserDaemon::new(thread_name(&self.name), Arc::clone(connection), memory)
+            .map_err(ServeError::Daemon)?;
+        if let Err(error) = connection.register(&daemon) {
+            // Workers that can't be told to end would be waited for without end: they stay, idle.
+            std::mem::forget(daemon);
+            return Err(error.into());
+        }
+        let started = daemon.start(listener).map_err(ServeError::Daemon);
+        if started.is_ok() {
+            self.attend(connection, &mut daemon);
+        }
+        // Before the rings' mappings go, and while the workers can still finish what they are at.
+        let report = connection.device().close();
+        connection.end_workers();
+        drop(daemon);
+        self.tell(report);
+        started
+    }
+
+    /// Waits until the guest has gone.
+    fn attend(&self, connection: &Arc<Connection>, daemon: &mut VhostUserDaemon<Arc<Connection>>) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        log::info!("guest {}: connected", self.name);
+        if let Some(handle) = daemon.shutdown_handle() {
+            connection.connected(handle);
+        }
+        *lock(&self.connection) = Some(Arc::clone(connection));
+        if self.is_stopped() {
+            connection.end();
+        }
+        match daemon.wait() {
+            Ok(()) => {}
+            Err(DaemonError::HandleRequest(ProtocolError::Disconnected | ProtocolError::PartialMessage)) => {}
+            Err(error) => log::warn!("guest {}: {error}; disconnected", self.name),
+        }
+        *lock(&self.connection) = None;
+    }
+
+    fn tell(&self, report: TeardownReport) {
+        *lock(&self.last_teardown) = Some(report);
+        if report.not_given_back == 0 && report.bytes_left_mapped == 0 {
+            log::info!("guest {}: disconnected, everything was given back", self.name);
+        } else {
+            log::warn!(
+                "guest {}: disconnected; the HCA keeps {} objects and {} bytes of memory until its reset",
+                self.name,
+                report.not_given_back,
+                report.bytes_left_mapped
+            );
+        }
+    }
+}

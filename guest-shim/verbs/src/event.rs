@@ -1,0 +1,68 @@
+//! Asynchronous events.
+
+/// What happened (`ibv_event_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// A CQ failed, or overran.
+    CqErr,
+    /// A queue pair failed and is in error.
+    QpFatal,
+    /// A queue pair got an invalid request and is in error.
+    QpReqErr,
+    /// A queue pair got a request that violated its rights, and is in error.
+    QpAccessErr,
+    /// The first message came in on a queue pair that was ready to receive.
+    CommEst,
+    /// The send queue of a queue pair is drained.
+    SqDrained,
+    /// A connection moved to the alternate path.
+    PathMig,
+    /// A connection could not move to the alternate path.
+    PathMigErr,
+    /// The device is lost: every verb of this context answers `EIO` from now on.
+    DeviceFatal,
+    /// A port became active.
+    PortActive,
+    /// A port is no longer active.
+    PortErr,
+    /// A port's LID changed.
+    LidChange,
+    /// A port's P_Key table changed.
+    PkeyChange,
+    /// A port's subnet manager changed.
+    SmChange,
+    /// An SRQ failed.
+    SrqErr,
+    /// An SRQ fell below its limit.
+    SrqLimitReached,
+    /// A queue pair in error has taken the last request that it takes from its SRQ.
+    QpLastWqeReached,
+    /// The subnet manager asks for registrations to be renewed.
+    ClientReregister,
+    /// A port's GID table changed.
+    GidChange,
+    /// So many events were lost, because nobody took them: query ports and queue pairs. Verbs has no such event.
+    EventsLost(u32),
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventElement {
+    /// A CQ: its number ([`Cq::cqn`](crate::Cq::cqn)).
+    Cq(u32),
+    /// A queue pair: its number ([`Qp::qpn`](crate::Qp::qpn)).
+    Qp(u32),
+    /// A port, from 1.
+    Port(u8),
+    /// The device.
+    Device,
+}
+
+/// An asynchronous event (`ibv_async_event`). There is nothing to acknowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AsyncEvent {
+    /// What happened.
+    pub event_type: EventType,
+    /// To what.
+    pub element: EventElement,
+}

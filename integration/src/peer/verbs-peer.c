@@ -1,0 +1,372 @@
+/*
+ * verbs-peer: one RC queue pair on the stock libibverbs, driven by lines on standard input.
+ *
+ * Started as `verbs-peer DEVICE BYTES`, it opens the HCA, registers BYTES of memory, brings a queue pair to
+ * INIT, and says how it can be reached. Each command then gets one line of answer: `ok ...`, `wc NUMBER TEXT`
+ * for a work completion that isn't IBV_WC_SUCCESS, or `error TEXT`. Numbers are decimal. Offsets are relative
+ * to the registered memory.
+ *
+ *   connect LID QPN PSN            to RTR and RTS, with the peer's LID, queue pair and first PSN
+ *   fill OFFSET LENGTH SEED        write the pattern of a seed
+ *   verify OFFSET LENGTH SEED      compare with the pattern of a seed
+ *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other
+ *   send OFFSET LENGTH COUNT       post COUNT sends, then wait for all completions
+ *   write OFFSET LENGTH COUNT ADDRESS RKEY      the same by RDMA write ...
+ *   read OFFSET LENGTH COUNT ADDRESS RKEY       ... and by RDMA read
+ *   received LENGTH COUNT          wait for COUNT receive completions of LENGTH bytes
+ *   state                          the queue pair's state, as the driver is asked for it
+ *
+ * The end of standard input ends the program.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <infiniband/verbs.h>
+
+enum { PORT = 1, DEPTH = 64, MAX_INLINE = 64, WAIT_SECONDS = 60, MAX_WORDS = 8, LINE_BYTES = 256 };
+
+struct peer {
+	struct ibv_context *context;
+	struct ibv_pd *pd;
+	struct ibv_mr *mr;
+	struct ibv_cq *send_cq;
+	struct ibv_cq *recv_cq;
+	struct ibv_qp *qp;
+	uint8_t *memory;
+	uint64_t bytes;
+	uint32_t psn;
+};
+
+/* A stretch of the registered memory that COUNT messages of LENGTH bytes take. */
+struct stretch {
+	uint64_t offset;
+	uint64_t length;
+	uint64_t count;
+};
+
+/* Byte INDEX of the pattern of SEED. The host computes the same. */
+static uint8_t pattern(uint64_t seed, uint64_t index)
+{
+	uint32_t mixed = (uint32_t)((index + 1) * 2654435761u + seed * 40503u);
+
+	return (uint8_t)((mixed >> 24) ^ (mixed >> 11));
+}
+
+static int error(const char *what, int number)
+{
+	printf("error %s: %s\n", what, strerror(number));
+	return -1;
+}
+
+static int inside(const struct peer *peer, const struct stretch *at)
+{
+	if (at->length > peer->bytes || at->count > DEPTH || at->offset > peer->bytes ||
+	    at->length * at->count > peer->bytes - at->offset)
+		return error("the stretch", ERANGE);
+	return 0;
+}
+
+static void fill(struct peer *peer, const struct stretch *at, uint64_t seed)
+{
+	for (uint64_t i = 0; i < at->length; i++)
+		peer->memory[at->offset + i] = pattern(seed, i);
+	printf("ok\n");
+}
+
+static void verify(const struct peer *peer, const struct stretch *at, uint64_t seed)
+{
+	for (uint64_t i = 0; i < at->length; i++) {
+		uint8_t found = peer->memory[at->offset + i];
+
+		if (found != pattern(seed, i)) {
+			printf("error byte %" PRIu64 " of %" PRIu64 " is %u, not %u\n", i, at->length, found,
+			       pattern(seed, i));
+			return;
+		}
+	}
+	printf("ok\n");
+}
+
+/* Waits for COUNT completions; LENGTH is what each must have received, if it is a receive. */
+static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
+{
+	time_t deadline = time(NULL) + WAIT_SECONDS;
+
+	while (count > 0) {
+		struct ibv_wc wc;
+		int found = ibv_poll_cq(cq, 1, &wc);
+
+		if (found < 0)
+			return error("ibv_poll_cq", EIO);
+		if (found == 0) {
+			if (time(NULL) > deadline)
+				return error("waiting for a completion", ETIMEDOUT);
+			continue;
+		}
+		if (wc.status != IBV_WC_SUCCESS) {
+			printf("wc %d %s\n", wc.status, ibv_wc_status_str(wc.status));
+			return -1;
+		}
+		if ((wc.opcode & IBV_WC_RECV) && wc.byte_len != length) {
+			printf("error a message of %u bytes\n", wc.byte_len);
+			return -1;
+		}
+		count--;
+	}
+	return 0;
+}
+
+static void post_recv(struct peer *peer, const struct stretch *at)
+{
+	for (uint64_t i = 0; i < at->count; i++) {
+		struct ibv_sge sge = {
+			.addr = (uintptr_t)peer->memory + at->offset + i * at->length,
+			.length = (uint32_t)at->length,
+			.lkey = peer->mr->lkey,
+		};
+		struct ibv_recv_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1 };
+		struct ibv_recv_wr *bad;
+		int failed = ibv_post_recv(peer->qp, &wr, &bad);
+
+		if (failed) {
+			error("ibv_post_recv", failed);
+			return;
+		}
+	}
+	printf("ok\n");
+}
+
+/* Posts and waits. What fits goes inline, except for a read. */
+static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct stretch *at, uint64_t address,
+		      uint32_t rkey)
+{
+	for (uint64_t i = 0; i < at->count; i++) {
+		struct ibv_sge sge = {
+			.addr = (uintptr_t)peer->memory + at->offset + i * at->length,
+			.length = (uint32_t)at->length,
+			.lkey = peer->mr->lkey,
+		};
+		struct ibv_send_wr wr = {
+			.wr_id = i, .sg_list = &sge, .num_sge = 1, .opcode = opcode, .send_flags = IBV_SEND_SIGNALED,
+		};
+		struct ibv_send_wr *bad;
+		int failed;
+
+		if (opcode != IBV_WR_RDMA_READ && at->length <= MAX_INLINE)
+			wr.send_flags |= IBV_SEND_INLINE;
+		wr.wr.rdma.remote_addr = address + i * at->length;
+		wr.wr.rdma.rkey = rkey;
+		failed = ibv_post_send(peer->qp, &wr, &bad);
+		if (failed) {
+			error("ibv_post_send", failed);
+			return;
+		}
+	}
+	if (completions(peer->send_cq, at->count, 0) == 0)
+		printf("ok\n");
+}
+
+static void connect_to(struct peer *peer, uint16_t lid, uint32_t qpn, uint32_t psn)
+{
+	struct ibv_qp_attr rtr = {
+		.qp_state = IBV_QPS_RTR,
+		.path_mtu = IBV_MTU_2048,
+		.dest_qp_num = qpn,
+		.rq_psn = psn,
+		.max_dest_rd_atomic = 4,
+		.min_rnr_timer = 12,
+		.ah_attr = { .dlid = lid, .port_num = PORT },
+	};
+	struct ibv_qp_attr rts = {
+		.qp_state = IBV_QPS_RTS,
+		.sq_psn = peer->psn,
+		.timeout = 18,
+		.retry_cnt = 7,
+		.rnr_retry = 7,
+		.max_rd_atomic = 4,
+	};
+	int failed = ibv_modify_qp(peer->qp, &rtr,
+				   IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+					   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+
+	if (failed) {
+		error("ibv_modify_qp to RTR", failed);
+		return;
+	}
+	failed = ibv_modify_qp(peer->qp, &rts,
+			       IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
+				       IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+	if (failed)
+		error("ibv_modify_qp to RTS", failed);
+	else
+		printf("ok\n");
+}
+
+static void state(struct peer *peer)
+{
+	static const char *const names[] = { "RESET", "INIT", "RTR", "RTS", "SQD", "SQE", "ERR" };
+	struct ibv_qp_attr attributes;
+	struct ibv_qp_init_attr initial;
+	int failed = ibv_query_qp(peer->qp, &attributes, IBV_QP_STATE, &initial);
+
+	if (failed)
+		error("ibv_query_qp", failed);
+	else if (attributes.qp_state >= sizeof(names) / sizeof(names[0]))
+		error("the queue pair's state", ERANGE);
+	else
+		printf("ok %s\n", names[attributes.qp_state]);
+}
+
+static void execute(struct peer *peer, const char *name, const uint64_t *number, int numbers)
+{
+	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
+
+	if (!strcmp(name, "connect") && numbers == 3) {
+		connect_to(peer, (uint16_t)number[0], (uint32_t)number[1], (uint32_t)number[2]);
+	} else if (!strcmp(name, "state") && numbers == 0) {
+		state(peer);
+	} else if (!strcmp(name, "received") && numbers == 2) {
+		if (completions(peer->recv_cq, number[1], number[0]) == 0)
+			printf("ok\n");
+	} else if (!strcmp(name, "fill") && numbers == 3) {
+		if (inside(peer, &at) == 0)
+			fill(peer, &at, number[2]);
+	} else if (!strcmp(name, "verify") && numbers == 3) {
+		if (inside(peer, &at) == 0)
+			verify(peer, &at, number[2]);
+	} else {
+		at.count = number[2];
+		if (!strcmp(name, "recv") && numbers == 3) {
+			if (inside(peer, &at) == 0)
+				post_recv(peer, &at);
+		} else if (!strcmp(name, "send") && numbers == 3) {
+			if (inside(peer, &at) == 0)
+				post_send(peer, IBV_WR_SEND, &at, 0, 0);
+		} else if (!strcmp(name, "write") && numbers == 5) {
+			if (inside(peer, &at) == 0)
+				post_send(peer, IBV_WR_RDMA_WRITE, &at, number[3], (uint32_t)number[4]);
+		} else if (!strcmp(name, "read") && numbers == 5) {
+			if (inside(peer, &at) == 0)
+				post_send(peer, IBV_WR_RDMA_READ, &at, number[3], (uint32_t)number[4]);
+		} else {
+			error(name, EINVAL);
+		}
+	}
+}
+
+/* Splits a line into a name and numbers, and executes it. */
+static void command(struct peer *peer, char *line)
+{
+	uint64_t number[MAX_WORDS] = { 0 };
+	int numbers = 0;
+	char *rest = strpbrk(line, " \n");
+
+	while (rest && *rest == ' ' && numbers < MAX_WORDS) {
+		*rest++ = '\0';
+		number[numbers++] = strtoull(rest, &rest, 10);
+	}
+	if (!rest || *rest != '\n') {
+		error("a line that ends in no number", EINVAL);
+		return;
+	}
+	*rest = '\0';
+	execute(peer, line, number, numbers);
+}
+
+static struct ibv_context *open_device(const char *name)
+{
+	int count = 0;
+	struct ibv_device **devices = ibv_get_device_list(&count);
+	struct ibv_context *context = NULL;
+
+	errno = ENODEV;
+	for (int i = 0; devices && i < count; i++)
+		if (!strcmp(ibv_get_device_name(devices[i]), name))
+			context = ibv_open_device(devices[i]);
+	if (devices)
+		ibv_free_device_list(devices);
+	return context;
+}
+
+/* Makes what belongs to a queue pair in INIT; what is missing at a failure isn't there. */
+static int make(struct peer *peer, const char *device)
+{
+	const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+	struct ibv_qp_init_attr wanted = {
+		.cap = { .max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 1, .max_recv_sge = 1,
+			 .max_inline_data = MAX_INLINE },
+		.qp_type = IBV_QPT_RC,
+	};
+	struct ibv_qp_attr init = {
+		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT, .qp_access_flags = access,
+	};
+
+	if (!(peer->context = open_device(device)))
+		return error("ibv_open_device", errno);
+	if (!(peer->pd = ibv_alloc_pd(peer->context)))
+		return error("ibv_alloc_pd", errno);
+	if (!(peer->memory = calloc(1, peer->bytes)))
+		return error("calloc", ENOMEM);
+	if (!(peer->mr = ibv_reg_mr(peer->pd, peer->memory, peer->bytes, access)))
+		return error("ibv_reg_mr", errno);
+	if (!(peer->send_cq = ibv_create_cq(peer->context, DEPTH, NULL, NULL, 0)) ||
+	    !(peer->recv_cq = ibv_create_cq(peer->context, DEPTH, NULL, NULL, 0)))
+		return error("ibv_create_cq", errno);
+	wanted.send_cq = peer->send_cq;
+	wanted.recv_cq = peer->recv_cq;
+	if (!(peer->qp = ibv_create_qp(peer->pd, &wanted)))
+		return error("ibv_create_qp", errno);
+	errno = ibv_modify_qp(peer->qp, &init,
+			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	return errno ? error("ibv_modify_qp to INIT", errno) : 0;
+}
+
+/* Gives back what `make` made. A refusal means that something of it is still in use. */
+static int give_back(struct peer *peer)
+{
+	int failed = 0;
+
+	failed |= peer->qp && ibv_destroy_qp(peer->qp);
+	failed |= peer->send_cq && ibv_destroy_cq(peer->send_cq);
+	failed |= peer->recv_cq && ibv_destroy_cq(peer->recv_cq);
+	failed |= peer->mr && ibv_dereg_mr(peer->mr);
+	failed |= peer->pd && ibv_dealloc_pd(peer->pd);
+	failed |= peer->context && ibv_close_device(peer->context);
+	free(peer->memory);
+	return failed;
+}
+
+static int announce(const struct peer *peer)
+{
+	struct ibv_port_attr port;
+	int failed = ibv_query_port(peer->context, PORT, &port);
+
+	if (failed)
+		return error("ibv_query_port", failed);
+	printf("ok %u %u %u %" PRIuPTR " %u\n", port.lid, peer->qp->qp_num, peer->psn, (uintptr_t)peer->memory,
+	       peer->mr->rkey);
+	return 0;
+}
+
+int main(int arguments, char **argument)
+{
+	struct peer peer = { .psn = 0xfffff0 }; /* so that it wraps soon */
+	char line[LINE_BYTES];
+	int failed;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (arguments != 3) {
+		fprintf(stderr, "usage: verbs-peer DEVICE BYTES\n");
+		return EXIT_FAILURE;
+	}
+	peer.bytes = strtoull(argument[2], NULL, 10);
+	failed = make(&peer, argument[1]) || announce(&peer);
+	while (!failed && fgets(line, sizeof(line), stdin))
+		command(&peer, line);
+	failed |= give_back(&peer);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
