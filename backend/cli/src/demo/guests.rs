@@ -157,6 +157,11 @@ impl Guests {
         if words.is_empty() { status } else { format!("{status}; it said: {words}") }
     }
 
+    /// Ends both processes, if they still run.
+    pub(crate) fn kill(&mut self) {
+        self.processes.clear();
+    }
+
     /// Waits until both processes, which were told to leave, have ended well.
     pub(crate) fn wait(&mut self) -> Result<()> {
         for (index, guest) in self.processes.iter_mut().enumerate() {

@@ -57,7 +57,7 @@ impl<'a> Demo<'a> {
         let start = Instant::now();
         let result = self.make_checks(&host);
         // Whatever happened, the guests end first.
-        drop(self.guests);
+        self.guests.kill();
         let stopped = host.stop();
         match result {
             Err(error) if error.is::<Interrupted>() => return Err(error),

@@ -90,7 +90,8 @@ pub fn config() -> Mlx4Config {
 
 /// As [`config`], for tests in which commands aren't answered.
 pub fn impatient() -> Mlx4Config {
-    let short = Duration::from_millis(300);
+    // Longer than any answer takes, however busy the machine is.
+    let short = Duration::from_secs(3);
     let timeouts = Timeouts { post: short, short, medium: short, long: short };
     Mlx4Config { timeouts, ports: false, ..config() }
 }

@@ -192,15 +192,17 @@ impl Connection {
         match Role::at(queue) {
             Some(Role::Control) => self.device.control(&ring),
             Some(Role::Event) => {
-                if !self.event_queue_started.swap(true, Ordering::AcqRel) {
+                // Events can come before there is a queue for them.
+                let running = ring.with(|queue| queue.is_running());
+                if running && !self.event_queue_started.swap(true, Ordering::AcqRel) {
                     self.device.event_queue_started(&ring, || self.host.next_generation());
                 }
                 self.device.events(&ring);
             }
             Some(Role::MadSend) => self.device.mad_send(&ring),
-            Some(Role::Kick(_)) => self.device.kick(),
+            Some(Role::Kick(_)) if vring.was_kicked() => self.device.kick(),
             Some(Role::Vector(vector)) => self.device.completions(vector, &ring),
-            Some(Role::MadReceive) | None => {}
+            Some(Role::Kick(_) | Role::MadReceive) | None => {}
         }
     }
 

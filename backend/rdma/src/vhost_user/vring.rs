@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +29,7 @@ struct Events {
     kick: Mutex<Option<File>>,
     call: Mutex<Option<Arc<File>>>,
     fruitless: AtomicU32,
+    kicked: AtomicBool,
 }
 
 /// A ring. Clones are the same ring.
@@ -58,6 +59,11 @@ impl Vring {
             // A guest whose descriptor can't be written doesn't hear of it.
             let _deaf = (&*call).write(&1u64.to_ne_bytes());
         }
+    }
+
+    /// Whether it was kicked since this was asked last: workers are called when a ring is enabled, too.
+    pub(crate) fn was_kicked(&self) -> bool {
+        self.events.kicked.swap(false, Ordering::Relaxed)
     }
 
     /// Empties the call's counter, for a writer that the guest has made wait.
@@ -171,6 +177,7 @@ impl VringT<Space> for Vring {
         let kicked = lock(&self.events.kick).as_ref().is_none_or(take);
         if kicked {
             self.events.fruitless.store(0, Ordering::Relaxed);
+            self.events.kicked.store(true, Ordering::Relaxed);
         } else if self.events.fruitless.fetch_add(1, Ordering::Relaxed) >= MAX_FRUITLESS {
             return Err(io::ErrorKind::InvalidInput.into());
         }

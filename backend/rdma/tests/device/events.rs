@@ -119,10 +119,12 @@ fn driver_behind_whose_back_the_connection_was_made_anew_is_told_first() {
     drop(guest);
     let mut guest = Guest::on(connect(socket.path(), VERSION_1), VERSION_1, Memory::new(BASE, file, BYTES));
     guest.take_over(queues);
-    guest.start_queues();
+    // An event that comes before the queue doesn't hide that it comes in use.
     scene.hca.tell(|sink| {
         sink.raise(paraverbs_tenant::hca::HcaEvent::Port { port: 1, change: PortChange::Gid });
     });
+    config(&mut guest.frontend);
+    guest.start_queues();
     let fatal = guest.event();
     assert_eq!(fatal.event_type, EventType::DEVICE_FATAL);
     assert_ne!(fatal.generation.get(), before);
