@@ -195,9 +195,9 @@ impl<'a> Demo<'a> {
                 &format!("{whole} bytes, CRC-32 {crc32:08x}"),
                 &format!("{arrived} bytes, CRC-32 {seen:08x}"),
             )
-            .and_then(|detail| {
+            .map(|detail| {
                 let speed = bytes as f64 / seconds / 1e9;
-                Ok(format!("{detail}, in {seconds:.2} s ({speed:.1} GB/s)"))
+                format!("{detail}, in {seconds:.2} s ({speed:.1} GB/s)")
             }))
         })
     }
@@ -286,7 +286,7 @@ impl<'a> Demo<'a> {
             "Latency is half a round trip for send, and from posting to completion for write and read.",
         );
         self.screen.line(&format!(
-            "The daemon's thread executes all work requests; it polls, and sleeps after {spin} µs without work."
+            "The engine is the daemon's thread; it executes all work requests, and sleeps after {spin} µs without."
         ));
         self.screen.line(&format!("{cores} cores, {:.1} s in all.", elapsed.as_secs_f64()));
     }

@@ -21,7 +21,7 @@ const INLINE: u32 = 128;
 /// Completions taken at once.
 const BATCH: usize = 32;
 /// Rounds of polling between two looks at the clock, and turns for others.
-const SPINS: u32 = 256;
+const SPINS: u32 = 16;
 /// No completion takes that long.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How far the address of a receive request is from the next: sizes are multiples of a page.
