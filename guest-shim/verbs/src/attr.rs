@@ -3,9 +3,13 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
+use virtio_rdma::config::Mlx4Format;
 use virtio_rdma::request::query::{
-    AtomicCap as AtomicCapCode, LinkLayer as LinkLayerCode, Mtu as MtuCode, PortState as PortStateCode,
+    AtomicCap as AtomicCapCode, DeviceAttributes, LinkLayer as LinkLayerCode, Mtu as MtuCode, PortAttributes,
+    PortState as PortStateCode,
 };
+
+use crate::error::{Error, Result};
 
 /// Declares a closed set of codes with the numbers of verbs.
 macro_rules! verbs_enum {
@@ -227,6 +231,49 @@ pub struct DeviceAttr {
     pub max_inline_data: u32,
 }
 
+impl DeviceAttr {
+    pub(crate) fn new(from: &DeviceAttributes, format: &Mlx4Format) -> Self {
+        let firmware = from.fw_version.get();
+        let text = from.board_id.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self {
+            fw_ver: format!("{}.{}.{}", firmware >> 32, firmware >> 16 & 0xffff, firmware & 0xffff),
+            node_guid: from.node_guid,
+            sys_image_guid: from.sys_image_guid,
+            max_mr_size: from.max_mr_size.get(),
+            page_size_cap: from.page_size_cap.get(),
+            vendor_id: from.vendor_id.get(),
+            vendor_part_id: from.vendor_part_id.get(),
+            hw_ver: from.hw_ver.get(),
+            board_id: String::from_utf8_lossy(text).into_owned(),
+            device_cap_flags: from.device_cap_flags.bits(),
+            max_qp: from.max_qp.get(),
+            max_qp_wr: from.max_qp_wr.get(),
+            max_sge: from.max_sge.get(),
+            max_sge_rd: from.max_sge_rd.get(),
+            max_cq: from.max_cq.get(),
+            max_cqe: from.max_cqe.get(),
+            max_mr: from.max_mr.get(),
+            max_pd: from.max_pd.get(),
+            max_qp_rd_atom: from.max_qp_rd_atom.get(),
+            max_res_rd_atom: from.max_res_rd_atom.get(),
+            max_qp_init_rd_atom: from.max_qp_init_rd_atom.get(),
+            atomic_cap: AtomicCap::of_code(from.atomic_cap).unwrap_or(AtomicCap::None),
+            max_mw: from.max_mw.get(),
+            max_mcast_grp: from.max_mcast_grp.get(),
+            max_mcast_qp_attach: from.max_mcast_qp_attach.get(),
+            max_total_mcast_qp_attach: from.max_total_mcast_qp_attach.get(),
+            max_ah: from.max_ah.get(),
+            max_srq: from.max_srq.get(),
+            max_srq_wr: from.max_srq_wr.get(),
+            max_srq_sge: from.max_srq_sge.get(),
+            max_pkeys: from.max_pkeys.get(),
+            local_ca_ack_delay: from.local_ca_ack_delay,
+            phys_port_cnt: from.phys_port_cnt,
+            max_inline_data: format.max_inline_bytes.get().into(),
+        }
+    }
+}
+
 /// What a port is like (`ibv_port_attr`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortAttr {
@@ -274,4 +321,38 @@ pub struct PortAttr {
     pub link_layer: LinkLayer,
     /// Whether every address handle needs a GRH.
     pub grh_required: bool,
+}
+
+impl PortAttr {
+    pub(crate) fn new(from: &PortAttributes) -> Result<Self> {
+        Ok(Self {
+            state: known("port state", PortState::of_code(from.state))?,
+            max_mtu: known("MTU", Mtu::of_code(from.max_mtu))?,
+            active_mtu: known("MTU", Mtu::of_code(from.active_mtu))?,
+            gid_tbl_len: from.gid_tbl_len.get(),
+            port_cap_flags: from.port_cap_flags.get(),
+            port_cap_flags2: from.port_cap_flags2.get(),
+            max_msg_sz: from.max_msg_sz.get(),
+            bad_pkey_cntr: from.bad_pkey_cntr.get(),
+            qkey_viol_cntr: from.qkey_viol_cntr.get(),
+            pkey_tbl_len: from.pkey_tbl_len.get(),
+            lid: from.lid.get(),
+            sm_lid: from.sm_lid.get(),
+            lmc: from.lmc,
+            max_vl_num: from.max_vl_num,
+            sm_sl: from.sm_sl,
+            subnet_timeout: from.subnet_timeout,
+            init_type_reply: from.init_type_reply,
+            active_width: from.active_width,
+            active_speed: from.active_speed,
+            phys_state: from.phys_state,
+            link_layer: LinkLayer::of_code(from.link_layer).unwrap_or(LinkLayer::Unspecified),
+            grh_required: from.flags & 1 != 0,
+        })
+    }
+}
+
+/// A code that the device gave, if verbs has it.
+pub(crate) fn known<T>(what: &str, code: Option<T>) -> Result<T> {
+    code.ok_or_else(|| Error::Hca(format!("it gave a {what} that there isn't")))
 }

@@ -2,19 +2,29 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use virtio_rdma::U32;
+use virtio_rdma::request::query::{QueryGid, QueryPkey, QueryPort};
+use zerocopy::FromZeros;
 
 use crate::attr::{DeviceAttr, Gid, PortAttr};
 use crate::channel::CompChannel;
 use crate::cq::Cq;
+use crate::device::Open;
 use crate::error::Result;
 use crate::event::AsyncEvent;
 use crate::pd::Pd;
+use crate::signal::Deadline;
+use crate::transport::VhostUser;
 
 /// An open device (`ibv_context`). A clone is the same one; it is closed when all clones and all objects of it
 /// are dropped.
 #[derive(Clone, Debug)]
-pub struct Context {}
+pub struct Context {
+    open: Arc<Open>,
+}
 
 impl Context {
     /// Opens the device behind a socket of the daemon, which it is connected to as a VMM would be. The socket
@@ -23,8 +33,9 @@ impl Context {
     /// # Errors
     /// The socket can't be connected to; another guest has it; what is there is no virtio-rdma device that this
     /// library knows.
-    pub fn connect(_path: impl AsRef<Path>) -> Result<Self> {
-        unimplemented!()
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
+        let transport = VhostUser::connect(path.as_ref())?;
+        Ok(Self { open: Open::new(Arc::new(transport))? })
     }
 
     /// What the device is and can hold (`ibv_query_device`).
@@ -32,36 +43,40 @@ impl Context {
     /// # Errors
     /// The device is lost.
     pub fn query_device(&self) -> Result<DeviceAttr> {
-        unimplemented!()
+        self.open.loss().check()?;
+        Ok(DeviceAttr::new(self.open.attributes(), &self.open.config().format))
     }
 
     /// What a port, counted from 1, is like (`ibv_query_port`).
     ///
     /// # Errors
     /// There is no such port (`EINVAL`); the device is lost.
-    pub fn query_port(&self, _port: u8) -> Result<PortAttr> {
-        unimplemented!()
+    pub fn query_port(&self, port: u8) -> Result<PortAttr> {
+        let attributes = self.open.call(&QueryPort { port, ..QueryPort::new_zeroed() })?;
+        PortAttr::new(&attributes)
     }
 
     /// An entry of a port's GID table (`ibv_query_gid`).
     ///
     /// # Errors
     /// There is no such port or entry (`EINVAL`); the device is lost.
-    pub fn query_gid(&self, _port: u8, _index: u32) -> Result<Gid> {
-        unimplemented!()
+    pub fn query_gid(&self, port: u8, index: u32) -> Result<Gid> {
+        let query = QueryGid { port, index: U32::new(index), ..QueryGid::new_zeroed() };
+        self.open.call(&query).map(|entry| Gid(entry.gid))
     }
 
     /// An entry of a port's P_Key table, as a number (`ibv_query_pkey`); 0: not in use.
     ///
     /// # Errors
     /// There is no such port or entry (`EINVAL`); the device is lost.
-    pub fn query_pkey(&self, _port: u8, _index: u32) -> Result<u16> {
-        unimplemented!()
+    pub fn query_pkey(&self, port: u8, index: u32) -> Result<u16> {
+        let query = QueryPkey { port, index: U32::new(index), ..QueryPkey::new_zeroed() };
+        self.open.call(&query).map(|entry| entry.pkey.get())
     }
 
     /// Number of completion vectors, at least 1.
     pub fn num_comp_vectors(&self) -> u32 {
-        unimplemented!()
+        self.open.config().completion_vectors.into()
     }
 
     /// Makes a protection domain (`ibv_alloc_pd`).
@@ -69,7 +84,7 @@ impl Context {
     /// # Errors
     /// There are too many (`ENOMEM`); the device is lost.
     pub fn alloc_pd(&self) -> Result<Pd> {
-        unimplemented!()
+        Pd::new(&self.open)
     }
 
     /// Makes a channel for completion events (`ibv_create_comp_channel`) on a completion vector, counted from 0
@@ -77,8 +92,8 @@ impl Context {
     ///
     /// # Errors
     /// There is no such vector (`EINVAL`); no file descriptor is left.
-    pub fn create_comp_channel(&self, _vector: u32) -> Result<CompChannel> {
-        unimplemented!()
+    pub fn create_comp_channel(&self, vector: u32) -> Result<CompChannel> {
+        CompChannel::new(&self.open, vector)
     }
 
     /// Makes a CQ for at least `cqe` completions (`ibv_create_cq`), with the channel for its events if it shall
@@ -87,8 +102,8 @@ impl Context {
     /// # Errors
     /// It holds none, or more than a CQ can (`EINVAL`); the channel is of another context (`EINVAL`); there are
     /// too many (`ENOMEM`); the device is lost.
-    pub fn create_cq(&self, _cqe: u32, _channel: Option<&CompChannel>) -> Result<Cq> {
-        unimplemented!()
+    pub fn create_cq(&self, cqe: u32, channel: Option<&CompChannel>) -> Result<Cq> {
+        Cq::new(&self.open, cqe, channel)
     }
 
     /// The next asynchronous event (`ibv_get_async_event`); `None` if there is none before `timeout` ends.
@@ -96,17 +111,17 @@ impl Context {
     ///
     /// # Errors
     /// The kernel refuses to wait.
-    pub fn get_async_event(&self, _timeout: impl Into<Option<Duration>>) -> Result<Option<AsyncEvent>> {
-        unimplemented!()
+    pub fn get_async_event(&self, timeout: impl Into<Option<Duration>>) -> Result<Option<AsyncEvent>> {
+        self.open.get_async_event(Deadline::after(timeout.into()))
     }
 
     /// A descriptor that is readable while there is an asynchronous event.
     pub fn async_fd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+        self.open.async_fd()
     }
 
     /// Whether the device is lost, so that every verb answers `EIO`.
     pub fn is_lost(&self) -> bool {
-        unimplemented!()
+        self.open.loss().is_lost()
     }
 }

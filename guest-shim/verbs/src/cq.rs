@@ -1,22 +1,227 @@
 //! Completion queues.
 
-use crate::error::Result;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlx4_queue::geometry::CqGeometry;
+use mlx4_queue::{CompletionQueue, Notify, Place, PostedReceive, PostedSend, WorkQueues};
+use virtio_rdma::request::completion::{CqCreated, CqFlags, CreateCq, DestroyCq};
+use virtio_rdma::{Reserved, U16, U32, U64};
+
+use crate::arena::{Block, PAGE};
+use crate::channel::CompChannel;
+use crate::device::{Bell, ObjectKind, Open, Pending, Subscriber, Vector};
+use crate::error::{Error, Result};
+use crate::memory::Span;
+use crate::qp::Work;
 use crate::wr::Wc;
+
+/// Size and alignment of memory for a record, in bytes: a cache line.
+pub(crate) const RECORD_BYTES: usize = 64;
 
 /// A completion queue (`ibv_cq`).
 #[derive(Debug)]
-pub struct Cq {}
+pub struct Cq(Arc<Queue>);
+
+/// The queues whose requests complete here.
+#[derive(Debug, Default)]
+struct Works {
+    by_number: BTreeMap<u32, Arc<Work>>,
+    /// That of the last completion, most likely also of the next.
+    last: Option<Arc<Work>>,
+}
+
+impl Works {
+    fn find(&mut self, qpn: u32) -> Option<&Arc<Work>> {
+        if self.last.as_ref().is_none_or(|last| last.qpn() != qpn) {
+            self.last = Some(Arc::clone(self.by_number.get(&qpn)?));
+        }
+        self.last.as_ref()
+    }
+}
+
+impl WorkQueues for Works {
+    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
+        self.find(qpn)?.send_completed(wqe_index)
+    }
+
+    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        self.find(qpn)?.receive_completed(wqe_index)
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    ring: CompletionQueue<Span, Bell>,
+    works: Works,
+    /// A completion that couldn't be, to be told by the next poll.
+    failed: Option<Error>,
+}
+
+/// The queue, which its queue pairs keep.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    open: Arc<Open>,
+    handle: u32,
+    cqn: u32,
+    cqe: u32,
+    state: Mutex<State>,
+    vector: Option<Arc<Vector>>,
+    ring: Block,
+    record: Block,
+    ended: bool,
+}
+
+impl Queue {
+    fn new(open: &Arc<Open>, cqe: u32, channel: Option<&CompChannel>) -> Result<Self> {
+        open.loss().check()?;
+        if channel.is_some_and(|channel| !channel.is_of(open)) {
+            return Err(Error::Invalid("the channel is of another context".into()));
+        }
+        let most = open.attributes().max_cqe.get();
+        if cqe == 0 || cqe > most {
+            return Err(Error::Invalid(format!("a CQ holds 1 to {most} completions, not {cqe}")));
+        }
+        let geometry = CqGeometry::new(cqe, open.limits())?;
+        let ring = open.arena().allocate(geometry.bytes() as usize, PAGE)?;
+        let record = open.arena().allocate(RECORD_BYTES, RECORD_BYTES)?;
+        let (CqCreated { cq, cqn, arm }, uar) = open.with_uar(|uar| {
+            let body = CreateCq {
+                uar: U32::new(uar.handle()),
+                flags: CqFlags::NONE,
+                entries: U32::new(geometry.entries()),
+                comp_vector: U16::new(channel.map_or(0, CompChannel::number)),
+                reserved: Reserved::ZERO,
+                record: U64::new(record.guest_address()),
+                reserved_end: Reserved::ZERO,
+            };
+            open.make(&body, &[&ring, &record])
+        })?;
+        let (handle, cqn) = (cq.get(), cqn.get());
+        let place = |block: &Block| Place { memory: block.span().clone(), offset: 0 };
+        let doorbell = Bell::new(&uar, &arm)?;
+        let queue = CompletionQueue::new(place(&ring), place(&record), geometry, cqn, doorbell)?;
+        let turnover = open.turnover();
+        open.watch(ObjectKind::Cq, handle, cqn);
+        if let Some(channel) = channel {
+            let pending: Arc<Pending> = Arc::clone(channel.pending());
+            let subscriber = Subscriber { cqn, sequence: queue.sequence(), channel: pending };
+            channel.vector().subscribe(handle, subscriber);
+        }
+        drop(turnover);
+        Ok(Self {
+            open: Arc::clone(open),
+            handle,
+            cqn,
+            cqe: geometry.completions(),
+            state: Mutex::new(State { ring: queue, works: Works::default(), failed: None }),
+            vector: channel.map(|channel| Arc::clone(channel.vector())),
+            ring,
+            record,
+            ended: false,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The ring changes its indexes last.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_of(&self, open: &Arc<Open>) -> bool {
+        Arc::ptr_eq(&self.open, open)
+    }
+
+    pub(crate) fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// From now on requests of a queue pair complete here.
+    pub(crate) fn attach(&self, work: &Arc<Work>) {
+        self.lock().works.by_number.insert(work.qpn(), Arc::clone(work));
+    }
+
+    /// Takes out the completions of a queue pair that the HCA has reset.
+    pub(crate) fn clean(&self, qpn: u32) {
+        self.lock().ring.clean(qpn, |_| {});
+    }
+
+    /// Takes out the completions of a queue pair that is gone, and forgets it.
+    pub(crate) fn detach(&self, qpn: u32) {
+        let mut state = self.lock();
+        state.ring.clean(qpn, |_| {});
+        state.works.by_number.remove(&qpn);
+        state.works.last = None;
+    }
+
+    fn poll(&self, wcs: &mut [Wc]) -> Result<usize> {
+        self.open.loss().check()?;
+        let mut state = self.lock();
+        let State { ring, works, failed } = &mut *state;
+        if let Some(error) = failed.take() {
+            return Err(error);
+        }
+        let mut count = 0;
+        for wc in wcs {
+            match ring.poll(works) {
+                Some(Ok(completion)) => *wc = Wc::from(completion),
+                Some(Err(error)) => {
+                    *failed = Some(error.into());
+                    break;
+                }
+                None => break,
+            }
+            count += 1;
+        }
+        if count != 0 || failed.is_some() {
+            ring.commit();
+        }
+        match failed.take_if(|_| count == 0) {
+            Some(error) => Err(error),
+            None => Ok(count),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.ended = true;
+        let _turnover = self.open.turnover();
+        let body = DestroyCq { cq: U32::new(self.handle), reserved: Reserved::ZERO };
+        let result = self.open.end(&body, &[&self.ring, &self.record]);
+        if let Some(vector) = &self.vector {
+            vector.unsubscribe(self.handle);
+        }
+        self.open.forget(ObjectKind::Cq, self.handle);
+        result
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Err(error) = self.end()
+        {
+            log::warn!("{error}");
+        }
+    }
+}
 
 impl Cq {
+    pub(crate) fn new(open: &Arc<Open>, cqe: u32, channel: Option<&CompChannel>) -> Result<Self> {
+        Ok(Self(Arc::new(Queue::new(open, cqe, channel)?)))
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.0
+    }
+
     /// Its number, as events have it.
     pub fn cqn(&self) -> u32 {
-        unimplemented!()
+        self.0.cqn
     }
 
     /// Completions that it can hold, at least as many as were asked for. If more come before they are polled it
     /// fails: [`EventType::CqErr`](crate::EventType::CqErr).
     pub fn cqe(&self) -> u32 {
-        unimplemented!()
+        self.0.cqe
     }
 
     /// Takes completions into the start of `wcs` and returns how many there were (`ibv_poll_cq`).
@@ -24,8 +229,8 @@ impl Cq {
     /// # Errors
     /// The HCA has written a completion that can't be (`EIO`), after those that were returned before; it is
     /// passed over. The device is lost.
-    pub fn poll(&self, _wcs: &mut [Wc]) -> Result<usize> {
-        unimplemented!()
+    pub fn poll(&self, wcs: &mut [Wc]) -> Result<usize> {
+        self.0.poll(wcs)
     }
 
     /// Asks for one event in the channel (`ibv_req_notify_cq`) when the next completion comes, or the next one
@@ -34,8 +239,13 @@ impl Cq {
     ///
     /// # Errors
     /// The CQ has no channel (`EINVAL`); the device is lost.
-    pub fn req_notify(&self, _solicited_only: bool) -> Result<()> {
-        unimplemented!()
+    pub fn req_notify(&self, solicited_only: bool) -> Result<()> {
+        self.0.open.loss().check()?;
+        if self.0.vector.is_none() {
+            return Err(Error::Invalid("the CQ has no channel for events".into()));
+        }
+        self.0.lock().ring.arm(if solicited_only { Notify::Solicited } else { Notify::Next });
+        Ok(())
     }
 
     /// Ends it (`ibv_destroy_cq`), as dropping it does. Its events that are still in the channel are gone then.
@@ -44,6 +254,9 @@ impl Cq {
     /// Queue pairs still use it (`EBUSY`): then it ends with the last of them. The HCA doesn't give it back: its
     /// memory is then kept aside.
     pub fn destroy(self) -> Result<()> {
-        unimplemented!()
+        match Arc::into_inner(self.0) {
+            Some(mut queue) => queue.end(),
+            None => Err(Error::Busy("the CQ")),
+        }
     }
 }

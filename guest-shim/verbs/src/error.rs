@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mlx4_queue::geometry::GeometryError;
 use mlx4_queue::request::PostError;
+use mlx4_queue::{CqError, PlaceError};
 use virtio_rdma::config::ConfigError;
 use virtio_rdma::{Reason, Status};
 
@@ -51,6 +52,9 @@ pub enum Error {
     /// The device is lost: it failed, or the daemon is gone.
     #[error("the device is lost ({0}): drop the context and connect again")]
     Lost(&'static str),
+    /// The HCA, or the device, has said something that can't be.
+    #[error("nonsense from the device: {0}")]
+    Hca(String),
     /// An argument is none that the verb takes.
     #[error("{0}")]
     Invalid(String),
@@ -101,7 +105,7 @@ impl Error {
             Self::Handshake { .. } => libc::EPROTO,
             Self::Device(_) => libc::EOPNOTSUPP,
             Self::Refused { errno, .. } => *errno,
-            Self::Lost(_) => libc::EIO,
+            Self::Lost(_) | Self::Hca(_) => libc::EIO,
             Self::Invalid(_) | Self::State(_) => libc::EINVAL,
             Self::NoMemory(_) | Self::QueueFull => libc::ENOMEM,
             Self::Busy(_) => libc::EBUSY,
@@ -122,6 +126,18 @@ impl Error {
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         Self::Device(error.to_string())
+    }
+}
+
+impl From<CqError> for Error {
+    fn from(error: CqError) -> Self {
+        Self::Hca(error.to_string())
+    }
+}
+
+impl From<PlaceError> for Error {
+    fn from(error: PlaceError) -> Self {
+        Self::Invalid(error.to_string())
     }
 }
 

@@ -25,15 +25,22 @@
 //! Specification: `docs/virtio-rdma.md`.
 
 mod access;
+mod arena;
 mod attr;
 mod channel;
 mod context;
 mod cq;
+mod device;
 mod error;
 mod event;
+mod event_fd;
+mod memory;
 mod mr;
 mod pd;
 mod qp;
+mod signal;
+mod transport;
+mod virtqueue;
 mod wr;
 
 pub use access::Access;

@@ -1,5 +1,9 @@
 //! Work requests and completions.
 
+use mlx4_queue::{Completed, Completion, Payload};
+use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::wqe::Opcode;
+
 /// A piece of a gather or scatter list (`ibv_sge`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Sge {
@@ -239,4 +243,63 @@ pub struct Wc {
     pub imm: Option<u32>,
     /// The queue pair.
     pub qp_num: u32,
+}
+
+impl From<Completion> for Wc {
+    fn from(from: Completion) -> Self {
+        let wc = Self { wr_id: from.wr_id, qp_num: from.qpn, ..Self::default() };
+        match from.outcome {
+            Completed::Sent { opcode, bytes } => Self { opcode: sent(opcode), byte_len: bytes, ..wc },
+            Completed::Received(received) => Self {
+                opcode: if received.write { WcOpcode::RecvRdmaWithImm } else { WcOpcode::Recv },
+                byte_len: received.bytes,
+                imm: match received.payload {
+                    Payload::Immediate(bytes) => Some(u32::from_be_bytes(bytes)),
+                    Payload::Plain | Payload::Invalidated(_) => None,
+                },
+                ..wc
+            },
+            Completed::Failed { send, syndrome, vendor } => Self {
+                status: failed(syndrome),
+                opcode: if send { WcOpcode::Send } else { WcOpcode::Recv },
+                vendor_err: vendor.into(),
+                ..wc
+            },
+        }
+    }
+}
+
+fn sent(opcode: Opcode) -> WcOpcode {
+    match opcode {
+        Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_IMM => WcOpcode::RdmaWrite,
+        Opcode::RDMA_READ => WcOpcode::RdmaRead,
+        Opcode::ATOMIC_CS => WcOpcode::CompSwap,
+        Opcode::ATOMIC_FA => WcOpcode::FetchAdd,
+        _ => WcOpcode::Send,
+    }
+}
+
+/// The status of an error, as verbs numbers them.
+fn failed(syndrome: Syndrome) -> WcStatus {
+    match syndrome {
+        Syndrome::LOCAL_LENGTH_ERR => WcStatus::LocLenErr,
+        Syndrome::LOCAL_QP_OP_ERR => WcStatus::LocQpOpErr,
+        Syndrome::LOCAL_EEC_OP_ERR => WcStatus::LocEecOpErr,
+        Syndrome::LOCAL_PROT_ERR => WcStatus::LocProtErr,
+        Syndrome::WR_FLUSH_ERR => WcStatus::WrFlushErr,
+        Syndrome::MW_BIND_ERR => WcStatus::MwBindErr,
+        Syndrome::BAD_RESP_ERR => WcStatus::BadRespErr,
+        Syndrome::LOCAL_ACCESS_ERR => WcStatus::LocAccessErr,
+        Syndrome::REMOTE_INVAL_REQ_ERR => WcStatus::RemInvReqErr,
+        Syndrome::REMOTE_ACCESS_ERR => WcStatus::RemAccessErr,
+        Syndrome::REMOTE_OP_ERR => WcStatus::RemOpErr,
+        Syndrome::TRANSPORT_RETRY_EXC_ERR => WcStatus::RetryExcErr,
+        Syndrome::RNR_RETRY_EXC_ERR => WcStatus::RnrRetryExcErr,
+        Syndrome::LOCAL_RDD_VIOL_ERR => WcStatus::LocRddViolErr,
+        Syndrome::REMOTE_INVAL_RD_REQ_ERR => WcStatus::RemInvRdReqErr,
+        Syndrome::REMOTE_ABORTED_ERR => WcStatus::RemAbortErr,
+        Syndrome::INVALID_EECN_ERR => WcStatus::InvEecnErr,
+        Syndrome::INVALID_EEC_STATE_ERR => WcStatus::InvEecStateErr,
+        _ => WcStatus::GeneralErr,
+    }
 }

@@ -1,0 +1,92 @@
+//! The host's side of the demo: the daemon on the model, in a folder that goes with it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use paraverbsd::Daemon;
+use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
+use tempfile::TempDir;
+
+use super::guests::NAMES;
+
+/// When guests have gone, what they had is taken from the HCA within this time.
+const TEARDOWN: Duration = Duration::from_secs(5);
+
+/// The daemon. Fields drop in order: the daemon removes its sockets before the folder goes.
+pub(crate) struct Host {
+    daemon: Daemon,
+    sockets: [PathBuf; 2],
+    folder: TempDir,
+}
+
+/// What the model has counted, by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts(BTreeMap<&'static str, u64>);
+
+impl Counts {
+    /// A count since an earlier look.
+    pub(crate) fn since(&self, before: &Self, name: &str) -> u64 {
+        let count = |counts: &Self| counts.0.get(name).copied().unwrap_or(0);
+        count(self) - count(before)
+    }
+}
+
+impl Host {
+    /// Starts the daemon with a socket for each guest.
+    pub(crate) fn start() -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("paraverbs-demo-")
+            .tempdir()
+            .context("make a temporary folder; set TMPDIR to one that you may write to")?;
+        let sockets = NAMES.map(|name| folder.path().join(format!("{name}.sock")));
+        let guest = |(name, socket): (&&str, &PathBuf)| GuestEntry::new(name, socket, GuestKind::Process);
+        let config = Config {
+            device: Device::default(),
+            fabric_sockets: Vec::new(),
+            guests: NAMES.iter().zip(&sockets).map(guest).collect(),
+        };
+        let daemon = Daemon::start(&config)?;
+        Ok(Self { daemon, sockets, folder })
+    }
+
+    /// The guests' sockets.
+    pub(crate) fn sockets(&self) -> &[PathBuf; 2] {
+        &self.sockets
+    }
+
+    /// What the model has counted so far.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts(self.daemon.model().map(|model| model.counters().iter().collect()).unwrap_or_default())
+    }
+
+    /// What is in the model, as text.
+    pub(crate) fn dump(&self) -> String {
+        self.daemon.model().map(|model| model.dump()).unwrap_or_default()
+    }
+
+    /// Waits until the daemon has noticed that the guests have gone, and has taken from the HCA what they had.
+    /// Answers the dump then, or how many guests are left.
+    pub(crate) fn wait_alone(&self) -> Result<String, usize> {
+        let deadline = Instant::now() + TEARDOWN;
+        loop {
+            let connected = self.daemon.status().guests.iter().filter(|guest| guest.connected).count();
+            if connected == 0 {
+                return Ok(self.dump());
+            }
+            if Instant::now() >= deadline {
+                return Err(connected);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops the daemon and removes the folder.
+    pub(crate) fn stop(self) -> Result<()> {
+        let Self { daemon, folder, .. } = self;
+        daemon.stop().context("stop the daemon")?;
+        folder.close().context("remove the temporary folder")
+    }
+}

@@ -1,0 +1,308 @@
+//! The demo, step by step.
+
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::checks::{Check, Report};
+use super::guests::{Guests, Interrupted, NAMES};
+use super::host::{Counts, Host};
+use super::protocol::{Answer, Command, LinkPlan, Operation, Side, Tally, Waiting};
+use super::screen::Screen;
+use super::table::{self, Row};
+
+/// Bytes of the large transfer.
+const TRANSFER: usize = 256 << 20;
+/// Sizes of messages that are measured, in bytes.
+const SIZES: [u32; 5] = [8, 64, 4 << 10, 64 << 10, 1 << 20];
+
+/// The link of the ping-pongs: room for messages of 1 MiB at some distance from the start of the window.
+const VERIFIED: LinkPlan =
+    LinkPlan { outbox: 1 << 20, window: 2 << 20, receives: 8, slot: 1 << 20, one_slot: false };
+/// The link of the large transfer.
+const LARGE: LinkPlan =
+    LinkPlan { outbox: TRANSFER, window: TRANSFER, receives: 2, slot: 4096, one_slot: false };
+/// The link of the wrong rkey.
+const WRONG: LinkPlan = LinkPlan { outbox: 4096, window: 4096, receives: 1, slot: 4096, one_slot: false };
+/// The link of the numbers.
+const MEASURED: LinkPlan =
+    LinkPlan { outbox: 1 << 20, window: 1 << 20, receives: 256, slot: 1 << 20, one_slot: true };
+
+/// What a check has found: what was seen, or what was expected and what was seen instead.
+type Finding = Result<String, String>;
+
+/// The demo while it runs.
+pub(crate) struct Demo<'a> {
+    // The guests end before the daemon does.
+    guests: Guests,
+    screen: &'a Screen,
+    report: Report,
+    posted: Tally,
+}
+
+impl<'a> Demo<'a> {
+    pub(crate) fn new(guests: Guests, screen: &'a Screen) -> Self {
+        Self { guests, screen, report: Report::default(), posted: Tally::default() }
+    }
+
+    /// Makes all checks. Says whether all passed.
+    ///
+    /// # Errors
+    /// The daemon can't be started, or the demo was interrupted.
+    pub(crate) fn run(mut self) -> Result<bool> {
+        self.screen.progress("starting the daemon on a software ConnectX-3");
+        let host = Host::start().context("can't start the daemon")?;
+        let start = Instant::now();
+        let result = self.make_checks(&host);
+        // Whatever happened, the guests end first.
+        drop(self.guests);
+        let stopped = host.stop();
+        match result {
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => self.screen.line(&format!("FAILED {error:#}")),
+            Ok(()) => {}
+        }
+        if let Err(error) = &stopped {
+            self.screen.line(&format!("FAILED {error:#}"));
+        }
+        self.report.finish();
+        self.screen.line(&format!("{:.1} s", start.elapsed().as_secs_f64()));
+        self.screen.line(&self.report.summary());
+        Ok(self.report.is_good() && stopped.is_ok())
+    }
+
+    fn make_checks(&mut self, host: &Host) -> Result<()> {
+        let (dump, counts) = (host.dump(), host.counts());
+        self.open(host)?;
+        self.ping_pong()?;
+        self.transfer()?;
+        self.wrong_key()?;
+        let rows = self.measure()?;
+        self.compare_counts(&host.counts(), &counts);
+        self.teardown(host, &dump)?;
+        self.show(&rows);
+        Ok(())
+    }
+
+    fn note(&mut self, check: Check, finding: Finding) {
+        let text = self.report.note(check, &finding);
+        self.screen.line(&text);
+    }
+
+    /// Makes a check that ends the demo if the guests don't answer.
+    fn check(&mut self, check: Check, make: impl FnOnce(&mut Self) -> Result<Finding>) -> Result<()> {
+        self.screen.progress(check.sentence());
+        match make(self) {
+            Ok(finding) => self.note(check, finding),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => {
+                self.note(check, Err(format!("{error:#}")));
+                bail!("the checks after this one were not made");
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, host: &Host) -> Result<()> {
+        self.check(Check::Open, |demo| {
+            demo.guests.start()?;
+            let sockets = host.sockets();
+            let answers = demo.guests.both(|side| Command::Open { socket: sockets[side as usize].clone() })?;
+            let mut seen = Vec::new();
+            for (name, answer) in NAMES.iter().zip(answers) {
+                let Answer::Opened { device, port, lid, mtu } = answer else { return unexpected(&answer) };
+                if port != "PORT_ACTIVE" {
+                    return Ok(Err(format!("expected PORT_ACTIVE, guest {name} sees {port}")));
+                }
+                seen.push(format!("{device}, LID {lid}, MTU {mtu}"));
+            }
+            Ok(Ok(seen.swap_remove(0)))
+        })
+    }
+
+    /// Connects a link, and answers the states of the queue pairs.
+    fn connect(&mut self, plan: LinkPlan) -> Result<[String; 2]> {
+        let answers = self.guests.both(|_| Command::Prepare { plan })?;
+        let [Answer::Ready(first), Answer::Ready(second)] = answers else { bail!("no links: {answers:?}") };
+        let far = |side| if side == Side::First { second } else { first };
+        let answers = self.guests.both(|side| Command::Connect { far: far(side) })?;
+        let [Answer::State(first), Answer::State(second)] = answers else { bail!("no states: {answers:?}") };
+        Ok([first, second])
+    }
+
+    /// Connects a link for what is not a check of its own.
+    fn connect_well(&mut self, plan: LinkPlan) -> Result<()> {
+        let states = self.connect(plan)?;
+        if states != ["RTS", "RTS"] {
+            bail!("expected queue pairs in RTS, they are in {}", states.join(" and "));
+        }
+        Ok(())
+    }
+
+    /// Ends a link, and adds up what was posted on it.
+    fn disconnect(&mut self) -> Result<()> {
+        for answer in self.guests.both(|_| Command::Close)? {
+            let Answer::Tally(tally) = answer else { bail!("no tally: {answer:?}") };
+            self.posted += tally;
+        }
+        Ok(())
+    }
+
+    fn ping_pong(&mut self) -> Result<()> {
+        self.check(Check::Connect, |demo| {
+            let states = demo.connect(VERIFIED)?;
+            Ok(expect("RTS and RTS", &states.join(" and ")))
+        })?;
+        for operation in Operation::ALL {
+            let check = match operation {
+                Operation::Send => Check::Send,
+                Operation::Write => Check::Write,
+                Operation::Read => Check::Read,
+            };
+            self.check(check, |demo| {
+                let answers = demo.guests.both(|side| Command::PingPong { operation, side })?;
+                let [
+                    Answer::Verified { messages, bytes },
+                    Answer::Verified { messages: back, bytes: bytes_back },
+                ] = answers
+                else {
+                    return unexpected(&answers);
+                };
+                Ok(Ok(format!(
+                    "{back} messages from a to b and {messages} back, {:.1} MB",
+                    (bytes + bytes_back) as f64 / 1e6
+                )))
+            })?;
+        }
+        self.disconnect()
+    }
+
+    fn transfer(&mut self) -> Result<()> {
+        self.check(Check::Transfer, |demo| {
+            demo.connect_well(LARGE)?;
+            let answers = demo.guests.both(|side| Command::Transfer { side })?;
+            let [
+                Answer::Transferred { bytes, crc32, seconds },
+                Answer::Transferred { bytes: arrived, crc32: seen, .. },
+            ] = answers
+            else {
+                return unexpected(&answers);
+            };
+            demo.disconnect()?;
+            let whole = TRANSFER as u64;
+            Ok(expect(&format!("{whole} bytes, CRC-32 {crc32:08x}"), &format!("{arrived} bytes, CRC-32 {seen:08x}"))
+                .and_then(|detail| {
+                    let speed = bytes as f64 / seconds / 1e9;
+                    Ok(format!("{detail}, in {seconds:.2} s ({speed:.1} GB/s)"))
+                }))
+        })
+    }
+
+    fn wrong_key(&mut self) -> Result<()> {
+        let mut refusals = None;
+        self.check(Check::WrongKey, |demo| {
+            demo.connect_well(WRONG)?;
+            let answers = demo.guests.both(|side| Command::WrongKey { side })?;
+            let [Answer::Refused(first), Answer::Refused(second)] = answers else {
+                return unexpected(&answers);
+            };
+            demo.disconnect()?;
+            let finding = expect("IBV_WC_REM_ACCESS_ERR", &first.status);
+            refusals = Some((first, second));
+            Ok(finding)
+        })?;
+        let Some((first, second)) = refusals else { return Ok(()) };
+        let event = second.event.as_deref().unwrap_or("no event");
+        let seen = format!(
+            "requester in {}; owner of the memory in {}, {event}, receive ended with {}",
+            first.state, second.state, second.status
+        );
+        let expected =
+            "requester in ERR; owner of the memory in ERR, QpAccessErr, receive ended with IBV_WC_WR_FLUSH_ERR";
+        self.note(Check::ErrorState, expect(expected, &seen));
+        let memory = |untouched| if untouched { "zeroed as before" } else { "written to" };
+        self.note(Check::Untouched, expect(memory(true), memory(second.untouched)));
+        Ok(())
+    }
+
+    fn measure(&mut self) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        self.connect_well(MEASURED)?;
+        for operation in Operation::ALL {
+            let waiting = waiting(operation);
+            for bytes in SIZES {
+                self.screen.progress(&format!("measuring {} of {}", operation.name(), table::size(bytes)));
+                let answers =
+                    self.guests.both(|side| Command::Measure { operation, bytes, waiting, side })?;
+                let [Answer::Measured(Some(measured)), Answer::Measured(None)] = answers else {
+                    bail!("no numbers: {answers:?}");
+                };
+                rows.push(Row { operation, bytes, waiting, measured });
+            }
+        }
+        self.disconnect()?;
+        Ok(rows)
+    }
+
+    /// All links are closed, so all that was posted has been executed or flushed.
+    fn compare_counts(&mut self, now: &Counts, before: &Counts) {
+        let Tally { sends, receives, received, flushed, payload, wrong_keys } = self.posted;
+        let count = |name| now.since(before, name);
+        let requests = |sends, receives, flushed| {
+            format!("{sends} send and {receives} receive requests executed, {flushed} flushed")
+        };
+        let mut finding = expect(
+            &requests(sends, received, flushed),
+            &requests(count("send_wqes"), count("receive_wqes"), count("flushed_wqes")),
+        );
+        if received + flushed != receives {
+            finding = Err(format!("expected {receives} receives, {received} and {flushed} flushed were seen"));
+        }
+        self.note(Check::WorkRequests, finding);
+        let bytes = |count: u64| format!("{count} bytes");
+        self.note(Check::Payload, expect(&bytes(payload), &bytes(count("payload_bytes"))));
+        let keys = |count: u64| format!("{count} wrong rkey");
+        self.note(Check::RejectedKeys, expect(&keys(wrong_keys), &keys(count("rejected_rkeys"))));
+    }
+
+    fn teardown(&mut self, host: &Host, before: &str) -> Result<()> {
+        self.check(Check::Teardown, |demo| {
+            demo.guests.both(|_| Command::Leave)?;
+            demo.guests.wait()?;
+            Ok(match host.wait_alone() {
+                Ok(dump) => expect(before, &dump).map(|_| "the model's dump is the one before".into()),
+                Err(left) => Err(format!("expected no guest, {left} still connected")),
+            })
+        })
+    }
+
+    fn show(&self, rows: &[Row]) {
+        let cores = cores();
+        self.screen.line("");
+        self.screen.line(&table::render(rows));
+        self.screen.line(&format!(
+            "Latency: half a round trip for send, from posting to completion for write and read. The daemon's \
+             thread\nexecutes the work requests of both guests, and {}. This machine has {cores} cores.",
+            Host::engine_waits(),
+        ));
+    }
+}
+
+/// Polling guests and the engine need a core each; where there are fewer, guests sleep.
+fn waiting(operation: Operation) -> Waiting {
+    let pollers = if operation.is_two_sided() { 3 } else { 2 };
+    if cores() < pollers { Waiting::Sleep } else { Waiting::Poll }
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn expect(expected: &str, seen: &str) -> Finding {
+    if seen == expected { Ok(seen.to_owned()) } else { Err(format!("expected {expected}; seen {seen}")) }
+}
+
+fn unexpected(answer: &impl std::fmt::Debug) -> Result<Finding> {
+    bail!("an answer of another kind: {answer:?}")
+}

@@ -1,0 +1,284 @@
+//! Memory that this process, the daemon and the HCA share.
+//!
+//! Unsafe code: mmap, and access through a raw pointer. What it relies on: a [`Chunk`] is one mapping of a memfd
+//! that can't shrink, for as long as it lives; a [`Span`] is a range of it that was checked when it was made, and
+//! keeps it alive; every access is checked against the span; and no reference into the memory is ever made but
+//! to single atomics.
+#![expect(unsafe_code, reason = "mmap and access to shared memory")]
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use mlx4_queue::RingMemory;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use virtio_rdma::doorbell::Words;
+
+/// Zeroed memory in a memfd of its own, which can neither shrink nor grow.
+pub(crate) struct Chunk {
+    file: File,
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory is shared with other processes anyway; spans access it by atomic operations only, and the
+// pointer is used otherwise only to unmap it, by whoever drops the last reference.
+unsafe impl Send for Chunk {}
+// SAFETY: as above; no method of a chunk accesses the memory.
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    /// `len` bytes, not 0.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let file = File::from(memfd_create("paraverbs", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        file.set_len(len as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new shared mapping at an address that the kernel chooses touches no memory in use.
+        let base = unsafe { mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, &file, 0) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { file, base, len })
+    }
+
+    /// The memfd.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Address of the first byte in this process.
+    pub(crate) fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: the range is one whole mapping that `new` made, and every span over it held an Arc of this
+        // value, so none is left.
+        if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {
+            log::error!("unmap {:#x} bytes of memory: {error}", self.len);
+        }
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({:p}+{:#x})", self.base, self.len)
+    }
+}
+
+/// A range of a chunk. A clone is the same range.
+#[derive(Clone)]
+pub(crate) struct Span {
+    base: NonNull<u8>,
+    len: usize,
+    _chunk: Arc<Chunk>,
+}
+
+// SAFETY: all access is by atomic operations, and the chunk keeps the memory mapped.
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// The `len` bytes at `offset` in a chunk, a multiple of 8; `None` if they aren't in it.
+    pub(crate) fn new(chunk: &Arc<Chunk>, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        if end > chunk.len || !offset.is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: the offset is inside the mapping.
+        let base = unsafe { chunk.base.add(offset) };
+        Some(Self { base, len, _chunk: Arc::clone(chunk) })
+    }
+
+    /// Address of the first byte in this process.
+    pub(crate) fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether a range is inside.
+    pub(crate) fn contains(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.len)
+    }
+
+    /// Copies in, in any order of stores. Panics if it isn't inside.
+    pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
+        assert!(self.contains(offset, from.len()), "write beyond the memory");
+        let (head, words) = split(offset, from.len());
+        let (first, rest) = from.split_at(head);
+        let (middle, last) = rest.split_at(words);
+        for (at, byte) in (offset..).zip(first) {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+        }
+        for (at, word) in (offset + head..).step_by(8).zip(middle.as_chunks().0) {
+            self.u64_at(at).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        }
+        for (at, byte) in (offset + head + words..).zip(last) {
+            self.byte(at).store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    /// Copies out, in any order of loads. Panics if it isn't inside.
+    pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
+        assert!(self.contains(offset, to.len()), "read beyond the memory");
+        let (head, words) = split(offset, to.len());
+        let (first, rest) = to.split_at_mut(head);
+        let (middle, last) = rest.split_at_mut(words);
+        for (at, byte) in (offset..).zip(first) {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+        }
+        for (at, word) in (offset + head..).step_by(8).zip(middle.as_chunks_mut().0) {
+            *word = self.u64_at(at).load(Ordering::Relaxed).to_ne_bytes();
+        }
+        for (at, byte) in (offset + head + words..).zip(last) {
+            *byte = self.byte(at).load(Ordering::Relaxed);
+        }
+    }
+
+    /// Sets every byte of a range. Panics if it isn't inside.
+    pub(crate) fn fill(&self, offset: usize, len: usize, value: u8) {
+        assert!(self.contains(offset, len), "write beyond the memory");
+        let chunk = [value; 256];
+        for at in (0..len).step_by(chunk.len()) {
+            self.copy_in(offset + at, &chunk[..chunk.len().min(len - at)]);
+        }
+    }
+
+    /// The byte at an offset. Panics if it isn't inside.
+    pub(crate) fn byte(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < self.len, "byte beyond the memory");
+        // SAFETY: the byte is inside memory that stays mapped as long as `self`, and everybody else accesses it
+        // by volatile or atomic operations.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    }
+
+    /// The word of 2 bytes at an offset. Panics if it isn't inside, or not aligned.
+    pub(crate) fn u16_at(&self, offset: usize) -> &AtomicU16 {
+        self.check_word(offset, 2);
+        // SAFETY: as for `byte`; `base` is aligned to 8, and the offset to 2.
+        unsafe { AtomicU16::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// The word of 4 bytes at an offset. Panics if it isn't inside, or not aligned.
+    pub(crate) fn u32_at(&self, offset: usize) -> &AtomicU32 {
+        self.check_word(offset, 4);
+        // SAFETY: as for `byte`; `base` is aligned to 8, and the offset to 4.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// The word of 8 bytes at an offset. Panics if it isn't inside, or not aligned.
+    pub(crate) fn u64_at(&self, offset: usize) -> &AtomicU64 {
+        self.check_word(offset, 8);
+        // SAFETY: as for `byte`; `base` and the offset are aligned to 8.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    fn check_word(&self, offset: usize, bytes: usize) {
+        assert!(self.contains(offset, bytes) && offset.is_multiple_of(bytes), "no word of the memory");
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Span({:p}+{:#x})", self.base, self.len)
+    }
+}
+
+/// Cuts a range into bytes up to a multiple of 8, whole words of 8 (both in bytes), and the rest.
+fn split(offset: usize, len: usize) -> (usize, usize) {
+    let head = (offset.wrapping_neg() % 8).min(len);
+    (head, (len - head) / 8 * 8)
+}
+
+impl RingMemory for Span {
+    fn bytes(&self) -> usize {
+        self.len
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        self.copy_in(offset, from);
+    }
+
+    fn read(&self, offset: usize, to: &mut [u8]) {
+        self.copy_out(offset, to);
+    }
+
+    fn publish(&self, offset: usize, word: [u8; 4]) {
+        self.u32_at(offset).store(u32::from_ne_bytes(word), Ordering::Release);
+    }
+
+    fn observe(&self, offset: usize) -> [u8; 4] {
+        self.u32_at(offset).load(Ordering::Acquire).to_ne_bytes()
+    }
+}
+
+impl Words for Span {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        self.u64_at(8 * index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(offset: usize, len: usize) -> Option<Span> {
+        Span::new(&Arc::new(Chunk::new(4096).unwrap()), offset, len)
+    }
+
+    #[test]
+    fn copies_at_every_alignment_touch_their_bytes_only() {
+        for offset in 0..9 {
+            for len in 0..40 {
+                let memory = span(64, 128).unwrap();
+                memory.fill(0, 128, 0xee);
+                let data: Vec<u8> = (1..).take(len).collect();
+                memory.copy_in(offset, &data);
+                let mut all = [0; 128];
+                memory.copy_out(0, &mut all);
+                assert_eq!(all[offset..offset + len], data);
+                assert!(all[..offset].iter().chain(&all[offset + len..]).all(|byte| *byte == 0xee));
+                let mut back = vec![0; len];
+                memory.copy_out(offset, &mut back);
+                assert_eq!(back, data);
+            }
+        }
+    }
+
+    #[test]
+    fn span_is_inside_its_chunk() {
+        assert!(span(0, 4096).is_some());
+        assert!(span(8, 4096).is_none());
+        assert!(span(4, 8).is_none());
+        assert!(span(8, usize::MAX).is_none());
+    }
+
+    #[test]
+    fn memory_can_not_shrink() {
+        let chunk = Chunk::new(4096).unwrap();
+        assert!(chunk.file.set_len(0).is_err());
+        assert!(chunk.file.set_len(8192).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the memory")]
+    fn copy_beyond_the_end_panics() {
+        span(0, 64).unwrap().copy_in(60, &[0; 8]);
+    }
+}
