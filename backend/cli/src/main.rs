@@ -1,9 +1,11 @@
 //! The tool `paraverbs`.
 //!
+//! - `paraverbs demo`: the daemon on a software ConnectX-3 and two guests, which exchange data by RDMA
 //! - `paraverbs model`: software ConnectX-3 cards on one fabric, served to VMs over vfio-user
 //!
 //! An error is one line on stderr and exit status 1. RUST_LOG sets what is logged (`warn` if unset).
 
+mod demo;
 mod dump;
 mod model;
 
@@ -21,18 +23,25 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show two guests exchange data by RDMA through the daemon, on a software ConnectX-3, and check it
+    Demo(demo::DemoArgs),
     /// Serve software ConnectX-3 cards, all plugged into one fabric, to VMs over vfio-user
     Model(model::ModelArgs),
+    /// A guest of the demo, which starts it by itself
+    #[command(hide = true)]
+    DemoGuest(demo::guest::GuestArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let result = match cli.command {
-        Command::Model(args) => model::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Model(args) => model::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::DemoGuest(args) => demo::guest::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("paraverbs: {error:#}");
             ExitCode::FAILURE

@@ -1,6 +1,7 @@
 //! The command line, and the configuration that it stands for.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
@@ -13,7 +14,7 @@ use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
 #[command(name = "paraverbsd", version)]
 pub(crate) struct Args {
     /// Take device, guests and limits from a file (TOML)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "fabric_sockets", "guests", "kind", "socket_path", "fd"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "fabric_sockets", "guests", "kind", "spin_us", "socket_path", "fd"])]
     config: Option<PathBuf>,
 
     /// The HCA: `model`, a software ConnectX-3, or `vfio:ADDRESS`, a card bound to vfio-pci
@@ -31,6 +32,11 @@ pub(crate) struct Args {
     /// What connects to the sockets: a VMM, or a process of this host, whose memory must be sealed
     #[arg(long, value_name = "KIND", default_value = "vm")]
     kind: Kind,
+
+    /// How many µs the thread of doorbells looks for work before it sleeps [default: 50 where there are three
+    /// cores or more, else 0]
+    #[arg(long, value_name = "MICROSECONDS")]
+    spin_us: Option<u32>,
 
     /// One guest at this Unix socket, as QEMU's conventions for vhost-user back ends have it
     #[arg(long, value_name = "PATH", conflicts_with = "guests")]
@@ -68,22 +74,25 @@ impl Args {
             return Ok(Config::read(path)?);
         }
         if let Some(fd) = self.fd {
-            bail!("--fd {fd} is not supported: guests connect to a socket of the daemon's; use --socket-path");
+            bail!(
+                "--fd {fd} is not supported: guests connect to a socket of the daemon's; use --socket-path"
+            );
         }
         let device: Device = self.device.parse()?;
         let mut guests = self.guests.iter().map(|text| self.guest(text)).collect::<Result<Vec<_>>>()?;
         if let Some(path) = &self.socket_path {
             guests.push(GuestEntry::new("guest", path, self.kind.into()));
         }
-        let config = Config { device, fabric_sockets: self.fabric_sockets.clone(), guests };
+        let spin = self.spin_us.map(|spin| Duration::from_micros(spin.into()));
+        let config = Config { device, fabric_sockets: self.fabric_sockets.clone(), guests, spin };
         config.check()?;
         Ok(config)
     }
 
     fn guest(&self, text: &str) -> Result<GuestEntry> {
-        let (name, path) = text
-            .split_once('=')
-            .ok_or_else(|| anyhow!("--guest {text:?} has no path; write it as NAME=PATH, e.g. a=/run/a.sock"))?;
+        let (name, path) = text.split_once('=').ok_or_else(|| {
+            anyhow!("--guest {text:?} has no path; write it as NAME=PATH, e.g. a=/run/a.sock")
+        })?;
         Ok(GuestEntry::new(name, path, self.kind.into()))
     }
 }

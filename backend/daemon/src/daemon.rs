@@ -46,10 +46,7 @@ impl Daemon {
     ///
     /// # Errors
     /// As for [`Daemon::start`].
-    pub fn start_unless(
-        config: &Config,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<Self>, StartError> {
+    pub fn start_unless(config: &Config, cancelled: &dyn Fn() -> bool) -> Result<Option<Self>, StartError> {
         let mut daemon = Self::bring_up(config)?;
         if !wait_active(&daemon.hca, cancelled) {
             return Ok(None);
@@ -76,8 +73,9 @@ impl Daemon {
             model,
         };
         let engine = daemon.model.as_ref().map(Model::engine);
+        let relay = config.spin.map_or_else(RelayConfig::default, |spin| RelayConfig { spin });
         let host = Host::new(Arc::<Mlx4Hca>::clone(&daemon.hca));
-        let rdma = RdmaHost::start(host, engine, RelayConfig::default()).map_err(StartError::Thread)?;
+        let rdma = RdmaHost::start(host, engine, relay).map_err(StartError::Thread)?;
         daemon.recovery = Some(Recovery::start(&daemon.hca, &rdma).map_err(StartError::Thread)?);
         daemon.rdma = Some(rdma);
         Ok(daemon)
@@ -164,10 +162,8 @@ impl fmt::Debug for Daemon {
 
 /// What a guest's socket is to be on a certain HCA.
 fn grant(guest: &GuestEntry, info: &DeviceInfo) -> Result<GuestSocketConfig, StartError> {
-    let limits = guest
-        .limits
-        .on(info)
-        .map_err(|source| StartError::Limit { guest: guest.name.clone(), source })?;
+    let limits =
+        guest.limits.on(info).map_err(|source| StartError::Limit { guest: guest.name.clone(), source })?;
     Ok(GuestSocketConfig {
         name: guest.name.clone(),
         path: guest.socket.clone(),

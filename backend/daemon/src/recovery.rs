@@ -35,8 +35,7 @@ impl Recovery {
     pub(crate) fn start(hca: &Arc<Mlx4Hca>, rdma: &Arc<RdmaHost>) -> io::Result<Self> {
         let (sender, receiver) = channel();
         let state = Arc::new(AtomicU8::new(HcaState::Running as u8));
-        let work =
-            Work { hca: Arc::clone(hca), rdma: Arc::clone(rdma), state: Arc::clone(&state), receiver };
+        let work = Work { hca: Arc::clone(hca), rdma: Arc::clone(rdma), state: Arc::clone(&state), receiver };
         let thread = thread::Builder::new().name("hca-recovery".into()).spawn(move || work.run())?;
         let failed = sender.clone();
         hca.on_fatal(Box::new(move || {

@@ -60,12 +60,18 @@ impl Check {
         match self {
             Self::Open => "both guests open a device of the daemon's and see its port ACTIVE",
             Self::Connect => "the guests find each other, and connect reliable queue pairs",
-            Self::Send => "ping-pong by send, with and without immediate and inline data, every byte verified",
+            Self::Send => {
+                "ping-pong by send, with and without immediate and inline data, every byte verified"
+            }
             Self::Write => "ping-pong by RDMA write, with and without immediate data, every byte verified",
             Self::Read => "ping-pong by RDMA read, each answered by a fenced send, every byte verified",
-            Self::Transfer => "256 MiB written from guest to guest have the checksum at the receiver that they had at the sender",
+            Self::Transfer => {
+                "256 MiB written from guest to guest have the checksum at the receiver that they had at the sender"
+            }
             Self::WrongKey => "a write with a wrong rkey ends in IBV_WC_REM_ACCESS_ERR",
-            Self::ErrorState => "both queue pairs of that write are in ERR, and the owner of the memory was told",
+            Self::ErrorState => {
+                "both queue pairs of that write are in ERR, and the owner of the memory was told"
+            }
             Self::Untouched => "the memory behind the wrong rkey is what it was",
             Self::WorkRequests => "the model has executed as many work requests as the guests have posted",
             Self::Payload => "the model has carried as many payload bytes as the guests have posted",

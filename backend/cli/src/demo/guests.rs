@@ -93,11 +93,11 @@ impl Guests {
 
     /// Tells both guests something, each its own, and waits for both answers.
     pub(crate) fn both(&mut self, command: impl Fn(Side) -> Command) -> Result<[Answer; 2]> {
-        self.each([Some(command(Side::First)), Some(command(Side::Second))])
-            .and_then(|answers| match answers {
-                [Some(first), Some(second)] => Ok([first, second]),
-                _ => bail!("an answer is missing"),
-            })
+        self.each([Some(command(Side::First)), Some(command(Side::Second))]).and_then(|answers| match answers
+        {
+            [Some(first), Some(second)] => Ok([first, second]),
+            _ => bail!("an answer is missing"),
+        })
     }
 
     fn each(&mut self, commands: [Option<Command>; 2]) -> Result<[Option<Answer>; 2]> {

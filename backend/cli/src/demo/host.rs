@@ -15,6 +15,10 @@ use super::guests::NAMES;
 /// When guests have gone, what they had is taken from the HCA within this time.
 const TEARDOWN: Duration = Duration::from_secs(5);
 
+/// How long the daemon's thread looks for work before it sleeps: it needs a core beside that of one guest only,
+/// since two guests that poll at once have another one.
+pub(crate) const SPIN: Duration = Duration::from_micros(50);
+
 /// The daemon. Fields drop in order: the daemon removes its sockets before the folder goes.
 pub(crate) struct Host {
     daemon: Daemon,
@@ -47,6 +51,7 @@ impl Host {
             device: Device::default(),
             fabric_sockets: Vec::new(),
             guests: NAMES.iter().zip(&sockets).map(guest).collect(),
+            spin: Some(SPIN),
         };
         let daemon = Daemon::start(&config)?;
         Ok(Self { daemon, sockets, folder })

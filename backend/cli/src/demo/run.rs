@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::checks::{Check, Report};
 use super::guests::{Guests, Interrupted, NAMES};
-use super::host::{Counts, Host};
+use super::host::{Counts, Host, SPIN};
 use super::protocol::{Answer, Command, LinkPlan, Operation, Side, Tally, Waiting};
 use super::screen::Screen;
 use super::table::{self, Row};
@@ -108,7 +108,8 @@ impl<'a> Demo<'a> {
         self.check(Check::Open, |demo| {
             demo.guests.start()?;
             let sockets = host.sockets();
-            let answers = demo.guests.both(|side| Command::Open { socket: sockets[side as usize].clone() })?;
+            let answers =
+                demo.guests.both(|side| Command::Open { socket: sockets[side as usize].clone() })?;
             let mut seen = Vec::new();
             for (name, answer) in NAMES.iter().zip(answers) {
                 let Answer::Opened { device, port, lid, mtu } = answer else { return unexpected(&answer) };
@@ -191,11 +192,14 @@ impl<'a> Demo<'a> {
             };
             demo.disconnect()?;
             let whole = TRANSFER as u64;
-            Ok(expect(&format!("{whole} bytes, CRC-32 {crc32:08x}"), &format!("{arrived} bytes, CRC-32 {seen:08x}"))
-                .and_then(|detail| {
-                    let speed = bytes as f64 / seconds / 1e9;
-                    Ok(format!("{detail}, in {seconds:.2} s ({speed:.1} GB/s)"))
-                }))
+            Ok(expect(
+                &format!("{whole} bytes, CRC-32 {crc32:08x}"),
+                &format!("{arrived} bytes, CRC-32 {seen:08x}"),
+            )
+            .and_then(|detail| {
+                let speed = bytes as f64 / seconds / 1e9;
+                Ok(format!("{detail}, in {seconds:.2} s ({speed:.1} GB/s)"))
+            }))
         })
     }
 
@@ -218,8 +222,7 @@ impl<'a> Demo<'a> {
             "requester in {}; owner of the memory in {}, {event}, receive ended with {}",
             first.state, second.state, second.status
         );
-        let expected =
-            "requester in ERR; owner of the memory in ERR, QpAccessErr, receive ended with IBV_WC_WR_FLUSH_ERR";
+        let expected = "requester in ERR; owner of the memory in ERR, QpAccessErr, receive ended with IBV_WC_WR_FLUSH_ERR";
         self.note(Check::ErrorState, expect(expected, &seen));
         let memory = |untouched| if untouched { "zeroed as before" } else { "written to" };
         self.note(Check::Untouched, expect(memory(true), memory(second.untouched)));
@@ -257,7 +260,8 @@ impl<'a> Demo<'a> {
             &requests(count("send_wqes"), count("receive_wqes"), count("flushed_wqes")),
         );
         if received + flushed != receives {
-            finding = Err(format!("expected {receives} receives, {received} and {flushed} flushed were seen"));
+            finding =
+                Err(format!("expected {receives} receives, {received} and {flushed} flushed were seen"));
         }
         self.note(Check::WorkRequests, finding);
         let bytes = |count: u64| format!("{count} bytes");
@@ -283,8 +287,9 @@ impl<'a> Demo<'a> {
         self.screen.line(&table::render(rows));
         self.screen.line(&format!(
             "Latency: half a round trip for send, from posting to completion for write and read. The daemon's \
-             thread\nexecutes the work requests of both guests, and {}. This machine has {cores} cores.",
-            Host::engine_waits(),
+             thread\nexecutes the work requests of both guests; it polls, and sleeps after {} µs without work. \
+             This machine\nhas {cores} cores.",
+            SPIN.as_micros(),
         ));
     }
 }

@@ -1,6 +1,6 @@
 //! The table of what was measured.
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::protocol::{Measurement, Operation, Waiting};
 
@@ -31,7 +31,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     let headings =
         ["operation", "size", "median", "99 %", "messages/s", "bandwidth", "who polls, who sleeps"];
-    table.set_header(headings.map(|text| Cell::new(text).add_attribute(Attribute::Bold)));
+    table.set_header(headings);
     for row in rows {
         let measured = &row.measured;
         table.add_row([
@@ -85,7 +85,8 @@ mod tests {
         let row = |operation, waiting| Row { operation, bytes: 65536, waiting, measured };
         let rows = [row(Operation::Send, Waiting::Sleep), row(Operation::Read, Waiting::Poll)];
         let text = render(&rows);
-        for word in ["64 KiB", "1.4 µs", "93.1 µs", "2.35 M", "1.50 GB/s", "a and b sleep", "a polls, b idle"] {
+        for word in ["64 KiB", "1.4 µs", "93.1 µs", "2.35 M", "1.50 GB/s", "a and b sleep", "a polls, b idle"]
+        {
             assert!(text.contains(word), "{word} in\n{text}");
         }
     }

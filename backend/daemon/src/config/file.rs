@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -56,6 +57,7 @@ struct File {
     ports: Option<u8>,
     #[serde(default)]
     fabric_sockets: Vec<PathBuf>,
+    spin_us: Option<u32>,
     #[serde(default, rename = "guest")]
     guests: Vec<Guest>,
 }
@@ -98,7 +100,8 @@ impl File {
             (device, None) => device,
         };
         let guests = self.guests.into_iter().map(Guest::into_entry).collect();
-        Ok(Config { device, fabric_sockets: self.fabric_sockets, guests })
+        let spin = self.spin_us.map(|spin| Duration::from_micros(spin.into()));
+        Ok(Config { device, fabric_sockets: self.fabric_sockets, guests, spin })
     }
 }
 
@@ -129,6 +132,7 @@ mod tests {
             r#"
             device = "model"
             ports = 2
+            spin_us = 20
             fabric_sockets = ["/run/c"]
             [[guest]]
             name = "web1"
@@ -146,6 +150,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.device, Device::Model { ports: 2 });
+        assert_eq!(config.spin, Some(Duration::from_micros(20)));
         assert_eq!(config.fabric_sockets, [PathBuf::from("/run/c")]);
         let limits =
             GuestLimits { queue_pairs: Some(64), registered_bytes: Some(16 << 30), ..GuestLimits::default() };

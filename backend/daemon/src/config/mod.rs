@@ -14,6 +14,7 @@ use std::hash::Hash;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 pub use file::FileError;
 pub use limits::{GuestLimits, LimitError};
@@ -36,6 +37,8 @@ pub struct Config {
     pub fabric_sockets: Vec<PathBuf>,
     /// The guests.
     pub guests: Vec<GuestEntry>,
+    /// How long the thread of doorbells looks for work before it sleeps; `None`: as the number of cores allows.
+    pub spin: Option<Duration>,
 }
 
 /// The HCA.
@@ -145,7 +148,9 @@ pub enum ConfigError {
     #[error("fabric sockets need the model, and the device is {0}; leave them out, or use the model")]
     FabricOfCard(Device),
     /// Nobody to serve.
-    #[error("there are no guests; name one with --guest NAME=PATH, or with [[guest]] in the configuration file")]
+    #[error(
+        "there are no guests; name one with --guest NAME=PATH, or with [[guest]] in the configuration file"
+    )]
     NoGuests,
     /// A name that can't be one.
     #[error(
@@ -265,6 +270,7 @@ mod tests {
             device: Device::default(),
             fabric_sockets: Vec::new(),
             guests: guests.iter().map(guest).collect(),
+            spin: None,
         }
     }
 
@@ -303,10 +309,7 @@ mod tests {
             (config(&[("a b", "/a")]), "guest name \"a b\""),
             (config(&[("a", "")]), "without a path"),
             (config(&[("a", &long)]), "has 115 bytes, more than the 107"),
-            (
-                Config { fabric_sockets: vec!["/a".into()], ..config(&[("a", "/a")]) },
-                "/a is named twice",
-            ),
+            (Config { fabric_sockets: vec!["/a".into()], ..config(&[("a", "/a")]) }, "/a is named twice"),
             (
                 Config {
                     device: "vfio:0000:01:00.0".parse().unwrap(),
@@ -322,7 +325,10 @@ mod tests {
         }
         let mut zero = config(&[("a", "/a")]);
         zero.guests[0].limits.queue_pairs = Some(0);
-        assert_eq!(refusal(&zero), "guest \"a\": limit queue_pairs is 0; leave it out for the default, or allow at least 1");
+        assert_eq!(
+            refusal(&zero),
+            "guest \"a\": limit queue_pairs is 0; leave it out for the default, or allow at least 1"
+        );
     }
 
     #[test]

@@ -98,13 +98,7 @@ impl Link {
     /// What the other side needs to know.
     pub(super) fn endpoint(&self, lid: u16, psn: u32) -> Endpoint {
         let remote = |mr: &Mr| RemoteMemory { addr: mr.addr(), rkey: mr.rkey() };
-        Endpoint {
-            lid,
-            qpn: self.qp.qpn(),
-            psn,
-            outbox: remote(&self.outbox),
-            window: remote(&self.window),
-        }
+        Endpoint { lid, qpn: self.qp.qpn(), psn, outbox: remote(&self.outbox), window: remote(&self.window) }
     }
 
     /// Connects to the other side's link, and answers the state of the queue pair.

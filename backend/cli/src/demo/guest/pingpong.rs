@@ -48,8 +48,9 @@ impl Message {
     }
 
     fn check(&self, seen: &[u8]) -> Result<()> {
-        pattern::check(self.seed(), seen)
-            .with_context(|| format!("{} of {} bytes, round {}", self.operation.name(), self.bytes, self.round))
+        pattern::check(self.seed(), seen).with_context(|| {
+            format!("{} of {} bytes, round {}", self.operation.name(), self.bytes, self.round)
+        })
     }
 }
 

@@ -1,0 +1,116 @@
+//! `paraverbs demo` as a user runs it.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use integration::cargo;
+use integration::process::Child;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// A debug build on a busy machine; a release build takes seconds.
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn demo() -> Command {
+    let mut command = Command::new(cargo::program("paraverbs-cli", "paraverbs").unwrap());
+    command.arg("demo");
+    command
+}
+
+/// The names of the checks, as the program lists them.
+fn checks() -> Vec<String> {
+    let output = demo().arg("--list").stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn demo_passes_every_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = demo();
+    command.env("TMPDIR", folder.path());
+    let mut child = Child::spawn("demo", &command, &folder.path().join("log")).unwrap();
+    let status = child.wait(LIMIT);
+    let text = child.tail(1000);
+    let status = status.unwrap_or_else(|error| panic!("{error:#}\n{text}"));
+    assert_eq!(status.code(), Some(0), "{text}");
+    let checks = checks();
+    assert!(checks.len() > 10, "{checks:?}");
+    for check in &checks {
+        let passed = text.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some("ok") && words.next() == Some(check)
+        });
+        assert!(passed, "{check} did not pass:\n{text}");
+    }
+    for operation in ["send", "write", "read"] {
+        for size in [" 8 B ", " 64 B ", " 4 KiB ", " 64 KiB ", " 1 MiB "] {
+            let row = |line: &str| line.trim().starts_with(operation) && line.contains(size);
+            assert!(text.lines().any(row), "no row of {operation} with {size}:\n{text}");
+        }
+    }
+    let last = format!("demo: {} checks passed, 0 failed", checks.len());
+    assert_eq!(text.lines().last(), Some(last.as_str()), "{text}");
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 1, "the demo has left something in its temporary folder");
+}
+
+#[test]
+fn demo_that_is_interrupted_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = demo();
+    command.env("TMPDIR", folder.path());
+    let mut child = Child::spawn("demo", &command, &folder.path().join("log")).unwrap();
+    let guests = wait_for_guests(&mut child);
+    kill_process(pid(child.pid()), Signal::INT).unwrap();
+    let status = child.wait(Duration::from_secs(60)).unwrap();
+    assert_eq!(status.code(), Some(130), "{}", child.tail(20));
+    assert!(child.tail(1).starts_with("paraverbs: interrupted"), "{}", child.tail(20));
+    for guest in guests {
+        assert!(test_kill_process(pid(guest)).is_err(), "guest {guest} still runs");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+}
+
+#[test]
+fn guest_that_is_killed_is_a_failed_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Child::spawn("demo", &demo(), &folder.path().join("log")).unwrap();
+    let guests = wait_for_guests(&mut child);
+    kill_process(pid(guests[1]), Signal::KILL).unwrap();
+    let status = child.wait(Duration::from_secs(60)).unwrap();
+    let text = child.tail(100);
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("FAILED ")), "{text}");
+    assert!(text.contains("guest b has ended: signal: 9"), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("demo: ") && last.ends_with(" failed") && !last.ends_with(" 0 failed"),
+        "{text}"
+    );
+    assert!(test_kill_process(pid(guests[0])).is_err(), "guest {} still runs", guests[0]);
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(number.try_into().unwrap()).unwrap()
+}
+
+/// The process ids of both guests, as soon as they have opened their devices.
+fn wait_for_guests(child: &mut Child) -> Vec<u32> {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !child.tail(100).contains("open ") {
+        assert!(child.status().unwrap().is_none(), "{}", child.tail(100));
+        assert!(std::time::Instant::now() < deadline, "{}", child.tail(100));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.pid())).unwrap();
+    let mut guests = tasks
+        .flat_map(|task| {
+            let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+            text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+        })
+        .collect::<Vec<_>>();
+    guests.sort_unstable();
+    assert_eq!(guests.len(), 2, "{guests:?}");
+    guests
+}
