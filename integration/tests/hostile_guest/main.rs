@@ -39,10 +39,11 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
     for name in ["process", "vm", "small"] {
         scene.rehearse(name)?;
     }
+    let before = scene.rest()?;
     let cases = [control::CASES, rings::CASES].concat();
     let mut done = 0;
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
-        scene.run(name, case)?;
+        scene.run(name, *case, &before)?;
         done += 1;
     }
     ensure!(done != 0, "no case has {only:?} in its name");
