@@ -15,7 +15,7 @@ use super::guest::{Guest, REPLY, REQUEST, at};
 use super::queue::{Descriptor, NEXT, WRITE};
 use super::scene::Scene;
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     ("control: random bytes", random_bytes),
     ("control: lengths that lie", lengths_that_lie),
     ("control: reserved bytes, flags, opcodes, generations", reserved_bytes),

@@ -25,17 +25,17 @@ use super::memory::{Memory, Seals};
 use super::queue::{AVAILABLE, Descriptor, NEXT, Queue, RINGS, SIZE, USED, WRITE};
 
 /// How long the daemon may take to anything.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the memory is in the guest.
-pub const BASE: u64 = 0x4000_0000;
+pub(crate) const BASE: u64 = 0x4000_0000;
 /// Where the guest says that it has its memory mapped.
-pub const USER: u64 = 0x7e00_0000_0000;
+pub(crate) const USER: u64 = 0x7e00_0000_0000;
 /// Bytes of the memory.
-pub const BYTES: u64 = 8 << 20;
+pub(crate) const BYTES: u64 = 8 << 20;
 /// Where requests are built, as an offset.
-pub const REQUEST: u64 = 0x2_0000;
+pub(crate) const REQUEST: u64 = 0x2_0000;
 /// Where replies arrive, as an offset.
-pub const REPLY: u64 = 0x4_0000;
+pub(crate) const REPLY: u64 = 0x4_0000;
 /// Room for requests.
 const REQUEST_BYTES: u64 = REPLY - REQUEST;
 /// Room that a reply needs at most.
@@ -46,14 +46,14 @@ const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 28;
 
 /// What came back for a request.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// What the device wrote; nothing if the chain was refused.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Reply {
     /// Status and reason, which must be a pair that the document has.
-    pub fn ended(&self) -> Result<(Status, Reason)> {
+    pub(crate) fn ended(&self) -> Result<(Status, Reason)> {
         let (header, rest) = ReplyHeader::read_from_prefix(&self.bytes)
             .map_err(|_| anyhow!("a reply of {} bytes", self.bytes.len()))?;
         ensure!(header.length.get() as usize == self.bytes.len(), "a reply lies: {header:?}");
@@ -65,25 +65,25 @@ impl Reply {
 }
 
 /// The guest.
-pub struct Guest {
-    pub frontend: Frontend,
-    pub stream: UnixStream,
-    pub memory: Memory,
-    pub queues: Vec<Queue>,
-    pub kicks: Vec<EventFd>,
-    pub calls: Vec<EventFd>,
-    pub generation: u32,
+pub(crate) struct Guest {
+    pub(crate) frontend: Frontend,
+    pub(crate) stream: UnixStream,
+    pub(crate) memory: Memory,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) kicks: Vec<EventFd>,
+    pub(crate) calls: Vec<EventFd>,
+    pub(crate) generation: u32,
     cookie: u64,
 }
 
 /// The guest's address of an offset of its memory.
-pub fn at(offset: u64) -> u64 {
+pub(crate) fn at(offset: u64) -> u64 {
     BASE + offset
 }
 
 impl Guest {
     /// Connects, agrees on features, and does nothing else.
-    pub fn bare(path: &Path, seals: Seals) -> Result<Self> {
+    pub(crate) fn bare(path: &Path, seals: Seals) -> Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut frontend = Frontend::from_stream(stream.try_clone()?, QUEUES.into());
@@ -111,7 +111,7 @@ impl Guest {
     }
 
     /// Connects, shares its memory and starts all queues.
-    pub fn connect(path: &Path, seals: Seals) -> Result<Self> {
+    pub(crate) fn connect(path: &Path, seals: Seals) -> Result<Self> {
         let mut guest = Self::bare(path, seals)?;
         guest.frontend.set_mem_table(&[guest.region()]).context("memory table")?;
         for queue in 0..QUEUES {
@@ -121,19 +121,19 @@ impl Guest {
     }
 
     /// The region that the memory is.
-    pub fn region(&self) -> VhostUserMemoryRegionInfo {
+    pub(crate) fn region(&self) -> VhostUserMemoryRegionInfo {
         region(&self.memory, BASE, USER)
     }
 
     /// The configuration space.
-    pub fn config(&mut self) -> Result<Config> {
+    pub(crate) fn config(&mut self) -> Result<Config> {
         let (_, bytes) =
             self.frontend.get_config(0, 256, VhostUserConfigFlags::empty(), &[0; Config::BYTES])?;
         Config::read(&bytes).map_err(|error| anyhow!("configuration space: {error:?}"))
     }
 
     /// Starts a queue where it is by itself.
-    pub fn start(&mut self, queue: u16) -> Result<()> {
+    pub(crate) fn start(&mut self, queue: u16) -> Result<()> {
         let at = usize::from(queue);
         let rings = USER + self.queues[at].offset;
         self.queues[at] = Queue::new(self.queues[at].offset);
@@ -155,30 +155,36 @@ impl Guest {
         Ok(self.frontend.set_vring_enable(at, true)?)
     }
 
+    /// Resets the device: everything of this guest is destroyed, and the control queue starts anew.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        self.frontend.get_vring_base(CONTROL.into())?;
+        self.start(CONTROL)
+    }
+
     /// Notifies the device of a queue.
-    pub fn kick(&self, queue: u16) {
+    pub(crate) fn kick(&self, queue: u16) {
         // A full counter is a notification too.
         let _full = self.kicks[usize::from(queue)].write(1);
     }
 
     /// Whether the daemon has hung up.
-    pub fn is_cut_off(&self) -> bool {
+    pub(crate) fn is_cut_off(&self) -> bool {
         hung_up(&self.stream, Duration::ZERO)
     }
 
     /// Waits until the daemon hangs up.
-    pub fn expect_cut_off(&self) -> Result<()> {
+    pub(crate) fn expect_cut_off(&self) -> Result<()> {
         ensure!(hung_up(&self.stream, PATIENCE), "the guest was not cut off");
         Ok(())
     }
 
     /// Waits for the next used chain of a queue.
-    pub fn used(&mut self, queue: u16) -> Result<(u32, u32)> {
+    pub(crate) fn used(&mut self, queue: u16) -> Result<(u32, u32)> {
         self.used_within(queue, PATIENCE)?.with_context(|| format!("queue {queue} hangs"))
     }
 
     /// Waits for the next used chain of a queue, so long; none if the time is over.
-    pub fn used_within(&mut self, queue: u16, patience: Duration) -> Result<Option<(u32, u32)>> {
+    pub(crate) fn used_within(&mut self, queue: u16, patience: Duration) -> Result<Option<(u32, u32)>> {
         let deadline = Instant::now() + patience;
         let index = usize::from(queue);
         loop {
@@ -194,7 +200,7 @@ impl Guest {
     }
 
     /// Offers a chain that begins at a head, and notifies.
-    pub fn offer(&mut self, queue: u16, head: u16) -> Result<()> {
+    pub(crate) fn offer(&mut self, queue: u16, head: u16) -> Result<()> {
         let memory = self.memory.share()?;
         self.queues[usize::from(queue)].offer(&memory, head)?;
         self.kick(queue);
@@ -202,7 +208,7 @@ impl Guest {
     }
 
     /// Writes the descriptors of a queue, from the first one.
-    pub fn describe(&self, queue: u16, descriptors: &[Descriptor]) -> Result<()> {
+    pub(crate) fn describe(&self, queue: u16, descriptors: &[Descriptor]) -> Result<()> {
         for (index, descriptor) in (0..).zip(descriptors) {
             self.queues[usize::from(queue)].describe(&self.memory, index, *descriptor)?;
         }
@@ -210,7 +216,7 @@ impl Guest {
     }
 
     /// Puts a chain of these descriptors into a queue; answers the used length.
-    pub fn chain(&mut self, queue: u16, descriptors: &[Descriptor]) -> Result<u32> {
+    pub(crate) fn chain(&mut self, queue: u16, descriptors: &[Descriptor]) -> Result<u32> {
         self.describe(queue, descriptors)?;
         self.offer(queue, 0)?;
         let (head, length) = self.used(queue)?;
@@ -219,12 +225,12 @@ impl Guest {
     }
 
     /// The two descriptors of a request and its reply's room.
-    pub fn descriptors(bytes: u32, room: u32) -> [Descriptor; 2] {
+    pub(crate) fn descriptors(bytes: u32, room: u32) -> [Descriptor; 2] {
         [Descriptor::new(at(REQUEST), bytes, NEXT, 1), Descriptor::new(at(REPLY), room, WRITE, 0)]
     }
 
     /// Sends a request of any bytes.
-    pub fn send(&mut self, request: &[u8], room: u32) -> Result<Reply> {
+    pub(crate) fn send(&mut self, request: &[u8], room: u32) -> Result<Reply> {
         ensure!(request.len() as u64 <= REQUEST_BYTES, "the test's own request is too long");
         self.memory.write(REQUEST, request)?;
         let length = u32::try_from(request.len())?;
@@ -234,7 +240,7 @@ impl Guest {
     }
 
     /// The bytes of a request.
-    pub fn request<V: Verb>(
+    pub(crate) fn request<V: Verb>(
         &mut self,
         verb: &V,
         segments: &[(u64, u64)],
@@ -251,7 +257,7 @@ impl Guest {
     }
 
     /// Asks for a verb.
-    pub fn ask<V: Verb>(
+    pub(crate) fn ask<V: Verb>(
         &mut self,
         verb: &V,
         segments: &[(u64, u64)],
@@ -270,18 +276,18 @@ impl Guest {
     }
 
     /// Asks for a verb that must be carried out.
-    pub fn must<V: Verb>(&mut self, verb: &V, segments: &[(u64, u64)]) -> Result<V::Answer> {
+    pub(crate) fn must<V: Verb>(&mut self, verb: &V, segments: &[(u64, u64)]) -> Result<V::Answer> {
         self.ask(verb, segments, SegmentMode::DIRECT)?
             .map_err(|reason| anyhow!("{} was refused: {reason}", V::NAME))
     }
 
     /// Asks for a verb that must be refused for a reason.
-    pub fn refused<V: Verb>(&mut self, verb: &V, segments: &[(u64, u64)], reason: Reason) -> Result<()> {
+    pub(crate) fn refused<V: Verb>(&mut self, verb: &V, segments: &[(u64, u64)], reason: Reason) -> Result<()> {
         self.refused_as(verb, segments, SegmentMode::DIRECT, reason)
     }
 
     /// As [`Guest::refused`], with a segment mode.
-    pub fn refused_as<V: Verb>(
+    pub(crate) fn refused_as<V: Verb>(
         &mut self,
         verb: &V,
         segments: &[(u64, u64)],
@@ -297,7 +303,7 @@ impl Guest {
 }
 
 /// A region of a memory.
-pub fn region(memory: &Memory, guest_address: u64, user_address: u64) -> VhostUserMemoryRegionInfo {
+pub(crate) fn region(memory: &Memory, guest_address: u64, user_address: u64) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: guest_address,
         memory_size: memory.bytes(),
@@ -308,7 +314,7 @@ pub fn region(memory: &Memory, guest_address: u64, user_address: u64) -> VhostUs
 }
 
 /// Whether the other end hangs up within a time. What it still said is read.
-pub fn hung_up(stream: &UnixStream, patience: Duration) -> bool {
+pub(crate) fn hung_up(stream: &UnixStream, patience: Duration) -> bool {
     use std::io::Read;
     let deadline = Instant::now() + patience;
     loop {

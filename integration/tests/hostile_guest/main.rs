@@ -10,8 +10,12 @@
 //! - [`guest`], [`memory`], [`queue`], [`objects`]: the hostile guest
 //! - the rest: the cases
 
+mod addresses;
+mod changed_memory;
+mod changing;
 mod control;
 mod guest;
+mod handles;
 mod memory;
 mod objects;
 mod queue;
@@ -40,7 +44,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         scene.rehearse(name)?;
     }
     let before = scene.rest()?;
-    let cases = [control::CASES, rings::CASES].concat();
+    let cases = [control::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES].concat();
     let mut done = 0;
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
         scene.run(name, *case, &before)?;

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 
 /// What keeps the guest from shortening its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seals {
+pub(crate) enum Seals {
     /// It can't.
     Shrink,
     /// It can.
@@ -19,14 +19,14 @@ pub enum Seals {
 
 /// A memfd.
 #[derive(Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     file: File,
     bytes: u64,
 }
 
 impl Memory {
     /// Zeroed memory.
-    pub fn new(bytes: u64, seals: Seals) -> Result<Self> {
+    pub(crate) fn new(bytes: u64, seals: Seals) -> Result<Self> {
         let file = File::from(memfd_create("hostile", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
         file.set_len(bytes)?;
         if seals == Seals::Shrink {
@@ -36,46 +36,46 @@ impl Memory {
     }
 
     /// Its file.
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// Its length in bytes, as it was made.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Another descriptor of it, for a thread of its own.
-    pub fn share(&self) -> Result<Self> {
+    pub(crate) fn share(&self) -> Result<Self> {
         Ok(Self { file: self.file.try_clone()?, bytes: self.bytes })
     }
 
     /// Copies to an offset.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(bytes, offset).context("write to the guest's memory")
     }
 
     /// Copies from an offset.
-    pub fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>> {
         let mut to = vec![0; bytes];
         self.file.read_exact_at(&mut to, offset).context("read the guest's memory")?;
         Ok(to)
     }
 
     /// Writes a little-endian number.
-    pub fn put16(&self, offset: u64, value: u16) -> Result<()> {
+    pub(crate) fn put16(&self, offset: u64, value: u16) -> Result<()> {
         self.write(offset, &value.to_le_bytes())
     }
 
     /// Reads a little-endian number.
-    pub fn get16(&self, offset: u64) -> Result<u16> {
+    pub(crate) fn get16(&self, offset: u64) -> Result<u16> {
         let mut value = 0u16;
         self.file.read_exact_at(value.as_mut_bytes(), offset).context("read the guest's memory")?;
         Ok(u16::from_le(value))
     }
 
     /// Zeroes a range.
-    pub fn zero(&self, offset: u64, bytes: usize) -> Result<()> {
+    pub(crate) fn zero(&self, offset: u64, bytes: usize) -> Result<()> {
         self.write(offset, &vec![0; bytes])
     }
 }

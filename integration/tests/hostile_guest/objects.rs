@@ -23,31 +23,31 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::guest::{Guest, PATIENCE, at};
 
 /// The doorbell area, as an offset of the memory.
-pub const AREA: u64 = 0x6_0000;
+pub(crate) const AREA: u64 = 0x6_0000;
 /// Slots of the area.
-pub const SLOTS: u32 = 64;
+pub(crate) const SLOTS: u32 = 64;
 /// Doorbell records: of the CQ, and of each queue pair.
-pub const RECORDS: u64 = 0x7_0000;
+pub(crate) const RECORDS: u64 = 0x7_0000;
 /// The ring of the CQ.
-pub const CQ_RING: u64 = 0x8_0000;
+pub(crate) const CQ_RING: u64 = 0x8_0000;
 /// Entries of the CQ.
-pub const CQ_ENTRIES: u32 = 128;
+pub(crate) const CQ_ENTRIES: u32 = 128;
 /// The rings of queue pairs, this far from each other.
-pub const QP_RING: u64 = 0x9_0000;
-pub const QP_RING_BYTES: u64 = 0x2000;
+pub(crate) const QP_RING: u64 = 0x9_0000;
+pub(crate) const QP_RING_BYTES: u64 = 0x2000;
 /// Where registered memory is.
-pub const DATA: u64 = 0x20_0000;
+pub(crate) const DATA: u64 = 0x20_0000;
 /// Bytes of registered memory.
-pub const DATA_BYTES: u64 = 0x20_0000;
+pub(crate) const DATA_BYTES: u64 = 0x20_0000;
 /// Memory that nobody needs.
-pub const SPARE: u64 = 0x60_0000;
+pub(crate) const SPARE: u64 = 0x60_0000;
 
 /// Syndromes of completions.
-pub const LOCAL_PROTECTION: u8 = 0x04;
-pub const REMOTE_ACCESS: u8 = 0x13;
+pub(crate) const LOCAL_PROTECTION: u8 = 0x04;
+pub(crate) const REMOTE_ACCESS: u8 = 0x13;
 
 /// All rights but windows.
-pub fn all() -> AccessFlags {
+pub(crate) fn all() -> AccessFlags {
     AccessFlags::LOCAL_WRITE
         | AccessFlags::REMOTE_WRITE
         | AccessFlags::REMOTE_READ
@@ -56,27 +56,27 @@ pub fn all() -> AccessFlags {
 
 /// A queue pair, and where its next request goes.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
-    pub created: QpCreated,
-    pub ring: u64,
-    pub slot: u32,
+pub(crate) struct Pair {
+    pub(crate) created: QpCreated,
+    pub(crate) ring: u64,
+    pub(crate) slot: u32,
     head: u32,
 }
 
 /// One of each kind, and two queue pairs that are connected to each other.
 #[derive(Clone, Copy, Debug)]
-pub struct Objects {
-    pub uar: u32,
-    pub pd: u32,
-    pub pdn: u32,
-    pub cq: CqCreated,
-    pub mr: MrRegistered,
-    pub pairs: [Pair; 2],
+pub(crate) struct Objects {
+    pub(crate) uar: u32,
+    pub(crate) pd: u32,
+    pub(crate) pdn: u32,
+    pub(crate) cq: CqCreated,
+    pub(crate) mr: MrRegistered,
+    pub(crate) pairs: [Pair; 2],
     consumer: u32,
 }
 
 /// The request for a doorbell area.
-pub fn alloc_uar(area: u64, slots: u32) -> AllocUar {
+pub(crate) fn alloc_uar(area: u64, slots: u32) -> AllocUar {
     AllocUar {
         mode: DoorbellMode::RELAYED,
         slots: U32::new(slots),
@@ -86,12 +86,12 @@ pub fn alloc_uar(area: u64, slots: u32) -> AllocUar {
 }
 
 /// The request for a region whose address is that of its memory.
-pub fn reg_mr(pd: u32, iova: u64, length: u64) -> RegMr {
+pub(crate) fn reg_mr(pd: u32, iova: u64, length: u64) -> RegMr {
     RegMr { pd: U32::new(pd), access: all(), iova: U64::new(iova), length: U64::new(length) }
 }
 
 /// The request for a CQ.
-pub fn create_cq(uar: u32, entries: u32, record: u64) -> CreateCq {
+pub(crate) fn create_cq(uar: u32, entries: u32, record: u64) -> CreateCq {
     CreateCq {
         uar: U32::new(uar),
         entries: U32::new(entries),
@@ -101,7 +101,7 @@ pub fn create_cq(uar: u32, entries: u32, record: u64) -> CreateCq {
 }
 
 /// The request for an RC queue pair of 64 send and 64 receive slots of 64 bytes, in two pages.
-pub fn create_qp(pd: u32, uar: u32, cq: u32, record: u64) -> CreateQp {
+pub(crate) fn create_qp(pd: u32, uar: u32, cq: u32, record: u64) -> CreateQp {
     CreateQp {
         pd: U32::new(pd),
         uar: U32::new(uar),
@@ -125,7 +125,7 @@ pub fn create_qp(pd: u32, uar: u32, cq: u32, record: u64) -> CreateQp {
 }
 
 /// The changes from RESET to RTS.
-pub fn transitions(qp: u32, dlid: u16, dest: u32) -> [ModifyQp; 3] {
+pub(crate) fn transitions(qp: u32, dlid: u16, dest: u32) -> [ModifyQp; 3] {
     let ah_attr = AhAttributes { dlid: U16::new(dlid), port_num: 1, ..AhAttributes::new_zeroed() };
     let step = |attr_mask, attributes| ModifyQp { qp: U32::new(qp), attr_mask, attributes };
     let zero = QpAttributes::new_zeroed();
@@ -172,7 +172,7 @@ pub fn transitions(qp: u32, dlid: u16, dest: u32) -> [ModifyQp; 3] {
 }
 
 /// A data segment.
-pub fn data(lkey: u32, address: u64, count: u32) -> Vec<u8> {
+pub(crate) fn data(lkey: u32, address: u64, count: u32) -> Vec<u8> {
     let mut data = DataSeg::new_zeroed();
     data.byte_count = ByteCount::new().with_count(count);
     (data.lkey, data.address) = (Be32::new(lkey), Be64::new(address));
@@ -180,7 +180,7 @@ pub fn data(lkey: u32, address: u64, count: u32) -> Vec<u8> {
 }
 
 /// A remote address segment and a data segment.
-pub fn remote(rkey: u32, address: u64, local: Vec<u8>) -> Vec<u8> {
+pub(crate) fn remote(rkey: u32, address: u64, local: Vec<u8>) -> Vec<u8> {
     let mut remote = RemoteAddressSeg::new_zeroed();
     (remote.rkey, remote.address) = (Be32::new(rkey), Be64::new(address));
     [remote.as_bytes(), &local].concat()
@@ -188,7 +188,7 @@ pub fn remote(rkey: u32, address: u64, local: Vec<u8>) -> Vec<u8> {
 
 impl Objects {
     /// Makes them all.
-    pub fn new(guest: &mut Guest) -> Result<Self> {
+    pub(crate) fn new(guest: &mut Guest) -> Result<Self> {
         guest.memory.zero(AREA, 4096 + 8 * SLOTS as usize)?;
         guest.memory.zero(RECORDS, 4096)?;
         let uar = guest.must(&alloc_uar(at(AREA), SLOTS), &[])?.uar.get();
@@ -201,7 +201,7 @@ impl Objects {
     }
 
     /// Connects the two queue pairs to each other.
-    pub fn connect(&self, guest: &mut Guest) -> Result<()> {
+    pub(crate) fn connect(&self, guest: &mut Guest) -> Result<()> {
         let lid = lid(guest)?;
         let [one, other] = &self.pairs;
         one.connect(guest, lid, other.created.qpn.get())?;
@@ -209,26 +209,26 @@ impl Objects {
     }
 
     /// Makes them all and connects.
-    pub fn connected(guest: &mut Guest) -> Result<Self> {
+    pub(crate) fn connected(guest: &mut Guest) -> Result<Self> {
         let objects = Self::new(guest)?;
         objects.connect(guest)?;
         Ok(objects)
     }
 
     /// Posts a request and rings.
-    pub fn post(&mut self, guest: &Guest, pair: usize, opcode: Opcode, body: &[u8]) -> Result<()> {
+    pub(crate) fn post(&mut self, guest: &Guest, pair: usize, opcode: Opcode, body: &[u8]) -> Result<()> {
         self.pairs[pair].post(guest, opcode, body)?;
         ring(guest, self.pairs[pair].slot, u64::from(self.pairs[pair].created.qpn.get()) << 8)
     }
 
     /// Writes data of the first queue pair's to the second one's memory: the keys can be chosen.
-    pub fn write(&mut self, guest: &Guest, lkey: u32, rkey: u32, bytes: u32) -> Result<()> {
+    pub(crate) fn write(&mut self, guest: &Guest, lkey: u32, rkey: u32, bytes: u32) -> Result<()> {
         let body = remote(rkey, at(DATA) + DATA_BYTES / 2, data(lkey, at(DATA), bytes));
         self.post(guest, 0, Opcode::RDMA_WRITE, &body)
     }
 
     /// The next completion's syndrome; none of a success. None at all if there is none in time.
-    pub fn completion(&mut self, guest: &Guest) -> Result<Option<u8>> {
+    pub(crate) fn completion(&mut self, guest: &Guest) -> Result<Option<u8>> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if let Some(done) = self.poll(guest)? {
@@ -240,7 +240,7 @@ impl Objects {
     }
 
     /// Takes a completion, if there is one: its syndrome if it is an error's.
-    pub fn poll(&mut self, guest: &Guest) -> Result<Option<Option<u8>>> {
+    pub(crate) fn poll(&mut self, guest: &Guest) -> Result<Option<Option<u8>>> {
         let offset = CQ_RING + u64::from(self.consumer % CQ_ENTRIES) * u64::from(CQE_BYTES);
         let bytes = guest.memory.read(offset, CQE_BYTES as usize)?;
         let cqe = Cqe::read_from_bytes(&bytes).ok().context("a CQE")?;
@@ -254,7 +254,7 @@ impl Objects {
     }
 
     /// A write that succeeds: the guest's objects work.
-    pub fn works(&mut self, guest: &Guest) -> Result<()> {
+    pub(crate) fn works(&mut self, guest: &Guest) -> Result<()> {
         self.write(guest, self.mr.lkey.get(), self.mr.rkey.get(), 256)?;
         let done = self.completion(guest)?;
         ensure!(done.is_none(), "a write ended in syndrome {done:x?}");
@@ -264,7 +264,7 @@ impl Objects {
 
 impl Pair {
     /// Makes the `n`th queue pair of a guest.
-    pub fn new(guest: &mut Guest, pd: u32, uar: u32, cq: u32, n: u64) -> Result<Self> {
+    pub(crate) fn new(guest: &mut Guest, pd: u32, uar: u32, cq: u32, n: u64) -> Result<Self> {
         let ring = QP_RING + n * QP_RING_BYTES;
         for slot in 0..64 {
             guest.memory.write(ring + 64 * slot, &0x8000_0000u32.to_be_bytes())?;
@@ -276,7 +276,7 @@ impl Pair {
     }
 
     /// Takes it to RTS.
-    pub fn connect(&self, guest: &mut Guest, dlid: u16, dest: u32) -> Result<()> {
+    pub(crate) fn connect(&self, guest: &mut Guest, dlid: u16, dest: u32) -> Result<()> {
         for step in transitions(self.created.qp.get(), dlid, dest) {
             guest.must(&step, &[])?;
         }
@@ -284,7 +284,7 @@ impl Pair {
     }
 
     /// Writes the next request into the ring.
-    pub fn post(&mut self, guest: &Guest, opcode: Opcode, body: &[u8]) -> Result<()> {
+    pub(crate) fn post(&mut self, guest: &Guest, opcode: Opcode, body: &[u8]) -> Result<()> {
         let slot = self.ring + 64 * u64::from(self.head % 64);
         let mut ctrl = CtrlSeg::new_zeroed();
         ctrl.opcode = CtrlOpcode::new().with_owner(self.head & 64 != 0).with_opcode(opcode);
@@ -299,12 +299,12 @@ impl Pair {
 }
 
 /// The port's LID.
-pub fn lid(guest: &mut Guest) -> Result<u16> {
+pub(crate) fn lid(guest: &mut Guest) -> Result<u16> {
     Ok(guest.must(&QueryPort { port: 1, ..QueryPort::new_zeroed() }, &[])?.lid.get())
 }
 
 /// Rings a slot, and kicks whether the reader sleeps or not.
-pub fn ring(guest: &Guest, slot: u32, value: u64) -> Result<()> {
+pub(crate) fn ring(guest: &Guest, slot: u32, value: u64) -> Result<()> {
     let (word, bit) = (u64::from(slot / 64), slot % 64);
     guest.memory.write(AREA + 4096 + 8 * u64::from(slot), &value.to_le_bytes())?;
     guest.memory.write(AREA + 0x200 + 8 * word, &(1u64 << bit).to_le_bytes())?;

@@ -5,36 +5,36 @@ use anyhow::Result;
 use super::memory::Memory;
 
 /// `VIRTQ_DESC_F_NEXT`.
-pub const NEXT: u16 = 1;
+pub(crate) const NEXT: u16 = 1;
 /// `VIRTQ_DESC_F_WRITE`.
-pub const WRITE: u16 = 2;
+pub(crate) const WRITE: u16 = 2;
 /// `VIRTQ_DESC_F_INDIRECT`.
-pub const INDIRECT: u16 = 4;
+pub(crate) const INDIRECT: u16 = 4;
 
 /// Descriptors of each queue.
-pub const SIZE: u16 = 64;
+pub(crate) const SIZE: u16 = 64;
 /// Where the available ring is, from the start of the rings.
-pub const AVAILABLE: u64 = 16 * SIZE as u64;
+pub(crate) const AVAILABLE: u64 = 16 * SIZE as u64;
 /// Where the used ring is, from the start of the rings.
-pub const USED: u64 = AVAILABLE + 0x400;
+pub(crate) const USED: u64 = AVAILABLE + 0x400;
 /// Bytes between the rings of two queues.
-pub const RINGS: u64 = 0x1000;
+pub(crate) const RINGS: u64 = 0x1000;
 
 /// A descriptor.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Descriptor {
-    pub address: u64,
-    pub length: u32,
-    pub flags: u16,
-    pub next: u16,
+pub(crate) struct Descriptor {
+    pub(crate) address: u64,
+    pub(crate) length: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
 }
 
 impl Descriptor {
-    pub fn new(address: u64, length: u32, flags: u16, next: u16) -> Self {
+    pub(crate) fn new(address: u64, length: u32, flags: u16, next: u16) -> Self {
         Self { address, length, flags, next }
     }
 
-    pub fn bytes(&self) -> [u8; 16] {
+    pub(crate) fn bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
@@ -46,26 +46,26 @@ impl Descriptor {
 
 /// A queue whose rings are at an offset of the memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Queue {
-    pub offset: u64,
+pub(crate) struct Queue {
+    pub(crate) offset: u64,
     /// Chains offered, modulo 2^16.
-    pub offered: u16,
+    pub(crate) offered: u16,
     /// Chains seen as used, modulo 2^16.
-    pub taken: u16,
+    pub(crate) taken: u16,
 }
 
 impl Queue {
-    pub fn new(offset: u64) -> Self {
+    pub(crate) fn new(offset: u64) -> Self {
         Self { offset, offered: 0, taken: 0 }
     }
 
     /// Writes a descriptor.
-    pub fn describe(&self, memory: &Memory, index: u16, descriptor: Descriptor) -> Result<()> {
+    pub(crate) fn describe(&self, memory: &Memory, index: u16, descriptor: Descriptor) -> Result<()> {
         memory.write(self.offset + 16 * u64::from(index), &descriptor.bytes())
     }
 
     /// Makes a head available.
-    pub fn offer(&mut self, memory: &Memory, head: u16) -> Result<()> {
+    pub(crate) fn offer(&mut self, memory: &Memory, head: u16) -> Result<()> {
         let slot = u64::from(self.offered % SIZE);
         memory.put16(self.offset + AVAILABLE + 4 + 2 * slot, head)?;
         self.offered = self.offered.wrapping_add(1);
@@ -73,7 +73,7 @@ impl Queue {
     }
 
     /// The next used chain: its head and its length.
-    pub fn take(&mut self, memory: &Memory) -> Result<Option<(u32, u32)>> {
+    pub(crate) fn take(&mut self, memory: &Memory) -> Result<Option<(u32, u32)>> {
         if memory.get16(self.offset + USED + 2)? == self.taken {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use super::objects::SPARE;
 use super::queue::{AVAILABLE, Descriptor, INDIRECT, NEXT, SIZE, USED, WRITE};
 use super::scene::Scene;
 
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     ("rings: chains of wrong form", wrong_chains),
     ("rings: indirect tables", indirect_tables),
     ("rings: heads and indexes", heads_and_indexes),

@@ -38,7 +38,7 @@ fn count_panics() {
 
 /// What there is: in the model, in the driver, in the daemon, in this process.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     model: serde_json::Value,
     driver: usize,
     quarantined_bytes: u64,
@@ -51,21 +51,21 @@ pub struct Counts {
 }
 
 /// The scene.
-pub struct Scene {
+pub(crate) struct Scene {
     daemon: Daemon,
     folder: TempDir,
     stop: Arc<AtomicBool>,
     players: Vec<JoinHandle<Result<u64>>>,
     /// A key of one of the two others, an address that it allows, and the QPN.
-    pub foreign: integration::peer::Endpoint,
+    pub(crate) foreign: integration::peer::Endpoint,
     /// The number that repeats the run.
-    pub seed: u64,
+    pub(crate) seed: u64,
     _contexts: Vec<Context>,
 }
 
 impl Scene {
     /// Starts everything.
-    pub fn start(seed: u64) -> Result<Self> {
+    pub(crate) fn start(seed: u64) -> Result<Self> {
         count_panics();
         let folder = tempfile::tempdir()?;
         let entry = |name: &str, kind| GuestEntry::new(name, folder.path().join(name), kind);
@@ -106,40 +106,40 @@ impl Scene {
     }
 
     /// The socket of a guest.
-    pub fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
 
     /// A folder on a file system of the host.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// A hostile guest, in a process's place.
-    pub fn guest(&self) -> Result<Guest> {
+    pub(crate) fn guest(&self) -> Result<Guest> {
         Guest::connect(&self.path("process"), Seals::Shrink)
     }
 
     /// A hostile guest, in a VMM's place, that can shorten its memory.
-    pub fn vm(&self) -> Result<Guest> {
+    pub(crate) fn vm(&self) -> Result<Guest> {
         Guest::connect(&self.path("vm"), Seals::None)
     }
 
     /// A counter of a guest that is connected.
-    pub fn stats(&self, name: &str) -> Result<virtio_rdma::request::query::Stats> {
+    pub(crate) fn stats(&self, name: &str) -> Result<virtio_rdma::request::query::Stats> {
         let status = self.daemon.status();
         let guest = status.guests.into_iter().find(|guest| guest.name == name).context("no such guest")?;
         guest.stats.with_context(|| format!("{name} is not connected"))
     }
 
     /// How often a socket was connected to.
-    pub fn connections(&self, name: &str) -> u64 {
+    pub(crate) fn connections(&self, name: &str) -> u64 {
         let status = self.daemon.status();
         status.guests.iter().find(|guest| guest.name == name).map_or(0, |guest| guest.connections)
     }
 
     /// The counts when nothing changes any more.
-    pub fn rest(&self) -> Result<Counts> {
+    pub(crate) fn rest(&self) -> Result<Counts> {
         let (mut counts, mut same) = (self.counts()?, 0);
         while same < 50 {
             thread::sleep(Duration::from_millis(2));
@@ -151,7 +151,7 @@ impl Scene {
     }
 
     /// A guest that comes, works and goes.
-    pub fn rehearse(&self, name: &str) -> Result<()> {
+    pub(crate) fn rehearse(&self, name: &str) -> Result<()> {
         let mut guest = Guest::connect(&self.path(name), Seals::Shrink)?;
         Objects::connected(&mut guest)?.works(&guest)?;
         drop(guest);
@@ -190,7 +190,7 @@ impl Scene {
     }
 
     /// Runs a case, and looks whether it has cost anybody anything.
-    pub fn run(&self, name: &str, case: fn(&Self) -> Result<()>, before: &Counts) -> Result<()> {
+    pub(crate) fn run(&self, name: &str, case: fn(&Self) -> Result<()>, before: &Counts) -> Result<()> {
         let doorbells = self.doorbells()?;
         let started = Instant::now();
         case(self).with_context(|| format!("case {name:?} of seed {}", self.seed))?;
@@ -225,12 +225,12 @@ impl Scene {
     }
 
     /// Doorbells that one of the two others has rung.
-    pub fn doorbells(&self) -> Result<u64> {
+    pub(crate) fn doorbells(&self) -> Result<u64> {
         Ok(self.stats("one")?.send_doorbells.get())
     }
 
     /// Waits until the two others have exchanged data from now on.
-    pub fn others_go_on(&self) -> Result<()> {
+    pub(crate) fn others_go_on(&self) -> Result<()> {
         let (from, deadline) = (self.doorbells()?, Instant::now() + PATIENCE);
         while self.doorbells()? < from + MESSAGE {
             self.check()?;
@@ -241,7 +241,7 @@ impl Scene {
     }
 
     /// Waits until something is so.
-    pub fn eventually(&self, what: &str, mut so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+    pub(crate) fn eventually(&self, what: &str, mut so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !so(self)? {
             ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
@@ -251,7 +251,7 @@ impl Scene {
     }
 
     /// Ends everything; answers how many messages the two others have exchanged.
-    pub fn stop(self) -> Result<u64> {
+    pub(crate) fn stop(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut messages = 0;
         for player in self.players {
