@@ -14,10 +14,12 @@ mod addresses;
 mod changed_memory;
 mod changing;
 mod control;
+mod floods;
 mod guest;
 mod handles;
 mod memory;
 mod objects;
+mod protocol;
 mod queue;
 mod rings;
 mod scene;
@@ -44,7 +46,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         scene.rehearse(name)?;
     }
     let before = scene.rest()?;
-    let cases = [control::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES].concat();
+    let cases = [control::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES, protocol::CASES, floods::CASES].concat();
     let mut done = 0;
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
         scene.run(name, *case, &before)?;
