@@ -11,6 +11,7 @@
 //! - the rest: the cases
 
 mod addresses;
+mod bodies;
 mod changed_memory;
 mod changing;
 mod control;
@@ -46,7 +47,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         scene.rehearse(name)?;
     }
     let before = scene.rest()?;
-    let cases = [control::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES, protocol::CASES, floods::CASES].concat();
+    let cases = [control::CASES, bodies::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES, protocol::CASES, floods::CASES].concat();
     let mut done = 0;
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
         scene.run(name, *case, &before)?;
