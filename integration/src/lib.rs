@@ -13,6 +13,7 @@
 
 pub mod agent;
 mod cargo;
+pub mod daemon;
 pub mod dmesg;
 pub mod fetch;
 pub mod image;
@@ -27,6 +28,7 @@ pub mod trace;
 pub mod vm;
 
 pub use cargo::program;
+pub use daemon::Daemon;
 pub use model::Model;
 pub use peer::StockPeer;
 pub use rig::Rig;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -54,16 +54,7 @@ impl Model {
         let trace = logs.join(format!("{name}.trace"));
         command.arg("--dump-socket").arg(&dump).arg("--trace").arg(&trace).args(args);
         let mut process = Child::spawn("paraverbs model", &command, &log)?;
-        let deadline = Instant::now() + LIMIT;
-        while !sockets.iter().chain([&dump]).all(|socket| socket.exists()) {
-            if let Some(status) = process.status()? {
-                bail!("paraverbs model ended with {status}: {}", process.tail(TAIL));
-            }
-            if Instant::now() >= deadline {
-                bail!("paraverbs model made no sockets within {LIMIT:?}: {}", process.tail(TAIL));
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        process.wait_for_files(sockets.iter().chain([&dump]), LIMIT)?;
         Ok(Self { process, folder, sockets, trace })
     }
 

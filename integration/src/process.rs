@@ -19,6 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How often a process that must end is looked at.
 const POLL: Duration = Duration::from_millis(10);
+/// How many lines of output go into a message.
+const TAIL: usize = 40;
 
 /// A process that runs until it is stopped. Dropping it kills the process.
 #[derive(Debug)]
@@ -76,6 +78,30 @@ impl Child {
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// Waits until files are there that the process makes, such as its sockets.
+    ///
+    /// # Errors
+    /// It ends without, or one is missing after `limit`. The message has the end of its output.
+    pub fn wait_for_files<'a>(
+        &mut self,
+        files: impl IntoIterator<Item = &'a PathBuf>,
+        limit: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        for file in files {
+            while !file.exists() {
+                if let Some(status) = self.status()? {
+                    bail!("{} ended with {status}: {}", self.name, self.tail(TAIL));
+                }
+                if Instant::now() >= deadline {
+                    bail!("{} made no {} within {limit:?}: {}", self.name, file.display(), self.tail(TAIL));
+                }
+                thread::sleep(POLL);
+            }
+        }
+        Ok(())
     }
 
     /// Asks the process to end (SIGTERM) and waits for it.

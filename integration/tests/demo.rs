@@ -3,15 +3,15 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration::cargo;
 use integration::process::Child;
+use integration::program;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A debug build on a busy machine; a release build takes seconds.
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn demo() -> Command {
-    let mut command = Command::new(cargo::program("paraverbs-cli", "paraverbs").unwrap());
+    let mut command = Command::new(program("paraverbs-cli", "paraverbs").unwrap());
     command.arg("demo");
     command
 }
@@ -45,7 +45,8 @@ fn demo_passes_every_check() {
     }
     for operation in ["send", "write", "read"] {
         for size in [" 8 B ", " 64 B ", " 4 KiB ", " 64 KiB ", " 1 MiB "] {
-            let row = |line: &str| line.trim().starts_with(operation) && line.contains(size);
+            let row =
+                |line: &str| line.trim_matches(['│', ' ']).starts_with(operation) && line.contains(size);
             assert!(text.lines().any(row), "no row of {operation} with {size}:\n{text}");
         }
     }
@@ -103,14 +104,20 @@ fn wait_for_guests(child: &mut Child) -> Vec<u32> {
         assert!(std::time::Instant::now() < deadline, "{}", child.tail(100));
         std::thread::sleep(Duration::from_millis(5));
     }
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.pid())).unwrap();
-    let mut guests = tasks
-        .flat_map(|task| {
-            let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
-            text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
-        })
+    let mut guests = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
+        .filter(|process| parent(*process) == Some(child.pid()))
         .collect::<Vec<_>>();
     guests.sort_unstable();
     assert_eq!(guests.len(), 2, "{guests:?}");
     guests
+}
+
+/// The parent of a process, unless that has ended.
+fn parent(process: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may have spaces: state and parent.
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }

@@ -207,6 +207,7 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
     println!(
         "{kills} kills; {messages} messages between the two others; {done} requests of theirs with the dead"
     );
+    println!("each time as before: {before:?}");
     drop((one, other));
     let model = Arc::clone(daemon.model().context("the device is no model")?);
     daemon.stop()?;

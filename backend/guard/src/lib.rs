@@ -311,3 +311,97 @@ fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    const LEN: usize = 0x2000;
+
+    /// A watched mapping of a file.
+    struct Mapped {
+        watch: Watch,
+        base: NonNull<u8>,
+    }
+
+    impl Mapped {
+        fn new(file: &File) -> Self {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: a new shared mapping at an address that the kernel chooses touches no memory in use.
+            let base =
+                unsafe { libc::mmap(ptr::null_mut(), LEN, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+            assert_ne!(base, libc::MAP_FAILED);
+            let base = NonNull::new(base.cast()).unwrap();
+            // SAFETY: the mapping is never undone, and only read as volatile.
+            let watch = unsafe { Watch::new(base, LEN, FileKey::of(file.as_fd()).unwrap()) }.unwrap();
+            Self { watch, base }
+        }
+
+        fn read(&self, offset: usize) -> u8 {
+            assert!(offset < LEN);
+            // SAFETY: the offset lies in the mapping.
+            unsafe { self.base.as_ptr().add(offset).read_volatile() }
+        }
+
+        fn lost(&self) -> (bool, bool) {
+            (self.watch.state().lost(), self.watch.state().file_lost())
+        }
+    }
+
+    fn memfd() -> File {
+        // SAFETY: the name is a string with its end, and what is returned is checked.
+        let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
+        assert!(fd >= 0);
+        // SAFETY: the descriptor is new, so nobody else owns it.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        file.set_len(LEN as u64).unwrap();
+        file
+    }
+
+    fn losses() -> u64 {
+        let event = File::from(loss_event().unwrap().try_clone_to_owned().unwrap());
+        let mut count = 0u64;
+        // SAFETY: the eight bytes are ours. An empty counter leaves them.
+        unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+        count
+    }
+
+    #[test]
+    fn loss_of_one_mapping_is_told_to_all_of_its_file_and_to_no_other() {
+        let (file, other) = (memfd(), memfd());
+        let [first, second] = [Mapped::new(&file), Mapped::new(&file)];
+        let bystander = Mapped::new(&other);
+        file.set_len(0x1000).unwrap();
+        assert_eq!((first.read(0), first.lost()), (0, (false, false)));
+
+        assert_eq!(first.read(0x1000), 0);
+        assert_eq!((first.lost(), second.lost()), ((true, true), (false, true)));
+        assert_eq!((bystander.lost(), bystander.read(0x1000)), ((false, false), 0));
+        assert!(losses() > 0);
+        assert!(first.watch.state().tell());
+        assert!(!first.watch.state().tell());
+
+        // The other mapping is lost by itself, when it is touched.
+        assert_eq!(second.read(0x1000), 0);
+        assert_eq!(second.lost(), (true, true));
+    }
+
+    #[test]
+    fn table_grows_and_slots_are_used_again() {
+        let file = memfd();
+        let key = FileKey::of(file.as_fd()).unwrap();
+        let mapped = Mapped::new(&file);
+        let watch = |_| {
+            // SAFETY: the mapping is never undone, and only read as volatile.
+            unsafe { Watch::new(mapped.base, LEN, key) }.unwrap()
+        };
+        let watches: Vec<_> = (0..3 * BLOCK).map(watch).collect();
+        let blocks = TABLE.all().count() / BLOCK;
+        assert!(blocks >= 4);
+        drop(watches);
+        let _again: Vec<_> = (0..2 * BLOCK).map(watch).collect();
+        assert_eq!(TABLE.all().count() / BLOCK, blocks);
+    }
+}

@@ -210,7 +210,21 @@ fn bring_up(
     router: &Arc<Router>,
     life: LifeTag,
 ) -> mlx4::Result<(Running, DeviceInfo)> {
+    // From the start, so that no failure is missed. If bring-up fails, its result says so.
     router.listen(true);
+    let brought = start(device, config, router, life);
+    if brought.is_err() {
+        router.listen(false);
+    }
+    brought
+}
+
+fn start(
+    device: &Arc<dyn PciDevice>,
+    config: &Mlx4Config,
+    router: &Arc<Router>,
+    life: LifeTag,
+) -> mlx4::Result<(Running, DeviceInfo)> {
     let events = Arc::new(DriverEvents(Arc::clone(router)));
     let driver = mlx4::Hca::open(Arc::clone(device), &config.driver(events))?;
     let eqs = Eqs::new(driver.completion_eqs(), driver.completion_eq_room());

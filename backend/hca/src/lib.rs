@@ -6,7 +6,8 @@
 //! - guests' ids are translated to the driver's objects; events, by number, to the guests that they are for
 //! - contexts of guests are built by the driver from checked fields; no request is copied into one
 //!
-//! Ringing a doorbell takes no lock and allocates nothing: the tables of objects are read as they are.
+//! Ringing a doorbell takes no lock and, but for a thread's first, allocates nothing: the tables of objects are
+//! read as they are.
 //!
 //! Does not: decide what a guest may do (`paraverbs-tenant` does), touch guest memory, post or poll.
 #![deny(unsafe_code)]

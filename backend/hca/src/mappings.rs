@@ -144,23 +144,102 @@ fn divided(ranges: &[RangeInclusive<u64>]) -> (Vec<RangeInclusive<u64>>, Vec<Ran
 
 #[cfg(test)]
 mod tests {
+    use std::any::Any;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use mlx4_pci::{DmaError, Geometry, HostMemory, Iommu, Limits};
+
     use super::*;
+
+    /// An IOMMU that takes nothing back while it is stuck.
+    #[derive(Debug, Default)]
+    struct Sticky {
+        stuck: AtomicBool,
+    }
+
+    #[derive(Debug)]
+    struct Handle(Arc<Sticky>);
+
+    impl Iommu for Handle {
+        fn map(&self, _: u64, _: &HostMemory, _: DmaAccess) -> Result<(), DmaError> {
+            Ok(())
+        }
+
+        fn unmap(&self, iova: u64, len: u64) -> Result<(), DmaError> {
+            match self.0.stuck.load(Ordering::SeqCst) {
+                true => Err(DmaError::Unmap { iova, len, source: io::ErrorKind::Other.into() }),
+                false => Ok(()),
+            }
+        }
+
+        fn limits(&self) -> Result<Limits, DmaError> {
+            Ok(Limits { left: 1, maximum: 1 })
+        }
+    }
+
+    const WINDOW: u64 = 1 << 40;
+
+    fn map(mappings: &Mappings, memory: &HostMemory, start: usize) -> Result<(), HcaError> {
+        let keep: Arc<dyn Any + Send + Sync> = Arc::new(memory.clone());
+        let piece = GuestPiece {
+            fd: memory.fd(),
+            offset: start as u64,
+            length: PAGE,
+            host_address: memory.address().as_ptr().expose_provenance() + start,
+            writable: true,
+            keep: &keep,
+        };
+        mappings.map(Iova(WINDOW + start as u64), &piece)
+    }
+
+    #[test]
+    fn piece_that_the_host_keeps_is_gone_after_the_reset() {
+        let iommu = Arc::new(Sticky::default());
+        let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
+        let space = DmaSpace::new(geometry, Box::new(Handle(Arc::clone(&iommu))));
+        let mappings = Mappings::new(&space);
+        let memory = HostMemory::allocate(0x2000).unwrap();
+        map(&mappings, &memory, 0).unwrap();
+        map(&mappings, &memory, 0x1000).unwrap();
+        assert_eq!(mappings.state().files.len(), 1, "one descriptor for both");
+        mappings.unmap(Iova(WINDOW + 0x1000), PAGE).unwrap();
+        iommu.stuck.store(true, Ordering::SeqCst);
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Failed));
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Failed));
+        assert_eq!(map(&mappings, &memory, 0), Err(HcaError::Refused), "it is mapped still");
+        iommu.stuck.store(false, Ordering::SeqCst);
+        space.was_reset().unwrap();
+        mappings.unmap(Iova(WINDOW), PAGE).unwrap();
+        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Refused));
+        map(&mappings, &memory, 0).unwrap();
+        mappings.unmap(Iova(WINDOW), PAGE).unwrap();
+        assert!(mappings.state().files.is_empty());
+    }
+
+    type Bounds = Vec<(u64, u64)>;
+
+    /// First address and end of each range.
+    fn bounds(ranges: &[RangeInclusive<u64>]) -> (Bounds, Bounds) {
+        let (own, guests) = divided(ranges);
+        let own = own.iter().map(|range| (*range.start(), range.end() + 1)).collect();
+        (own, guests.iter().map(|range| (range.start, range.end)).collect())
+    }
 
     #[test]
     fn driver_has_the_lowest_addresses_and_guests_the_others() {
         // An IOMMU of 48 bits, with the interrupt range cut out.
-        let (own, guests) = divided(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
+        let (own, guests) = bounds(&[0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]);
         let end = OWN_BYTES + 0x10_0000;
-        assert_eq!(own, [0..=0xfedf_ffff, 0xfef0_0000..=end - 1]);
-        assert_eq!(guests, [end..1 << 48]);
+        assert_eq!(own, [(0, 0xfee0_0000), (0xfef0_0000, end)]);
+        assert_eq!(guests, [(end, 1 << 48)]);
     }
 
     #[test]
-    fn small_space_is_divided_too() {
-        let (own, guests) = divided(&[0x1000..=0xffff_ffff]);
-        assert_eq!((own, guests), (vec![0x1000..=0x2000_0fff - 0x1000], vec![0x2000_0000..1 << 32]));
-        assert_eq!(divided(&[]), (vec![], vec![]));
-        let (_, guests) = divided(&[0..=u64::MAX]);
-        assert_eq!(guests, [OWN_BYTES..u64::MAX & !0xfff]);
+    fn small_and_whole_spaces_are_divided_too() {
+        let (own, guests) = bounds(&[0x1000..=0xffff_ffff]);
+        assert_eq!((own, guests), (vec![(0x1000, 0x2000_0000)], vec![(0x2000_0000, 1 << 32)]));
+        assert_eq!(bounds(&[]), (vec![], vec![]));
+        assert_eq!(bounds(&[0..=u64::MAX]).1, [(OWN_BYTES, u64::MAX - 0xfff)]);
     }
 }

@@ -33,8 +33,7 @@ impl Guests {
 
 /// Why a guest gets no device now.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GuestRefused {
+pub(crate) enum GuestRefused {
     /// The HCA is lost and has not come back yet.
     #[error("HCA is being reset")]
     Down,

@@ -18,7 +18,6 @@ mod memory;
 mod relay;
 mod vhost_user;
 
-pub use host::{GuestRefused, RdmaHost};
-pub use memory::MemoryRefused;
+pub use host::RdmaHost;
 pub use relay::{Engine, Progress, RelayConfig};
 pub use vhost_user::{GuestSocket, GuestSocketConfig, GuestStatus, ListenError};

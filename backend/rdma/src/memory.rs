@@ -24,8 +24,7 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// Why a device doesn't take a guest's memory.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryRefused {
+pub(crate) enum MemoryRefused {
     /// It is another kind of file.
     #[error("memory at {address:#x} is neither a memfd nor hugetlbfs; share the guest's memory as memfd")]
     Kind {

@@ -126,15 +126,10 @@ impl Arena {
         if end.is_none_or(|end| end > self.transport.address_space()) {
             return Err(Error::NoMemory(format!("no room for {size} bytes in the device's view of memory")));
         }
-        let chunk = Chunk::new(chunk_bytes).map_err(Error::system("more memory to share"))?;
+        let chunk = Arc::new(Chunk::new(chunk_bytes).map_err(Error::system("more memory to share"))?);
         self.transport.add_memory(&chunk, guest_address)?;
         state.bytes += chunk_bytes as u64;
-        let mut part = Part {
-            chunk: Arc::new(chunk),
-            guest_address,
-            free: BTreeMap::from([(0, chunk_bytes)]),
-            fresh: 0,
-        };
+        let mut part = Part { chunk, guest_address, free: BTreeMap::from([(0, chunk_bytes)]), fresh: 0 };
         let at = part.take(size, PAGE).ok_or_else(|| Error::NoMemory("the arena".into()))?;
         state.parts.push(part);
         Ok((state.parts.len() - 1, at))

@@ -18,7 +18,7 @@ macro_rules! verbs_enum {
         pub enum $name:ident of $abi:ident { $( $(#[$code_meta:meta])* $code:ident = $abi_code:ident, )* }
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name { $( $(#[$code_meta])* $code, )* }
 
         impl $name {

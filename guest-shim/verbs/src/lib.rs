@@ -22,6 +22,27 @@
 //! the daemon's socket ([`Context::connect`]). What it does not: UD and UC queue pairs, SRQs, memory windows,
 //! MADs, doorbells mapped into the guest.
 //!
+//! ```no_run
+//! use paraverbs_verbs::{Access, Context, QpInit, RecvWr, Wc};
+//!
+//! # fn main() -> paraverbs_verbs::Result<()> {
+//! let guest = Context::connect("/run/paraverbs/a.sock")?;
+//! let cq = guest.create_cq(16, None)?;
+//! let pd = guest.alloc_pd()?;
+//! let memory = pd.alloc_mr(4096, Access::LOCAL_WRITE)?;
+//! let qp = pd.create_qp(&QpInit::new(&cq))?;
+//! qp.to_init(1, Access::NONE)?;
+//! qp.post_recv(&RecvWr { wr_id: 1, sges: &[memory.sge(0, 4096)] })?;
+//! // With `to_rtr` and `to_rts` it is connected to another queue pair; then:
+//! let mut done = [Wc::default(); 4];
+//! let count = cq.poll(&mut done)?;
+//! for wc in &done[..count] {
+//!     println!("{}: {}", wc.wr_id, wc.status);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Specification: `docs/virtio-rdma.md`.
 
 mod access;

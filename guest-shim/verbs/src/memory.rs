@@ -120,35 +120,59 @@ impl Span {
     /// Copies in, in any order of stores. Panics if it isn't inside.
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
         assert!(self.contains(offset, from.len()), "write beyond the memory");
-        let (head, words) = split(offset, from.len());
-        let (first, rest) = from.split_at(head);
-        let (middle, last) = rest.split_at(words);
-        for (at, byte) in (offset..).zip(first) {
-            self.byte(at).store(*byte, Ordering::Relaxed);
+        let mut at = 0;
+        while at < from.len() {
+            at += match (offset + at) % 8 {
+                0 if from.len() - at >= 8 => self.store_words(offset + at, &from[at..]),
+                0 | 4 if from.len() - at >= 4 => {
+                    let word = [from[at], from[at + 1], from[at + 2], from[at + 3]];
+                    self.raw_u32(offset + at).store(u32::from_ne_bytes(word), Ordering::Relaxed);
+                    4
+                }
+                _ => {
+                    self.raw_u8(offset + at).store(from[at], Ordering::Relaxed);
+                    1
+                }
+            };
         }
-        for (at, word) in (offset + head..).step_by(8).zip(middle.as_chunks().0) {
-            self.u64_at(at).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+    }
+
+    /// Copies whole words of 8 bytes in; answers how many bytes.
+    fn store_words(&self, offset: usize, from: &[u8]) -> usize {
+        let (words, _) = from.as_chunks();
+        for (at, word) in (offset..).step_by(8).zip(words) {
+            self.raw_u64(at).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
         }
-        for (at, byte) in (offset + head + words..).zip(last) {
-            self.byte(at).store(*byte, Ordering::Relaxed);
-        }
+        8 * words.len()
     }
 
     /// Copies out, in any order of loads. Panics if it isn't inside.
     pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
         assert!(self.contains(offset, to.len()), "read beyond the memory");
-        let (head, words) = split(offset, to.len());
-        let (first, rest) = to.split_at_mut(head);
-        let (middle, last) = rest.split_at_mut(words);
-        for (at, byte) in (offset..).zip(first) {
-            *byte = self.byte(at).load(Ordering::Relaxed);
+        let mut at = 0;
+        while at < to.len() {
+            at += match (offset + at) % 8 {
+                0 if to.len() - at >= 8 => self.load_words(offset + at, &mut to[at..]),
+                0 | 4 if to.len() - at >= 4 => {
+                    let word = self.raw_u32(offset + at).load(Ordering::Relaxed);
+                    to[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+                    4
+                }
+                _ => {
+                    to[at] = self.raw_u8(offset + at).load(Ordering::Relaxed);
+                    1
+                }
+            };
         }
-        for (at, word) in (offset + head..).step_by(8).zip(middle.as_chunks_mut().0) {
-            *word = self.u64_at(at).load(Ordering::Relaxed).to_ne_bytes();
+    }
+
+    /// Copies whole words of 8 bytes out; answers how many bytes.
+    fn load_words(&self, offset: usize, to: &mut [u8]) -> usize {
+        let (words, _) = to.as_chunks_mut();
+        for (at, word) in (offset..).step_by(8).zip(words.iter_mut()) {
+            *word = self.raw_u64(at).load(Ordering::Relaxed).to_ne_bytes();
         }
-        for (at, byte) in (offset + head + words..).zip(last) {
-            *byte = self.byte(at).load(Ordering::Relaxed);
-        }
+        8 * words.len()
     }
 
     /// Sets every byte of a range. Panics if it isn't inside.
@@ -161,31 +185,49 @@ impl Span {
     }
 
     /// The byte at an offset. Panics if it isn't inside.
-    pub(crate) fn byte(&self, offset: usize) -> &AtomicU8 {
-        assert!(offset < self.len, "byte beyond the memory");
-        // SAFETY: the byte is inside memory that stays mapped as long as `self`, and everybody else accesses it
-        // by volatile or atomic operations.
-        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    pub(crate) fn u8_at(&self, offset: usize) -> &AtomicU8 {
+        self.check_word(offset, 1);
+        self.raw_u8(offset)
     }
 
     /// The word of 2 bytes at an offset. Panics if it isn't inside, or not aligned.
     pub(crate) fn u16_at(&self, offset: usize) -> &AtomicU16 {
         self.check_word(offset, 2);
-        // SAFETY: as for `byte`; `base` is aligned to 8, and the offset to 2.
+        // SAFETY: the word is inside memory that stays mapped as long as `self`, and everybody else accesses it
+        // by volatile or atomic operations; `base` is aligned to 8, and the offset to 2.
         unsafe { AtomicU16::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
     /// The word of 4 bytes at an offset. Panics if it isn't inside, or not aligned.
     pub(crate) fn u32_at(&self, offset: usize) -> &AtomicU32 {
         self.check_word(offset, 4);
-        // SAFETY: as for `byte`; `base` is aligned to 8, and the offset to 4.
-        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+        self.raw_u32(offset)
     }
 
     /// The word of 8 bytes at an offset. Panics if it isn't inside, or not aligned.
     pub(crate) fn u64_at(&self, offset: usize) -> &AtomicU64 {
         self.check_word(offset, 8);
-        // SAFETY: as for `byte`; `base` and the offset are aligned to 8.
+        self.raw_u64(offset)
+    }
+
+    /// The byte at an offset that the caller has checked.
+    fn raw_u8(&self, offset: usize) -> &AtomicU8 {
+        debug_assert!(offset < self.len);
+        // SAFETY: as for `u16_at`; every caller has checked that the byte is inside.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    }
+
+    /// The word of 4 bytes at an offset that the caller has checked.
+    fn raw_u32(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(self.contains(offset, 4) && offset.is_multiple_of(4));
+        // SAFETY: as for `u16_at`; every caller has checked that the word is inside, and aligned to 4.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// The word of 8 bytes at an offset that the caller has checked.
+    fn raw_u64(&self, offset: usize) -> &AtomicU64 {
+        debug_assert!(self.contains(offset, 8) && offset.is_multiple_of(8));
+        // SAFETY: as for `u16_at`; every caller has checked that the word is inside, and aligned to 8.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
@@ -198,12 +240,6 @@ impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Span({:p}+{:#x})", self.base, self.len)
     }
-}
-
-/// Cuts a range into bytes up to a multiple of 8, whole words of 8 (both in bytes), and the rest.
-fn split(offset: usize, len: usize) -> (usize, usize) {
-    let head = (offset.wrapping_neg() % 8).min(len);
-    (head, (len - head) / 8 * 8)
 }
 
 impl RingMemory for Span {

@@ -134,7 +134,7 @@ impl Mr {
     /// It isn't inside (`EINVAL`).
     pub fn load_u8(&self, offset: usize) -> Result<u8> {
         self.inside(offset, 1)?;
-        Ok(self.memory.span().byte(offset).load(Ordering::Acquire))
+        Ok(self.memory.span().u8_at(offset).load(Ordering::Acquire))
     }
 
     /// Loads 8 bytes at once, in this machine's order, before all that this thread reads later (acquire).

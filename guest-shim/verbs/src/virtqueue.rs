@@ -144,3 +144,6 @@ impl Virtqueue {
         Ok(Some(Used { head, length }))
     }
 }
+
+#[cfg(test)]
+mod tests;

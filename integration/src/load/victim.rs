@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use paraverbs_verbs::Context;
 
 use super::{End, Patience, SPAR_BYTES, SPAR_DEPTH, spar};
@@ -121,13 +121,11 @@ pub fn serve_as_victim(socket: &Path, ends: usize) -> Result<()> {
             all_busy.recv()?;
         }
         say(BUSY)?;
-        for end in sparring {
-            match end.join() {
-                Ok(ending) => bail!("a connection ended: {:?}", ending?),
-                Err(_) => bail!("a thread has panicked"),
-            }
-        }
-        Ok(())
+        let endings = sparring
+            .into_iter()
+            .map(|end| end.join().map_err(|_| anyhow!("a thread has panicked"))?)
+            .collect::<Result<Vec<_>>>()?;
+        bail!("all connections ended: {endings:?}")
     })
 }
 

@@ -1,15 +1,18 @@
 //! Queue pairs that exchange data, each of them somebody's verbs: those of a stock guest, or ours.
 //!
 //! A [`Peer`] is an RC queue pair with memory that its other end may read and write. A test connects two
-//! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]).
+//! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]), or plays ping-pong
+//! with a program that others wrote ([`ping_pong`]).
 
+mod pingpong;
 mod stock;
 
 use std::fmt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use pingpong::ping_pong;
 pub use stock::StockPeer;
 pub(crate) use stock::compile;
 
@@ -19,6 +22,8 @@ pub const EXCHANGE_BYTES: usize = 4 << 20;
 /// Lengths of messages, and how many of each: inline where there is such a thing, across pages at odd
 /// addresses, and of many packets.
 const MESSAGES: [(usize, usize); 4] = [(8, 32), (1, 3), (4097, 9), (1 << 20, 3)];
+/// How many messages that makes: by three operations, in two directions.
+pub const EXCHANGE_MESSAGES: usize = 6 * (32 + 3 + 9 + 3);
 /// Where messages lie at their source and their destination.
 const OFFSETS: [usize; 2] = [4097, 8190];
 /// What is looked at before and behind the destination.
@@ -137,6 +142,20 @@ pub fn pattern(seed: u32, bytes: usize) -> Vec<u8> {
     mixed.map(|mixed| (mixed >> 24 ^ mixed >> 11).to_le_bytes()[0]).collect()
 }
 
+/// Compares bytes with the pattern of a seed.
+///
+/// # Errors
+/// They differ; the message says where.
+pub fn compare(found: &[u8], seed: u32) -> Result<()> {
+    let expected = pattern(seed, found.len());
+    match found.iter().zip(&expected).position(|(found, expected)| found != expected) {
+        None => Ok(()),
+        Some(byte) => {
+            bail!("byte {byte} of {} is {}, not {}", found.len(), found[byte], expected[byte])
+        }
+    }
+}
+
 /// Connects two peers to each other.
 ///
 /// # Errors
@@ -214,6 +233,26 @@ fn transfer(
     source.verify(from, seed).context("the source")
 }
 
+/// Has one of two connected peers write with a key that the other never gave out: the write is refused, the
+/// memory stays as it was, and the connection ends at both ends.
+///
+/// # Errors
+/// It ends otherwise.
+pub fn intrude(intruder: &mut dyn Peer, victim: &mut dyn Peer) -> Result<()> {
+    let small = Stretch { offset: 0, length: 8, count: 1 };
+    let Endpoint { address, rkey, .. } = victim.endpoint();
+    victim.fill(small, 1)?;
+    intruder.fill(small, 2)?;
+    victim.post_recv(Stretch { offset: 4096, ..small })?;
+    let status = intruder.write(small, address, rkey ^ 1)?;
+    ensure!(status == Status::REM_ACCESS_ERR, "the write ends in {status:?}");
+    let flushed = victim.received(small)?;
+    ensure!(flushed == Status::WR_FLUSH_ERR, "the victim's receive ends in {flushed:?}");
+    let states = [intruder.state()?, victim.state()?];
+    ensure!(states == ["ERR", "ERR"], "intruder and victim are in {states:?}");
+    victim.verify(small, 1).context("the victim's memory")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,5 +266,33 @@ mod tests {
         for other in [pattern(2, 1 << 20), one[1..].to_vec(), one[4096..].to_vec()] {
             assert!(same(&one, &other) < (1 << 20) / 64);
         }
+    }
+
+    #[test]
+    fn compare_finds_the_first_byte_that_differs() {
+        let mut bytes = pattern(7, 5000);
+        compare(&bytes, 7).unwrap();
+        bytes[4097] ^= 1;
+        let error = compare(&bytes, 7).unwrap_err().to_string();
+        assert!(error.starts_with("byte 4097 of 5000 is "), "{error}");
+    }
+
+    #[test]
+    fn guards_are_next_to_the_stretch() {
+        let at = Stretch { offset: 8190, length: 3, count: 5 };
+        let [before, behind] = at.guards();
+        assert_eq!((before.offset + before.bytes(), behind.offset), (8190, 8205));
+    }
+
+    #[test]
+    fn exchange_fits_into_its_memory_and_counts_its_messages() {
+        for (length, count) in MESSAGES {
+            for offset in OFFSETS {
+                let [before, behind] = Stretch { offset, length, count }.guards();
+                assert!(before.offset < offset && behind.offset + behind.bytes() <= EXCHANGE_BYTES);
+            }
+        }
+        let one_way: usize = MESSAGES.iter().map(|(_, count)| count).sum();
+        assert_eq!(EXCHANGE_MESSAGES, 3 * 2 * one_way);
     }
 }

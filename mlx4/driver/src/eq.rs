@@ -271,3 +271,40 @@ fn wait(poller: &PollContext<u32>, interval: Option<Duration>) -> Result<bool> {
 fn host(error: vmm_sys_util::errno::Error) -> Error {
     Error::Host { what: "a wait for events", source: error.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::testing::Bench;
+
+    /// Else the thread would never look whether it shall stop.
+    #[test]
+    fn device_that_writes_as_fast_as_events_are_taken_gets_one_round_at_a_time() {
+        let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
+        let shared = &bench.hca.shared;
+        let eqn = shared.caps.eqs.reserved + 3;
+        let config = EqConfig { eqn, vector: 0, entries: 1 };
+        let (queue, mut reader) =
+            EventQueue::new(&shared.device, &shared.commands, &shared.icm, config).unwrap();
+        let ring = Arc::clone(&reader.ring);
+        let write = |index: u32| {
+            let owner = EqeOwner::new().with_owner(index & ring.entries != 0);
+            let at = (index & (ring.entries - 1)) as usize * EQE;
+            ring.memory.store_be32(at + LAST_WORD, u32::from(owner.into_bits())).unwrap();
+        };
+        write(0);
+        let mut taken = 0;
+        for round in 1..=3 {
+            let all = reader.drain(|_| {
+                taken += 1;
+                write(taken);
+            });
+            assert!(!all.unwrap());
+            assert_eq!(taken, round * ring.entries);
+        }
+        drop((reader, ring));
+        queue.close(&shared.commands, &shared.icm).unwrap();
+        bench.hca.close().unwrap();
+    }
+}

@@ -122,6 +122,8 @@ impl Guests {
                     answers[index] = Some(answer);
                     waiting[index] = false;
                 }
+                // A guest that has answered may end.
+                Ok(News::End(index)) if !waiting[index] => {}
                 Ok(News::End(index)) => bail!("guest {} {}", NAMES[index], self.fate(index)),
                 Ok(News::Interrupted) => return Err(Interrupted.into()),
                 Err(RecvTimeoutError::Timeout) => {
@@ -153,6 +155,11 @@ impl Guests {
         let status = status.map_or_else(|| "has closed its output".into(), |how| format!("has ended: {how}"));
         let words = guest.last_words();
         if words.is_empty() { status } else { format!("{status}; it said: {words}") }
+    }
+
+    /// Ends both processes, if they still run.
+    pub(crate) fn kill(&mut self) {
+        self.processes.clear();
     }
 
     /// Waits until both processes, which were told to leave, have ended well.

@@ -1,7 +1,7 @@
 //! The demo, step by step.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -39,11 +39,12 @@ pub(crate) struct Demo<'a> {
     screen: &'a Screen,
     report: Report,
     posted: Tally,
+    rows: Vec<Row>,
 }
 
 impl<'a> Demo<'a> {
     pub(crate) fn new(guests: Guests, screen: &'a Screen) -> Self {
-        Self { guests, screen, report: Report::default(), posted: Tally::default() }
+        Self { guests, screen, report: Report::default(), posted: Tally::default(), rows: Vec::new() }
     }
 
     /// Makes all checks. Says whether all passed.
@@ -56,7 +57,7 @@ impl<'a> Demo<'a> {
         let start = Instant::now();
         let result = self.make_checks(&host);
         // Whatever happened, the guests end first.
-        drop(self.guests);
+        self.guests.kill();
         let stopped = host.stop();
         match result {
             Err(error) if error.is::<Interrupted>() => return Err(error),
@@ -67,7 +68,7 @@ impl<'a> Demo<'a> {
             self.screen.line(&format!("FAILED {error:#}"));
         }
         self.report.finish();
-        self.screen.line(&format!("{:.1} s", start.elapsed().as_secs_f64()));
+        self.show_rows(start.elapsed());
         self.screen.line(&self.report.summary());
         Ok(self.report.is_good() && stopped.is_ok())
     }
@@ -78,11 +79,9 @@ impl<'a> Demo<'a> {
         self.ping_pong()?;
         self.transfer()?;
         self.wrong_key()?;
-        let rows = self.measure()?;
+        self.measure()?;
         self.compare_counts(&host.counts(), &counts);
-        self.teardown(host, &dump)?;
-        self.show(&rows);
-        Ok(())
+        self.teardown(host, &dump)
     }
 
     fn note(&mut self, check: Check, finding: Finding) {
@@ -229,8 +228,7 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn measure(&mut self) -> Result<Vec<Row>> {
-        let mut rows = Vec::new();
+    fn measure(&mut self) -> Result<()> {
         self.connect_well(MEASURED)?;
         for operation in Operation::ALL {
             let waiting = waiting(operation);
@@ -241,11 +239,10 @@ impl<'a> Demo<'a> {
                 let [Answer::Measured(Some(measured)), Answer::Measured(None)] = answers else {
                     bail!("no numbers: {answers:?}");
                 };
-                rows.push(Row { operation, bytes, waiting, measured });
+                self.rows.push(Row { operation, bytes, waiting, measured });
             }
         }
-        self.disconnect()?;
-        Ok(rows)
+        self.disconnect()
     }
 
     /// All links are closed, so all that was posted has been executed or flushed.
@@ -281,16 +278,17 @@ impl<'a> Demo<'a> {
         })
     }
 
-    fn show(&self, rows: &[Row]) {
-        let cores = cores();
+    fn show_rows(&self, elapsed: Duration) {
+        let (cores, spin) = (cores(), SPIN.as_micros());
         self.screen.line("");
-        self.screen.line(&table::render(rows));
+        self.screen.line(&table::render(&self.rows));
+        self.screen.line(
+            "Latency is half a round trip for send, and from posting to completion for write and read.",
+        );
         self.screen.line(&format!(
-            "Latency: half a round trip for send, from posting to completion for write and read. The daemon's \
-             thread\nexecutes the work requests of both guests; it polls, and sleeps after {} µs without work. \
-             This machine\nhas {cores} cores.",
-            SPIN.as_micros(),
+            "The daemon's thread executes all work requests; it polls, and sleeps after {spin} µs without work."
         ));
+        self.screen.line(&format!("{cores} cores, {:.1} s in all.", elapsed.as_secs_f64()));
     }
 }
 

@@ -28,7 +28,7 @@ impl Row {
 /// The table as text.
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
     let headings =
         ["operation", "size", "median", "99 %", "messages/s", "bandwidth", "who polls, who sleeps"];
     table.set_header(headings);

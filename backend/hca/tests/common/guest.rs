@@ -10,7 +10,7 @@ use paraverbs_hca::Mlx4Hca;
 use paraverbs_tenant::GuestPiece;
 use paraverbs_tenant::hca::*;
 
-use super::rings::{CompletionRing, Done, ReceiveRing, SendRing, data};
+use super::rings::{CompletionRing, DATAGRAM_STRIDE, Done, ReceiveRing, SEND_STRIDE, SendRing, data};
 use super::{Sink, Told, eventually};
 
 pub const PAGE: usize = 4096;
@@ -48,7 +48,7 @@ impl Bare {
         let ranges = hca.dma().ranges;
         let window = ranges.last().unwrap().start.next_multiple_of(1 << 30) + (n << 30);
         let memory = HostMemory::allocate(MEMORY).unwrap();
-        let (sink, told) = Sink::new();
+        let (sink, told) = Sink::pair();
         let id = hca.attach(sink).unwrap();
         let guest = Self { hca: Arc::clone(hca), id, told, memory, window };
         guest.map().unwrap();
@@ -132,16 +132,26 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(hca: &Arc<Mlx4Hca>, n: u64) -> Self {
-        Self::with(hca, n, false)
+        Self::of(hca, n, QpKind::Rc, false)
     }
 
-    pub fn with(hca: &Arc<Mlx4Hca>, n: u64, send_last: bool) -> Self {
+    /// One whose queue pair takes datagrams.
+    pub fn of_datagrams(hca: &Arc<Mlx4Hca>, n: u64) -> Self {
+        Self::of(hca, n, QpKind::Ud, false)
+    }
+
+    /// One whose send queue ends with the ring.
+    pub fn with_send_last(hca: &Arc<Mlx4Hca>, n: u64) -> Self {
+        Self::of(hca, n, QpKind::Rc, true)
+    }
+
+    fn of(hca: &Arc<Mlx4Hca>, n: u64, kind: QpKind, send_last: bool) -> Self {
         let bare = Bare::new(hca, n);
         let pd = hca.alloc_pd(bare.id).unwrap().id;
         let uar = hca.alloc_uar(bare.id).unwrap();
         let (mr, keys) = bare.mr(pd, ALL).unwrap();
         let cq = bare.cq(uar).unwrap();
-        let geometry = geometry(QpKind::Rc, send_last);
+        let geometry = geometry(kind, send_last);
         let layout = hca.qp_layout(&geometry).unwrap();
         let ring = [bare.piece(QP_RING, usize::try_from(layout.ring_bytes).unwrap())];
         let spec = QpSpec {
@@ -159,8 +169,9 @@ impl Guest {
             block_loopback: false,
         };
         let qp = hca.create_qp(&spec).unwrap();
-        let (send_at, receive_at) = if send_last { (PAGE, 0) } else { (0, PAGE) };
-        let send = SendRing::new(&bare.memory, QP_RING + send_at, 1 << LOG2_SLOTS);
+        let stride = if kind == QpKind::Ud { DATAGRAM_STRIDE } else { SEND_STRIDE };
+        let (send_at, receive_at) = if send_last { (PAGE, 0) } else { (0, stride << LOG2_SLOTS) };
+        let send = SendRing::new(&bare.memory, QP_RING + send_at, 1 << LOG2_SLOTS, stride);
         let receive = ReceiveRing {
             offset: QP_RING + receive_at,
             entries: if send_last { 32 } else { 64 },
@@ -179,6 +190,20 @@ impl Guest {
         let hca = &self.bare.hca;
         for modify in transitions(dlid, dest_qpn) {
             hca.modify_qp(self.qp.id, &modify).unwrap();
+        }
+    }
+
+    /// Takes the queue pair of datagrams from RESET to RTS.
+    pub fn start(&self, qkey: u32) {
+        let init = QpModify {
+            pkey_index: Some(0),
+            port: Some(1),
+            qkey: Some(qkey),
+            ..QpModify::state(QpState::Reset, QpState::Init)
+        };
+        let rts = QpModify { sq_psn: Some(1), ..QpModify::state(QpState::Rtr, QpState::Rts) };
+        for modify in [init, QpModify::state(QpState::Init, QpState::Rtr), rts] {
+            self.bare.hca.modify_qp(self.qp.id, &modify).unwrap();
         }
     }
 

@@ -35,7 +35,7 @@ pub enum Told {
 pub struct Sink(Mutex<Sender<Told>>);
 
 impl Sink {
-    pub fn new() -> (Arc<dyn EventSink>, Receiver<Told>) {
+    pub fn pair() -> (Arc<dyn EventSink>, Receiver<Told>) {
         let (sender, receiver) = channel();
         (Arc::new(Self(Mutex::new(sender))), receiver)
     }
@@ -90,9 +90,15 @@ pub fn config() -> Mlx4Config {
 
 /// As [`config`], for tests in which commands aren't answered.
 pub fn impatient() -> Mlx4Config {
-    let short = Duration::from_millis(300);
+    // Longer than any answer takes, however busy the machine is.
+    let short = Duration::from_secs(3);
     let timeouts = Timeouts { post: short, short, medium: short, long: short };
     Mlx4Config { timeouts, ports: false, ..config() }
+}
+
+/// As [`impatient`], with other tables.
+pub fn impatient_with(profile: Profile) -> Mlx4Config {
+    Mlx4Config { profile, ..impatient() }
 }
 
 /// A card of the model, and the HCA on it.

@@ -8,8 +8,10 @@ use mlx4_wire::wqe::{
 use mlx4_wire::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// Bytes of a slot of the send queue.
+/// Bytes of a slot of a connection's send queue.
 pub const SEND_STRIDE: usize = 64;
+/// The same of datagrams, whose requests carry the address.
+pub const DATAGRAM_STRIDE: usize = 128;
 /// Offset of the syndrome in a completion with an error.
 const SYNDROME: usize = 0x1b;
 /// First word of a slot that isn't posted: the owner bit of the pass before the first.
@@ -23,6 +25,14 @@ pub fn data(lkey: u32, address: u64, count: u32) -> Vec<u8> {
     data.as_bytes().to_vec()
 }
 
+/// A datagram segment: an address vector, and the queue pair and Q_Key at its end.
+pub fn datagram(vector: &[u8; 48], qpn: u32, qkey: u32) -> Vec<u8> {
+    let mut segment = *vector;
+    segment[32..36].copy_from_slice(&qpn.to_be_bytes());
+    segment[36..40].copy_from_slice(&qkey.to_be_bytes());
+    segment.to_vec()
+}
+
 /// A remote address segment.
 pub fn remote(rkey: u32, address: u64) -> Vec<u8> {
     let mut remote = RemoteAddressSeg::new_zeroed();
@@ -34,15 +44,16 @@ pub fn remote(rkey: u32, address: u64) -> Vec<u8> {
 pub struct SendRing {
     pub offset: usize,
     pub entries: usize,
+    stride: usize,
     head: usize,
 }
 
 impl SendRing {
-    pub fn new(memory: &HostMemory, offset: usize, entries: usize) -> Self {
+    pub fn new(memory: &HostMemory, offset: usize, entries: usize, stride: usize) -> Self {
         for slot in 0..entries {
-            memory.store_be32(offset + slot * SEND_STRIDE, NOT_POSTED).unwrap();
+            memory.store_be32(offset + slot * stride, NOT_POSTED).unwrap();
         }
-        Self { offset, entries, head: 0 }
+        Self { offset, entries, stride, head: 0 }
     }
 
     /// Posts a request with a completion: the control segment and what follows it.
@@ -54,7 +65,7 @@ impl SendRing {
 
     /// Posts a request that says to be of so many units.
     pub fn post_as(&mut self, memory: &HostMemory, opcode: Opcode, body: &[u8], units: u32) {
-        let slot = self.offset + (self.head % self.entries) * SEND_STRIDE;
+        let slot = self.offset + (self.head % self.entries) * self.stride;
         let mut ctrl = CtrlSeg::new_zeroed();
         ctrl.opcode = CtrlOpcode::new().with_owner(self.head & self.entries != 0).with_opcode(opcode);
         ctrl.size = CtrlSize::new().with_units(units);

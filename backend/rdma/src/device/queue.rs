@@ -49,6 +49,11 @@ impl<'a> Queue<'a> {
         self.memory
     }
 
+    /// Whether it was started and is enabled.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// Takes the next chain. A queue that isn't running has none.
     pub(crate) fn next(&mut self) -> Next {
         if !self.running {

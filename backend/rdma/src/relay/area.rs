@@ -10,9 +10,9 @@ use virtio_rdma::doorbell::{Reader, Words};
 use crate::mapping::Mapping;
 use crate::memory::mapping_of;
 
-const OPEN: u8 = 0;
-/// The relay's thread is in it.
+/// The relay's thread is in it, or about to see that it may not be.
 const READING: u8 = 1;
+/// Nobody may enter it any more.
 const CLOSED: u8 = 2;
 
 /// The words of an area.
@@ -47,7 +47,7 @@ impl Area {
             missing: AtomicU64::new(0),
         };
         let reader = Reader::new(words, area.slots)?;
-        Some(Self { reader, table: Arc::clone(&area.table), state: AtomicU8::new(OPEN) })
+        Some(Self { reader, table: Arc::clone(&area.table), state: AtomicU8::new(0) })
     }
 
     /// Whether it is the area of this table.
@@ -76,19 +76,16 @@ impl Area {
 
     /// Runs `with` on the area, unless it is closed.
     fn read<T>(&self, with: impl FnOnce(&Reader<AreaWords>) -> T) -> Option<T> {
-        self.state.compare_exchange(OPEN, READING, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        let before = self.state.fetch_or(READING, Ordering::AcqRel);
         let _reading = Reading(&self.state);
-        Some(with(&self.reader))
+        (before & CLOSED == 0).then(|| with(&self.reader))
     }
 
     /// From now on nobody writes to it, or rings for it. Waits for the relay's thread, which is in the area for
     /// one pass at most and blocks for nothing there.
     pub(crate) fn close(&self) {
-        while self
-            .state
-            .compare_exchange_weak(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire)
-            .is_err_and(|state| state != CLOSED)
-        {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        while self.state.load(Ordering::Acquire) & READING != 0 {
             std::thread::yield_now();
         }
     }
@@ -99,6 +96,6 @@ struct Reading<'a>(&'a AtomicU8);
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.0.store(OPEN, Ordering::Release);
+        self.0.fetch_and(!READING, Ordering::Release);
     }
 }

@@ -87,17 +87,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A ring with the memory that it is worked on in.
+/// A ring, worked on in the memory that the guest has at each moment.
 struct Served<'a> {
     vring: &'a Vring,
-    table: Arc<MemoryTable>,
+    memory: &'a Mutex<Arc<MemoryTable>>,
 }
 
 impl Ring for Served<'_> {
     fn with<T>(&self, run: impl FnOnce(&mut Queue<'_>) -> T) -> T {
+        let table = Arc::clone(&lock(self.memory));
         let mut state = self.vring.get_mut();
         let running = state.is_enabled() && state.get_queue().ready();
-        run(&mut Queue::new(state.get_queue_mut(), self.table.memory(), running))
+        run(&mut Queue::new(state.get_queue_mut(), table.memory(), running))
     }
 
     fn signal(&self) {
@@ -177,6 +178,8 @@ impl Connection {
 
     fn take_memory(&self, memory: Memory) -> Result<(), MemoryRefused> {
         let table = MemoryTable::new(memory, &self.table(), self.require_seals)?;
+        // Events of what is torn down go into the new memory.
+        let _quiet = self.working.get(EVENT_WORKER).map(lock);
         // Removed regions are torn down here, while they are still mapped.
         self.device.tenant().update_memory(table.regions()?)?;
         *lock(&self.memory) = Arc::new(table);
@@ -185,19 +188,21 @@ impl Connection {
 
     /// Works on one queue.
     fn serve(&self, queue: u16, vring: &Vring) {
-        let ring = Served { vring, table: self.table() };
+        let ring = Served { vring, memory: &self.memory };
         match Role::at(queue) {
             Some(Role::Control) => self.device.control(&ring),
             Some(Role::Event) => {
-                if !self.event_queue_started.swap(true, Ordering::AcqRel) {
+                // Events can come before there is a queue for them.
+                let running = ring.with(|queue| queue.is_running());
+                if running && !self.event_queue_started.swap(true, Ordering::AcqRel) {
                     self.device.event_queue_started(&ring, || self.host.next_generation());
                 }
                 self.device.events(&ring);
             }
             Some(Role::MadSend) => self.device.mad_send(&ring),
-            Some(Role::Kick(_)) => self.device.kick(),
+            Some(Role::Kick(_)) if vring.was_kicked() => self.device.kick(),
             Some(Role::Vector(vector)) => self.device.completions(vector, &ring),
-            Some(Role::MadReceive) | None => {}
+            Some(Role::Kick(_) | Role::MadReceive) | None => {}
         }
     }
 

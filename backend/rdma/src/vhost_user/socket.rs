@@ -212,8 +212,13 @@ impl Shared {
             }
             // A signal, at most.
             let _interrupted = poll(&mut ready, None);
-            if ready[0].revents().contains(PollFlags::IN) && !self.is_stopped() {
+            let waits = ready[0].revents();
+            if waits.contains(PollFlags::IN) && !self.is_stopped() {
                 return true;
+            }
+            if waits.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+                log::error!("guest {}: its socket is broken, nobody can connect any more", self.name);
+                return false;
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +29,7 @@ struct Events {
     kick: Mutex<Option<File>>,
     call: Mutex<Option<Arc<File>>>,
     fruitless: AtomicU32,
+    kicked: AtomicBool,
 }
 
 /// A ring. Clones are the same ring.
@@ -58,6 +59,11 @@ impl Vring {
             // A guest whose descriptor can't be written doesn't hear of it.
             let _deaf = (&*call).write(&1u64.to_ne_bytes());
         }
+    }
+
+    /// Whether it was kicked since this was asked last: workers are called when a ring is enabled, too.
+    pub(crate) fn was_kicked(&self) -> bool {
+        self.events.kicked.swap(false, Ordering::Relaxed)
     }
 
     /// Empties the call's counter, for a writer that the guest has made wait.
@@ -147,7 +153,10 @@ impl VringT<Space> for Vring {
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.ring.set_queue_size(num);
+        // Another one would be refused with a line in the log, as often as the guest likes.
+        if num.is_power_of_two() {
+            self.ring.set_queue_size(num);
+        }
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
@@ -168,6 +177,7 @@ impl VringT<Space> for Vring {
         let kicked = lock(&self.events.kick).as_ref().is_none_or(take);
         if kicked {
             self.events.fruitless.store(0, Ordering::Relaxed);
+            self.events.kicked.store(true, Ordering::Relaxed);
         } else if self.events.fruitless.fetch_add(1, Ordering::Relaxed) >= MAX_FRUITLESS {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -179,4 +189,53 @@ impl VringT<Space> for Vring {
     }
 
     fn set_err(&self, _: Option<File>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn only_anonymous_files_are_taken_for_events() {
+        let event = File::from(eventfd(0, EventfdFlags::empty()).unwrap());
+        let memory = File::from(memfd_create("memory", MemfdFlags::empty()).unwrap());
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(is_anonymous(&event));
+        assert!(!is_anonymous(&memory));
+        assert!(!is_anonymous(&File::from(OwnedFd::from(socket))));
+    }
+
+    #[test]
+    fn empty_event_is_read_without_waiting() {
+        let event = File::from(eventfd(2, EventfdFlags::empty()).unwrap());
+        assert!(take(&event));
+        assert!(!take(&event));
+    }
+
+    #[test]
+    fn full_event_is_written_without_waiting() {
+        let ring = Vring::new(Space::new(GuestMemoryMmap::new()), 8).unwrap();
+        let call = File::from(eventfd(0, EventfdFlags::empty()).unwrap());
+        (&call).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        ring.set_call(Some(call.try_clone().unwrap()));
+        ring.signal();
+        ring.release();
+        assert!(!take(&call));
+        ring.signal();
+        assert!(take(&call));
+    }
+
+    #[test]
+    fn kick_that_is_never_there_ends_the_worker() {
+        let ring = Vring::new(Space::new(GuestMemoryMmap::new()), 8).unwrap();
+        ring.set_enabled(true);
+        ring.set_kick(Some(File::from(eventfd(1, EventfdFlags::empty()).unwrap())));
+        let ended = (0..=MAX_FRUITLESS + 1).position(|_| ring.read_kick().is_err());
+        assert_eq!(ended, usize::try_from(MAX_FRUITLESS + 1).ok());
+    }
 }

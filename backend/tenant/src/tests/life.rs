@@ -353,3 +353,19 @@ fn events_beyond_the_limit_are_counted_and_the_guest_is_told_how_many() {
     assert_eq!(events, [(EventType::COMM_EST, 3), (EventType::COMM_EST, 0)]);
     scene.tenant.close();
 }
+
+#[test]
+fn renewed_guest_has_lost_everything_and_is_told_with_its_new_generation() {
+    let scene = Scene::new();
+    scene.basics();
+    assert_eq!(scene.tenant.renew(7).not_given_back, 0);
+    assert!(scene.hca.lock().alive().is_empty());
+    let mut events = Vec::new();
+    scene.tenant.events().deliver(|event| {
+        events.push((event.event_type, event.generation.get()));
+        true
+    });
+    assert_eq!(events, [(EventType::DEVICE_FATAL, 7), (EventType::DEVICE_READY, 7)]);
+    assert_eq!(scene.call(&AllocPd {}, &[]).err(), Some(Reason::STALE_GENERATION));
+    assert_eq!(scene.tenant.stats().objects.get(), 0);
+}

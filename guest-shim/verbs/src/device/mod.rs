@@ -213,3 +213,6 @@ fn limits(format: &Mlx4Format) -> Result<QueueLimits> {
         max_receive_sges: format.max_receive_sge.get().into(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use virtio_rdma::config::Config;
 
@@ -35,7 +36,7 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
     fn config(&self) -> Result<Config>;
 
     /// Tells the device of memory that it finds at an address from now on.
-    fn add_memory(&self, chunk: &Chunk, guest_address: u64) -> Result<()>;
+    fn add_memory(&self, chunk: &Arc<Chunk>, guest_address: u64) -> Result<()>;
 
     /// Bytes that addresses of memory must stay below.
     fn address_space(&self) -> u64;

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
@@ -132,7 +133,7 @@ impl Transport for VhostUser {
         Ok(Config::read(&bytes)?)
     }
 
-    fn add_memory(&self, chunk: &Chunk, guest_address: u64) -> Result<()> {
+    fn add_memory(&self, chunk: &Arc<Chunk>, guest_address: u64) -> Result<()> {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: guest_address,
             memory_size: chunk.len() as u64,

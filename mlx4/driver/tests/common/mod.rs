@@ -13,6 +13,7 @@ use mlx4::{Config, Event, EventSink, Hca, PortEvent, Profile};
 use mlx4_model::fabric::{Fabric, FabricConfig};
 use mlx4_model::hca::{EngineThread, HcaConfig};
 use mlx4_model::seam::ModelDevice;
+use mlx4_model::trace::Trace;
 use mlx4_pci::{
     DmaSpace, Doorbell, DoorbellKind, EventFd, Identity, InterruptError, PciDevice, RegisterError,
     ResetError, ResetKind,
@@ -51,7 +52,12 @@ pub struct Card {
 
 impl Card {
     pub fn new(fabric: &Arc<Fabric>, node_guid: u64, ports: u8) -> Self {
-        let config = HcaConfig { node_guid, ports, trace: None };
+        Self::traced(fabric, node_guid, ports, None)
+    }
+
+    /// A card that writes a trace.
+    pub fn traced(fabric: &Arc<Fabric>, node_guid: u64, ports: u8, trace: Option<Arc<Trace>>) -> Self {
+        let config = HcaConfig { node_guid, ports, trace };
         let device = Arc::new(ModelDevice::new(config, fabric).expect("a card"));
         let engine = device.hca().start_engine().expect("an engine");
         Self { device, _engine: engine }

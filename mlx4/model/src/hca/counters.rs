@@ -49,7 +49,7 @@ counters! {
     receive_wqes,
     /// Work requests flushed in state ERR.
     flushed_wqes,
-    /// Payload bytes of connected services copied from a sender's memory to a receiver's.
+    /// Payload bytes of connected services copied from memory to memory, those of reads too; atomics aside.
     payload_bytes,
     /// Accesses refused by a local key.
     rejected_lkeys,

@@ -184,6 +184,20 @@ fn address_given_back_is_used_again_last() {
 }
 
 #[test]
+fn addresses_outside_of_what_may_be_chosen_are_for_those_who_name_them() {
+    let (list, space) = space();
+    space.choose_within(vec![0x10_0000..=0x10_3fff, 0xfef0_0000..=0xfef0_0fff]);
+    let buffers: Vec<_> = (0..3).map(|_| space.allocate(1, 1).unwrap()).collect();
+    assert_eq!(list.mapped(), [(0x10_0000, PAGE), (0x10_2000, PAGE), (0xfef0_0000, PAGE)]);
+    assert!(matches!(space.allocate(1, 1), Err(DmaError::NoAddress { .. })));
+    let memory = HostMemory::allocate(4096).unwrap();
+    let named = space.map_at(0x20_0000, memory, DmaAccess::ReadWrite).unwrap();
+    assert_eq!(list.mapped().len(), 4);
+    drop((named, buffers));
+    assert_eq!(list.mapped(), []);
+}
+
+#[test]
 fn certain_address_must_lie_in_one_free_range() {
     let mut iovas = IovaAllocator::new(geometry());
     iovas.take(0xfedf_f000, PAGE).unwrap();

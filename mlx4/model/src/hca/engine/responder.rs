@@ -194,6 +194,7 @@ impl<'a> Responder<'a> {
             }
         }
         if new {
+            self.side.hca.counters.payload_bytes.add(part.len);
             self.step(part);
         }
         Ok(Answer::Ack)

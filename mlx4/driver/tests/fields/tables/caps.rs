@@ -1,13 +1,8 @@
-//! What is to come of a lie in each field of each structure; a field that isn't here fails the test.
+//! What the device says of itself.
 
-use super::Expect::{self, Ends, Legal, NotChecked, Refused, RefusedOr};
-
-pub type Table = &'static [(&'static [&'static str], Expect)];
-
-pub const NARROW: &str = "checked, but none of its few bits' values is too large";
-pub const UNUSED: &str = "the driver doesn't read it";
-pub const TEXT: &str = "shown to people only";
-pub const ANY: &str = "every value is legal";
+use super::super::lab::Expect::{Free, Refused, RefusedOr, RefusedWith, Unread};
+use super::super::lab::Table;
+use super::CODES;
 
 pub const QUERY_FW: Table = &[
     (
@@ -21,7 +16,7 @@ pub const QUERY_FW: Table = &[
         Refused,
     ),
     (&["fw_pages"], RefusedOr(&["MAP_FA", "RUN_FW"])),
-    (&["fw_rev_major", "fw_rev_subminor", "fw_rev_minor"], NotChecked(TEXT)),
+    (&["fw_rev_major", "fw_rev_subminor", "fw_rev_minor"], Free("shown to people")),
     (
         &[
             "ppf_id",
@@ -40,7 +35,7 @@ pub const QUERY_FW: Table = &[
             "clock_offset",
             "clock_bar.pair",
         ],
-        NotChecked(UNUSED),
+        Unread,
     ),
 ];
 
@@ -81,23 +76,24 @@ pub const QUERY_DEV_CAP: Table = &[
         ],
         Refused,
     ),
+    (&["uar.num_rsvd_uars"], RefusedWith("mpt_eq.log2_max_eqs", 4)),
+    (&["pd_xrcd.num_rsvd_pds"], RefusedWith("pd_xrcd.log2_max_pds", 3)),
     (&["qp.log2_max_qps"], RefusedOr(&["log2_rsvd_qps"])),
     (&["srq.log2_max_srqs"], RefusedOr(&["log2_rsvd_srqs"])),
     (&["cq.log2_max_cqs"], RefusedOr(&["log2_rsvd_cqs"])),
     (&["mpt_eq.log2_max_mpts"], RefusedOr(&["log2_rsvd_mrws"])),
-    (&["mpt_eq.log2_max_eqs"], RefusedOr(&["log2_rsvd_eqs", "INIT_HCA"])),
+    (&["mpt_eq.log2_max_eqs"], RefusedOr(&["log2_rsvd_eqs", "num_rsvd_uars", "INIT_HCA"])),
     (&["mtt.log2_max_mtts"], RefusedOr(&["log2_rsvd_mtts"])),
     (&["pd_xrcd.log2_max_pds"], RefusedOr(&["num_rsvd_pds"])),
     (
         &[
             "qp.log2_rsvd_qps",
+            "mtt.log2_max_mrw_sz",
             "mtt.log2_rsvd_mtts",
             "mtt.log2_rsvd_mrws",
             "msg.log2_max_msg",
-            "uar.num_rsvd_uars",
-            "pd_xrcd.num_rsvd_pds",
         ],
-        Legal(NARROW),
+        Refused,
     ),
     (
         &[
@@ -105,16 +101,17 @@ pub const QUERY_DEV_CAP: Table = &[
             "ext_flags.port_mng_chg_ev",
             "flags.ud_av_port",
             "flags.atomic",
+            "flags.uc",
+            "flags.ud_mcast",
             "flags.srq",
         ],
-        NotChecked(ANY),
+        Free(CODES),
     ),
     (
         &[
             "srq.num_rsvd_scqs",
             "srq.log2_max_scqs",
             "cq.num_rsvd_eqs",
-            "mtt.log2_max_mrw_sz",
             "gso_rss.log2_max_gso",
             "gso_rss.rss_xor",
             "gso_rss.rss_toeplitz",
@@ -150,7 +147,6 @@ pub const QUERY_DEV_CAP: Table = &[
             "flags.iboe",
             "flags.router",
             "flags.paging",
-            "flags.ud_mcast",
             "flags.raw_mcast",
             "flags.apm",
             "flags.mem_window",
@@ -166,7 +162,6 @@ pub const QUERY_DEV_CAP: Table = &[
             "flags.fcoib",
             "flags.rcm",
             "flags.xrc",
-            "flags.uc",
             "bf.bf",
             "bf.log2_bf_reg_sz",
             "bf.log2_max_bf_regs_per_page",
@@ -234,7 +229,7 @@ pub const QUERY_DEV_CAP: Table = &[
             "min_rate.value",
             "health_buffer",
         ],
-        NotChecked(UNUSED),
+        Unread,
     ),
 ];
 
@@ -264,144 +259,10 @@ pub const QUERY_PORT: Table = &[
             "wavelength",
             "transceiver_code",
         ],
-        NotChecked(UNUSED),
+        Unread,
     ),
 ];
 
-pub const PORT_INFO: Table = &[
-    (&["lid", "master_sm_lid", "link.port_state", "limits.mtu_cap", "lanes.neighbor_mtu"], Refused),
-    (&["link.lmc", "lanes.master_sm_sl"], Legal(NARROW)),
-    (
-        &[
-            "gid_prefix",
-            "link_width_active",
-            "link.link_speed_active",
-            "extended_speed.link_speed_ext_active",
-            "p_key_violations",
-            "q_key_violations",
-            "timeout.subnet_timeout",
-        ],
-        NotChecked(ANY),
-    ),
-    (
-        &[
-            "capability_mask.hierarchy_info",
-            "capability_mask.multicast_fdb_top",
-            "capability_mask.multicast_p_key_trap_suppression",
-            "capability_mask.vendor_specific_mads_table",
-            "capability_mask.link_speed_width_pairs_table",
-            "capability_mask.other_local_changes_notice",
-            "capability_mask.client_reregistration",
-            "capability_mask.link_round_trip_latency",
-            "capability_mask.boot_management",
-            "capability_mask.capability_mask_notice",
-            "capability_mask.dr_notice",
-            "capability_mask.vendor_class",
-            "capability_mask.device_management",
-            "capability_mask.reinit",
-            "capability_mask.snmp_tunneling",
-            "capability_mask.communication_management",
-            "capability_mask.capability_mask2",
-            "capability_mask.extended_speeds",
-            "capability_mask.cable_info",
-            "capability_mask.p_key_switch_external_port_trap",
-            "capability_mask.system_image_guid",
-            "capability_mask.sm_disabled",
-            "capability_mask.led_info",
-            "capability_mask.p_key_nvram",
-            "capability_mask.m_key_nvram",
-            "capability_mask.sl_mapping",
-            "capability_mask.automatic_migration",
-            "capability_mask.optional_ipd",
-            "capability_mask.trap",
-            "capability_mask.notice",
-            "capability_mask.is_sm",
-        ],
-        NotChecked("handed on as a mask"),
-    ),
-    (
-        &[
-            "m_key",
-            "diag_code",
-            "m_key_lease_period",
-            "local_port_num",
-            "link_width_enabled",
-            "link_width_supported",
-            "link.link_speed_supported",
-            "link.port_physical_state",
-            "link.link_down_default_state",
-            "link.m_key_protect_bits",
-            "link.link_speed_enabled",
-            "lanes.vl_cap",
-            "lanes.init_type",
-            "lanes.vl_high_limit",
-            "lanes.vl_arbitration_high_cap",
-            "limits.vl_arbitration_low_cap",
-            "limits.init_type_reply",
-            "limits.vl_stall_count",
-            "limits.hoq_life",
-            "limits.operational_vls",
-            "limits.partition_enforcement_inbound",
-            "limits.partition_enforcement_outbound",
-            "limits.filter_raw_inbound",
-            "limits.filter_raw_outbound",
-            "m_key_violations",
-            "guid_cap",
-            "timeout.client_reregister",
-            "timeout.multicast_p_key_trap_suppression_enabled",
-            "thresholds.resp_time_value",
-            "thresholds.local_phy_errors",
-            "thresholds.overrun_errors",
-            "max_credit_hint",
-            "link_round_trip_latency",
-            "capability_mask2",
-            "extended_speed.link_speed_ext_supported",
-            "extended_speed.link_speed_ext_enabled",
-        ],
-        NotChecked(UNUSED),
-    ),
-];
+pub const QUERY_ADAPTER: Table = &[(&["board_id"], Free("shown to people")), (&["inta_pin", "vsd"], Unread)];
 
-pub const EQE: Table = &[
-    (
-        &["event_type", "owner.owner", "token"],
-        Ends(&["did not end within"], "no command can be told from it: the one that waits ends in time"),
-    ),
-    (&["status"], Ends(&["failed with"], "it is the error")),
-    (&["out_param"], NotChecked("checked by whoever reads a result; NOP has none")),
-    (&["subtype", "function"], NotChecked(UNUSED)),
-];
-
-pub const ERROR_CQE: Table = &[
-    (&["owner.opcode"], Refused),
-    (&["qp.qpn", "owner.is_send"], Ends(&["which isn't outstanding"], "the error has it in other words")),
-    (&["owner.owner"], Ends(&["no completion left"], "the entry isn't the driver's yet, so it waits")),
-    (&["wqe_index"], NotChecked("a queue pair's own receive requests complete in order: nobody reads it")),
-    (&["vendor_error", "syndrome"], NotChecked(ANY)),
-    (&["qp.ethernet", "owner.inline_scatter"], NotChecked(UNUSED)),
-];
-
-pub const READ_MCG: Table = &[
-    (&["next.index"], RefusedOr(&["length of the chain"])),
-    (&["members.count"], RefusedOr(&["queue pair of the multicast group"])),
-    (
-        &["members.protocol", "gid"],
-        Ends(&["queue pair of the multicast group"], "the entry is another group's then"),
-    ),
-];
-
-pub const SMP: Table = &[
-    (&["method", "attribute_id"], Refused),
-    (&["status"], Ends(&["answered with status"], "the error has the agent's own status")),
-    (
-        &[
-            "base_version",
-            "mgmt_class",
-            "class_version",
-            "class_specific",
-            "transaction_id",
-            "attribute_modifier",
-        ],
-        NotChecked("the agent echoes them, and one command has one answer"),
-    ),
-];
+pub const SET_ICM_SIZE: Table = &[(&["aux_pages"], RefusedOr(&["MAP_ICM_AUX", "MAP_ICM", "INIT_HCA"]))];

@@ -1,0 +1,193 @@
+//! A daemon and two guests, and ends of connections between them.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use paraverbs_verbs::{
+    Access, AhAttr, CompChannel, Context, Cq, Mr, Mtu, Pd, Qp, QpCap, QpInit, RecvWr, RtrAttr, RtsAttr,
+    SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+};
+use paraverbsd::Daemon;
+use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
+use tempfile::TempDir;
+
+/// How long a test waits for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes of an end's memory.
+pub(crate) const MEMORY: usize = 1 << 20;
+
+/// A daemon with two sockets for processes.
+pub(crate) struct Scene {
+    pub(crate) daemon: Daemon,
+    folder: TempDir,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        Self::with_limits(GuestLimits::default())
+    }
+
+    pub(crate) fn with_limits(limits: GuestLimits) -> Self {
+        let _already = env_logger::builder().is_test(true).try_init();
+        let folder = tempfile::tempdir().unwrap();
+        let guest = |name: &str| {
+            let socket = folder.path().join(name);
+            GuestEntry { limits: limits.clone(), ..GuestEntry::new(name, socket, GuestKind::Process) }
+        };
+        let config = Config {
+            device: Device::Model { ports: 1 },
+            fabric_sockets: Vec::new(),
+            guests: vec![guest("a"), guest("b")],
+            spin: None,
+        };
+        let daemon = Daemon::start(&config).unwrap();
+        Self { daemon, folder }
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Context {
+        Context::connect(self.socket(name)).unwrap()
+    }
+
+    /// Both guests.
+    pub(crate) fn guests(&self) -> [Context; 2] {
+        ["a", "b"].map(|name| self.open(name))
+    }
+
+    /// A connection between the guests.
+    pub(crate) fn connection(&self) -> [End; 2] {
+        let ends = self.guests().map(|guest| End::new(&guest));
+        connect(&ends);
+        ends
+    }
+
+    /// Ends the daemon, which must have nothing left of guests that are gone.
+    pub(crate) fn stop(self) {
+        let gone = || self.daemon.status().guests.iter().all(|guest| !guest.connected);
+        eventually("both guests to be disconnected", || gone().then_some(()));
+        assert_eq!(self.daemon.status().quarantined_bytes, 0);
+        assert_eq!(self.daemon.refused_accesses(), 0, "accesses of the HCA to memory that nobody gave it");
+        self.daemon.stop().unwrap();
+    }
+}
+
+/// Waits until something is there.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The next completion of a CQ.
+pub(crate) fn completion(cq: &Cq) -> Wc {
+    eventually("a completion", || {
+        let mut wc = [Wc::default()];
+        (cq.poll(&mut wc).unwrap() == 1).then(|| wc[0])
+    })
+}
+
+/// The error number of a verb that must fail.
+pub(crate) fn errno<T: Debug>(result: paraverbs_verbs::Result<T>) -> i32 {
+    let error = result.unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error.errno()
+}
+
+/// One end of a connection: a queue pair with a CQ and memory of its own. Fields in the order in which they go.
+pub(crate) struct End {
+    pub(crate) qp: Qp,
+    pub(crate) mr: Mr,
+    pub(crate) cq: Cq,
+    pub(crate) pd: Pd,
+    pub(crate) channel: CompChannel,
+    pub(crate) guest: Context,
+}
+
+/// What the queue pair of an end can hold, at least.
+pub(crate) const CAP: QpCap =
+    QpCap { max_send_wr: 16, max_recv_wr: 16, max_send_sge: 3, max_recv_sge: 2, max_inline_data: 200 };
+
+impl End {
+    pub(crate) fn new(guest: &Context) -> Self {
+        let channel = guest.create_comp_channel(0).unwrap();
+        let cq = guest.create_cq(100, Some(&channel)).unwrap();
+        let pd = guest.alloc_pd().unwrap();
+        let mr = pd.alloc_mr(MEMORY, Access::ALL).unwrap();
+        let qp = pd.create_qp(&QpInit { cap: CAP, ..QpInit::new(&cq) }).unwrap();
+        Self { qp, mr, cq, pd, channel, guest: guest.clone() }
+    }
+
+    /// The path to this end's port.
+    fn path(&self) -> AhAttr {
+        AhAttr::to_lid(self.guest.query_port(1).unwrap().lid, 1)
+    }
+
+    /// Takes the queue pair from RESET to RTS.
+    pub(crate) fn connect(&self, to: &Self) {
+        self.qp.to_init(1, Access::ALL).unwrap();
+        self.qp.to_rtr(to.rtr()).unwrap();
+        self.qp.to_rts(self.rts()).unwrap();
+    }
+
+    /// What another end needs to receive from this one.
+    pub(crate) fn rtr(&self) -> RtrAttr {
+        let rtr = RtrAttr::new(self.path(), self.qp.qpn(), self.psn(), Mtu::B2048);
+        RtrAttr { max_dest_rd_atomic: 4, ..rtr }
+    }
+
+    /// What this end needs to send.
+    pub(crate) fn rts(&self) -> RtsAttr {
+        RtsAttr { max_rd_atomic: 4, ..RtsAttr::new(self.psn()) }
+    }
+
+    fn psn(&self) -> u32 {
+        self.qp.qpn().wrapping_mul(0x9e37) & 0xff_ffff
+    }
+
+    /// Posts a signalled request of `length` bytes from `offset` of the memory.
+    pub(crate) fn post(&self, wr_id: u64, op: SendOp, offset: usize, length: u32) {
+        let sges = [self.mr.sge(offset, length)];
+        let data = SendData::Sges(&sges);
+        self.qp.post_send(&SendWr { wr_id, op, data, flags: SendFlags::SIGNALED }).unwrap();
+    }
+
+    /// Posts a receive of `length` bytes at `offset` of the memory.
+    pub(crate) fn receive(&self, wr_id: u64, offset: usize, length: u32) {
+        self.qp.post_recv(&RecvWr { wr_id, sges: &[self.mr.sge(offset, length)] }).unwrap();
+    }
+
+    /// The next completion, which must be of a request and good.
+    pub(crate) fn done(&self, wr_id: u64) -> Wc {
+        let wc = completion(&self.cq);
+        assert_eq!((wc.wr_id, wc.status, wc.qp_num), (wr_id, WcStatus::Success, self.qp.qpn()), "{wc:?}");
+        wc
+    }
+
+    /// The next completion, which must be of a request, and a failure.
+    pub(crate) fn failed(&self, wr_id: u64, status: WcStatus) {
+        let wc = completion(&self.cq);
+        assert_eq!((wc.wr_id, wc.status), (wr_id, status), "{wc:?}");
+    }
+
+    /// `length` bytes of the memory.
+    pub(crate) fn bytes(&self, offset: usize, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.mr.read(offset, &mut bytes).unwrap();
+        bytes
+    }
+}
+
+pub(crate) fn connect([one, other]: &[End; 2]) {
+    one.connect(other);
+    other.connect(one);
+}

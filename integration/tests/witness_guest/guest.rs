@@ -1,0 +1,237 @@
+//! Our guest as a peer: verbs on a socket of the daemon, in this process.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use integration::peer::{Endpoint, Peer, Status, Stretch, compare, pattern};
+use paraverbs_verbs::{
+    Access, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpCap, QpInit, RecvWr,
+    RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+};
+
+const PORT: u8 = 1;
+/// Requests in each queue.
+const DEPTH: u32 = 64;
+/// What goes inline, as the stock peer has it.
+const MAX_INLINE: u32 = 64;
+/// Reads under way in each direction, as the stock peer has it.
+const READS: u8 = 4;
+/// Wraps soon, after another number of packets than the stock peer's.
+const PSN: u32 = 0xff_ff80;
+/// The other side runs on a translated processor.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A completion queue, and the channel on which this sleeps until it has something.
+#[derive(Debug)]
+struct Completions {
+    cq: Cq,
+    channel: CompChannel,
+}
+
+impl Completions {
+    fn new(context: &Context) -> Result<Self> {
+        let channel = context.create_comp_channel(0)?;
+        let cq = context.create_cq(DEPTH, Some(&channel))?;
+        Ok(Self { cq, channel })
+    }
+
+    /// Waits for `count` completions, or for the first that isn't a success; `look` sees the others.
+    fn wait(&self, count: usize, look: impl Fn(&Wc) -> Result<()>) -> Result<Status> {
+        let deadline = Instant::now() + LIMIT;
+        for index in 0..count {
+            let wc = self.next(deadline).with_context(|| format!("completion {index} of {count}"))?;
+            if wc.status != WcStatus::Success {
+                return Ok(Status(u32::from(wc.status as u8)));
+            }
+            look(&wc)?;
+        }
+        Ok(Status::SUCCESS)
+    }
+
+    fn next(&self, deadline: Instant) -> Result<Wc> {
+        let mut wc = [Wc::default()];
+        loop {
+            if self.cq.poll(&mut wc)? == 1 {
+                return Ok(wc[0]);
+            }
+            self.cq.req_notify(false)?;
+            if self.cq.poll(&mut wc)? == 1 {
+                return Ok(wc[0]);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "there is none after {LIMIT:?}");
+            self.channel.wait(left)?;
+        }
+    }
+}
+
+/// A queue pair of our guest, and its memory.
+#[derive(Debug)]
+pub(crate) struct GuestPeer {
+    qp: Qp,
+    mr: Mr,
+    sent: Completions,
+    received: Completions,
+    lid: u16,
+}
+
+/// A guest of the daemon whose port is ACTIVE.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    context: Context,
+    pd: Pd,
+}
+
+impl Guest {
+    /// Opens the device at a socket, and waits until its port is ACTIVE.
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        let context = Context::connect(socket)?;
+        let deadline = Instant::now() + LIMIT;
+        while context.query_port(PORT)?.state != PortState::Active {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "port {PORT} is not ACTIVE after {LIMIT:?}");
+            context.get_async_event(left)?;
+        }
+        let pd = context.alloc_pd()?;
+        Ok(Self { context, pd })
+    }
+
+    /// A queue pair in INIT, with `bytes` bytes of memory.
+    pub(crate) fn peer(&self, bytes: usize) -> Result<GuestPeer> {
+        let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
+        let init = QpInit {
+            send_cq: &sent.cq,
+            recv_cq: &received.cq,
+            cap: QpCap {
+                max_send_wr: DEPTH,
+                max_recv_wr: DEPTH,
+                max_send_sge: 1,
+                max_recv_sge: 1,
+                max_inline_data: MAX_INLINE,
+            },
+            sq_sig_all: false,
+        };
+        let qp = self.pd.create_qp(&init)?;
+        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
+        qp.to_init(PORT, access)?;
+        let mr = self.pd.alloc_mr(bytes, access)?;
+        Ok(GuestPeer { qp, mr, sent, received, lid: self.context.query_port(PORT)?.lid })
+    }
+
+    /// Lets go of the device.
+    pub(crate) fn close(self) -> Result<()> {
+        Ok(self.pd.dealloc()?)
+    }
+
+    /// Waits for the event of a queue pair that an intruder has come to.
+    pub(crate) fn wait_for_access_error(&self, peer: &GuestPeer) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(event) = self.context.get_async_event(left)? else {
+                bail!("there is no such event after {LIMIT:?}");
+            };
+            if event.event_type == EventType::QpAccessErr {
+                let expected = paraverbs_verbs::EventElement::Qp(peer.qp.qpn());
+                ensure!(event.element == expected, "{event:?} instead of {expected:?}");
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl GuestPeer {
+    /// Gives everything back; a refusal is an error.
+    pub(crate) fn destroy(self) -> Result<()> {
+        self.qp.destroy()?;
+        self.sent.cq.destroy()?;
+        self.received.cq.destroy()?;
+        self.mr.dereg()?;
+        Ok(())
+    }
+
+    /// Posts a request for each message, `op` of its place in the stretch, and waits for all.
+    fn request(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<Status> {
+        let mut bytes = vec![0; if inline { at.length } else { 0 }];
+        for index in 0..at.count {
+            let start = index * at.length;
+            let sge = [self.mr.sge(at.offset + start, u32::try_from(at.length)?)];
+            let data = if inline {
+                self.mr.read(at.offset + start, &mut bytes)?;
+                SendData::Inline(&[&bytes])
+            } else {
+                SendData::Sges(&sge)
+            };
+            let wr = SendWr { wr_id: index as u64, op: op(start as u64), data, flags: SendFlags::SIGNALED };
+            self.qp.post_send(&wr)?;
+        }
+        self.sent.wait(at.count, |_| Ok(()))
+    }
+}
+
+/// Whether messages of this length go inline.
+fn fits_inline(at: Stretch) -> bool {
+    at.length <= MAX_INLINE as usize
+}
+
+impl Peer for GuestPeer {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            lid: self.lid,
+            qpn: self.qp.qpn(),
+            psn: PSN,
+            address: self.mr.addr(),
+            rkey: self.mr.rkey(),
+        }
+    }
+
+    fn connect(&mut self, to: &Endpoint) -> Result<()> {
+        let rtr = RtrAttr::new(AhAttr::to_lid(to.lid, PORT), to.qpn, to.psn, Mtu::B2048);
+        self.qp.to_rtr(RtrAttr { max_dest_rd_atomic: READS, ..rtr })?;
+        self.qp.to_rts(RtsAttr { max_rd_atomic: READS, timeout: 18, ..RtsAttr::new(PSN) })?;
+        Ok(())
+    }
+
+    fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
+        Ok(self.mr.write(at.offset, &pattern(seed, at.bytes()))?)
+    }
+
+    fn verify(&mut self, at: Stretch, seed: u32) -> Result<()> {
+        let mut found = vec![0; at.bytes()];
+        self.mr.read(at.offset, &mut found)?;
+        compare(&found, seed)
+    }
+
+    fn post_recv(&mut self, at: Stretch) -> Result<()> {
+        for index in 0..at.count {
+            let sge = self.mr.sge(at.offset + index * at.length, u32::try_from(at.length)?);
+            self.qp.post_recv(&RecvWr { wr_id: index as u64, sges: &[sge] })?;
+        }
+        Ok(())
+    }
+
+    fn received(&mut self, at: Stretch) -> Result<Status> {
+        self.received.wait(at.count, |wc| {
+            ensure!(wc.byte_len as usize == at.length, "a message of {} bytes", wc.byte_len);
+            Ok(())
+        })
+    }
+
+    fn send(&mut self, at: Stretch) -> Result<Status> {
+        self.request(at, fits_inline(at), |_| SendOp::Send)
+    }
+
+    fn write(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
+        self.request(at, fits_inline(at), |start| SendOp::Write { remote_addr: address + start, rkey })
+    }
+
+    fn read(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
+        self.request(at, false, |start| SendOp::Read { remote_addr: address + start, rkey })
+    }
+
+    fn state(&mut self) -> Result<String> {
+        let state = self.qp.query()?.qp_state.context("the answer has no state")?;
+        Ok(format!("{state:?}").to_uppercase())
+    }
+}
