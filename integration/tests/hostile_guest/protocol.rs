@@ -43,15 +43,16 @@ const SET_OWNER: u32 = 3;
 const SET_MEM_TABLE: u32 = 5;
 const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_KICK: u32 = 12;
+pub(crate) const SET_VRING_CALL: u32 = 13;
 
-fn message(code: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn message(code: u32, flags: u32, size: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = [code, flags, size].map(u32::to_le_bytes).concat();
     bytes.extend_from_slice(payload);
     bytes
 }
 
 /// Sends bytes with descriptors. The daemon may have hung up.
-fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {

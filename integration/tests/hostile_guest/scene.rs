@@ -132,6 +132,11 @@ impl Scene {
         guest.stats.with_context(|| format!("{name} is not connected"))
     }
 
+    /// Whether somebody is connected to a socket.
+    pub(crate) fn is_connected(&self, name: &str) -> bool {
+        self.daemon.status().guests.iter().any(|guest| guest.name == name && guest.connected)
+    }
+
     /// How often a socket was connected to.
     pub(crate) fn connections(&self, name: &str) -> u64 {
         let status = self.daemon.status();
@@ -155,9 +160,7 @@ impl Scene {
         let mut guest = Guest::connect(&self.path(name), Seals::Shrink)?;
         Objects::connected(&mut guest)?.works(&guest)?;
         drop(guest);
-        self.eventually("the guest has gone", |scene| {
-            Ok(!scene.daemon.status().guests.iter().any(|guest| guest.name == name && guest.connected))
-        })
+        self.eventually("the guest has gone", |scene| Ok(!scene.is_connected(name)))
     }
 
     fn counts(&self) -> Result<Counts> {
