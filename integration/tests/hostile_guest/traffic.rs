@@ -1,9 +1,9 @@
 //! Traffic that a guest makes with itself: over its own queues, without end, while it takes things away.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mlx4_wire::wqe::Opcode;
@@ -34,6 +34,11 @@ pub(crate) const CASES: &[Case] = &[
     ("traffic: a guest that goes in its middle", guest_goes),
     ("traffic: calls that block", calls_that_block),
 ];
+
+/// How long a call is full at a time.
+const FULL: Duration = Duration::from_millis(10);
+/// Requests that are answered while a call is filled and emptied.
+const CALLS: u32 = 3000;
 
 fn over_queues(scene: &Scene) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(scene.seed);
@@ -170,49 +175,95 @@ fn guest_goes(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Fills an eventfd and empties it, until it is told to stop.
-fn fill_and_empty(event: &OwnedFd, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        // Full but for one.
-        let _blocked = rustix::io::write(event, &(u64::MAX - 2).to_ne_bytes());
-        std::hint::spin_loop();
-        let _empty = rustix::io::read(event, &mut [0; 8]);
+/// What the guest's helpers do to a call.
+#[derive(Default)]
+struct Filling {
+    /// Requests that were answered.
+    answered: AtomicU64,
+    /// The device waits for room in the call: from now on there is none.
+    stuck: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Filling {
+    fn is(&self, flag: &AtomicBool) -> bool {
+        flag.load(Ordering::SeqCst)
+    }
+
+    /// Empties the call for a moment, again and again, until the device answers no more; then only fills it.
+    fn help(&self, call: &OwnedFd) {
+        let mut seen = 0;
+        while !self.is(&self.stop) {
+            let _blocked = rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes());
+            let since = Instant::now();
+            while !self.is(&self.stuck) && self.answered.load(Ordering::SeqCst) == seen {
+                if seen != 0 && since.elapsed() > FULL {
+                    self.stuck.store(true, Ordering::SeqCst);
+                }
+            }
+            seen = self.answered.load(Ordering::SeqCst);
+            if !self.is(&self.stuck) {
+                let _empty = rustix::io::read(call, &mut [0; 8]);
+            }
+        }
+    }
+
+    /// Fills the call whenever there is room, once the device waits for it.
+    fn fill(&self, call: &OwnedFd) {
+        while !self.is(&self.stop) {
+            if self.is(&self.stuck) {
+                let _blocked = rustix::io::write(call, &(u64::MAX - 1).to_ne_bytes());
+            } else {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 }
 
 fn calls_that_block(scene: &Scene) -> Result<()> {
-    let call = eventfd(0, EventfdFlags::empty())?;
-    let stop = AtomicBool::new(false);
+    let (call, filling) = (eventfd(0, EventfdFlags::empty())?, Filling::default());
     thread::scope(|scope| {
-        let filling = scope.spawn(|| fill_and_empty(&call, &stop));
-        let result = signalled(scene, &call);
-        stop.store(true, Ordering::Relaxed);
+        let helpers = [
+            scope.spawn(|| filling.help(&call)),
+            scope.spawn(|| filling.fill(&call)),
+            scope.spawn(|| filling.fill(&call)),
+        ];
+        let result = signalled(scene, &call, &filling);
+        filling.stop.store(true, Ordering::SeqCst);
+        filling.stuck.store(true, Ordering::SeqCst);
         fcntl_setfl(&call, OFlags::NONBLOCK)?;
-        // It may wait for either.
-        while !filling.is_finished() {
+        // They may wait for either.
+        while helpers.iter().any(|helper| !helper.is_finished()) {
             let _empty = rustix::io::read(&call, &mut [0; 8]);
+            thread::sleep(Duration::from_millis(1));
             let _readable = rustix::io::write(&call, &1u64.to_ne_bytes());
+            thread::sleep(Duration::from_millis(1));
         }
         result
     })
 }
 
-/// Lets the device signal by a call that another thread fills; and goes, which must not wait for that thread.
-fn signalled(scene: &Scene, call: &OwnedFd) -> Result<()> {
-    for _ in 0..4 {
-        let mut guest = scene.guest()?;
-        send(&guest.stream, &message(SET_VRING_CALL, 1, 8, &u64::from(CONTROL).to_le_bytes()), &[call.as_fd()]);
-        let request = guest.request(&QueryDevice {}, &[], SegmentMode::DIRECT)?;
-        guest.memory.write(REQUEST, &request)?;
-        guest.describe(CONTROL, &Guest::descriptors(u32::try_from(request.len())?, 512))?;
-        for _ in 0..2000 {
-            guest.offer(CONTROL, 0)?;
-            // The worker may be waiting: for a moment.
-            if guest.used_within(CONTROL, Duration::from_millis(20))?.is_none() {
-                break;
-            }
+/// Lets the device signal by a call that others fill; and goes, which must not wait for them.
+fn signalled(scene: &Scene, call: &OwnedFd, filling: &Filling) -> Result<()> {
+    let mut guest = scene.guest()?;
+    send(&guest.stream, &message(SET_VRING_CALL, 1, 8, &u64::from(CONTROL).to_le_bytes()), &[call.as_fd()]);
+    let request = guest.request(&QueryDevice {}, &[], SegmentMode::DIRECT)?;
+    guest.memory.write(REQUEST, &request)?;
+    guest.describe(CONTROL, &Guest::descriptors(u32::try_from(request.len())?, 512))?;
+    let mut waits = false;
+    for _ in 0..CALLS {
+        guest.offer(CONTROL, 0)?;
+        waits = guest.used_within(CONTROL, 4 * FULL)?.is_none();
+        if waits {
+            break;
         }
-        scene.others_go_on()?;
+        filling.answered.fetch_add(1, Ordering::SeqCst);
     }
-    scene.eventually("the guest has gone", |scene| Ok(!scene.is_connected("process")))
+    println!("  the device waits for room in a call: {waits}");
+    scene.others_go_on()?;
+    drop(guest);
+    // Another one is served though the helpers are still there.
+    let mut next = scene.guest()?;
+    next.must(&QueryDevice {}, &[])?;
+    Ok(())
 }
