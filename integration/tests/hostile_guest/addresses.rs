@@ -82,7 +82,10 @@ fn segments(scene: &Scene) -> Result<()> {
                 Reason::BAD_SEGMENT,
                 Reason::NOT_IN_MEMORY,
             ];
-            ensure!(reason.is_some_and(|reason| reasons.contains(&reason)), "{iova:#x} {length:#x}: {reason:?}");
+            ensure!(
+                reason.is_some_and(|reason| reasons.contains(&reason)),
+                "{iova:#x} {length:#x}: {reason:?}"
+            );
         }
     }
     let stats = scene.stats("process")?;

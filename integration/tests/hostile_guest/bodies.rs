@@ -83,11 +83,8 @@ impl Fuzz<'_> {
         let count = if V::OPCODE.has_segments() { self.random.usize(0..4) } else { 0 };
         let mut segment = || (self.address(), 4096 << self.random.u32(0..4));
         let segments: Vec<_> = (0..count).map(|_| segment()).collect();
-        let mode = if count != 0 && self.random.u8(0..4) == 0 {
-            SegmentMode::INDIRECT
-        } else {
-            SegmentMode::DIRECT
-        };
+        let mode =
+            if count != 0 && self.random.u8(0..4) == 0 { SegmentMode::INDIRECT } else { SegmentMode::DIRECT };
         let request = self.guest.request(&verb, &segments, mode)?;
         let reply = self.guest.send(&request, 512)?;
         self.tried += 1;

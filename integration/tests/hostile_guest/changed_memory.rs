@@ -7,20 +7,20 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use virtio_rdma::Reason;
 use virtio_rdma::event::{AsyncEvent, EventType};
 use virtio_rdma::queue::{CONTROL, EVENT, FIRST_KICK};
 use virtio_rdma::request::completion::DestroyCq;
 use virtio_rdma::request::memory::DeregMr;
 use virtio_rdma::request::query::QueryDevice;
 use virtio_rdma::request::queue_pair::{DestroyQp, QueryQp};
-use virtio_rdma::Reason;
 use zerocopy::{FromBytes, FromZeros};
 
 use super::Case;
 use super::guest::{BASE, BYTES, Guest, USER, at, region};
 use super::memory::{Memory, Seals};
 use super::objects::{
-    AREA, CQ_RING, DATA, DATA_BYTES, LOCAL_PROTECTION, Objects, QP_RING, REMOTE_ACCESS, RECORDS, SPARE, data,
+    AREA, CQ_RING, DATA, DATA_BYTES, LOCAL_PROTECTION, Objects, QP_RING, RECORDS, REMOTE_ACCESS, SPARE, data,
     reg_mr, remote,
 };
 use super::queue::{Descriptor, WRITE};

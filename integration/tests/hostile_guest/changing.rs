@@ -17,8 +17,8 @@ use super::Case;
 use super::guest::{BASE, BYTES, Guest, REQUEST, at};
 use super::memory::Memory;
 use super::objects::{
-    AREA, CQ_RING, DATA, DATA_BYTES, Objects, QP_RING, RECORDS, SLOTS, SPARE, create_cq, data,
-    reg_mr, remote, ring,
+    AREA, CQ_RING, DATA, DATA_BYTES, Objects, QP_RING, RECORDS, SLOTS, SPARE, create_cq, data, reg_mr,
+    remote, ring,
 };
 use super::scene::Scene;
 

@@ -1,6 +1,7 @@
 //! Too much of everything: kicks, doorbells, events, completions, objects.
 
 use anyhow::{Context as _, Result, ensure};
+use vhost::vhost_user::VhostUserFrontend;
 use virtio_rdma::event::{AsyncEvent, EventType};
 use virtio_rdma::queue::{CONTROL, EVENT, FIRST_KICK, FIRST_VECTOR, QUEUES};
 use virtio_rdma::request::SegmentMode;
@@ -10,7 +11,6 @@ use virtio_rdma::request::management::RegisterServiceId;
 use virtio_rdma::request::memory::DeregMr;
 use virtio_rdma::request::query::QueryDevice;
 use virtio_rdma::{Reason, Status, U64};
-use vhost::vhost_user::VhostUserFrontend;
 use zerocopy::{FromBytes, FromZeros};
 
 use super::Case;
@@ -177,7 +177,8 @@ fn limits(scene: &Scene) -> Result<()> {
     guest.must(&DestroyCq { cq: other.cq, ..DestroyCq::new_zeroed() }, &[])?;
     guest.must(&verb, &rings)?;
     guest.refused(&verb, &rings, Reason::OBJECT_LIMIT)?;
-    let all = RegisterServiceId { service_id: U64::ZERO, mask: U64::new(!0xff), ..RegisterServiceId::new_zeroed() };
+    let all =
+        RegisterServiceId { service_id: U64::ZERO, mask: U64::new(!0xff), ..RegisterServiceId::new_zeroed() };
     guest.must(&all, &[])?;
     let more = RegisterServiceId { service_id: U64::new(0x100), ..all };
     guest.refused(&more, &[], Reason::OBJECT_LIMIT)?;

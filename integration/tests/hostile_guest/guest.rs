@@ -282,7 +282,12 @@ impl Guest {
     }
 
     /// Asks for a verb that must be refused for a reason.
-    pub(crate) fn refused<V: Verb>(&mut self, verb: &V, segments: &[(u64, u64)], reason: Reason) -> Result<()> {
+    pub(crate) fn refused<V: Verb>(
+        &mut self,
+        verb: &V,
+        segments: &[(u64, u64)],
+        reason: Reason,
+    ) -> Result<()> {
         self.refused_as(verb, segments, SegmentMode::DIRECT, reason)
     }
 

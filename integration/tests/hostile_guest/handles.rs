@@ -14,8 +14,8 @@ use zerocopy::FromZeros;
 use super::Case;
 use super::guest::{BYTES, Guest, at};
 use super::objects::{
-    CQ_RING, DATA, LOCAL_PROTECTION, Objects, QP_RING, QP_RING_BYTES, RECORDS, REMOTE_ACCESS,
-    SLOTS, create_cq, create_qp, data, lid, reg_mr, remote, ring, transitions,
+    CQ_RING, DATA, LOCAL_PROTECTION, Objects, QP_RING, QP_RING_BYTES, RECORDS, REMOTE_ACCESS, SLOTS,
+    create_cq, create_qp, data, lid, reg_mr, remote, ring, transitions,
 };
 use super::scene::Scene;
 
@@ -103,9 +103,17 @@ fn handles_that_are_none(scene: &Scene) -> Result<()> {
     }
     // Objects in use stay.
     for reason in [
-        guest.ask(&DeallocPd { pd: U32::new(mine.pd), ..DeallocPd::new_zeroed() }, &[], SegmentMode::DIRECT)?.err(),
+        guest
+            .ask(&DeallocPd { pd: U32::new(mine.pd), ..DeallocPd::new_zeroed() }, &[], SegmentMode::DIRECT)?
+            .err(),
         guest.ask(&DestroyCq { cq: mine.cq.cq, ..DestroyCq::new_zeroed() }, &[], SegmentMode::DIRECT)?.err(),
-        guest.ask(&DeallocUar { uar: U32::new(mine.uar), ..DeallocUar::new_zeroed() }, &[], SegmentMode::DIRECT)?.err(),
+        guest
+            .ask(
+                &DeallocUar { uar: U32::new(mine.uar), ..DeallocUar::new_zeroed() },
+                &[],
+                SegmentMode::DIRECT,
+            )?
+            .err(),
     ] {
         ensure!(reason == Some(Reason::IN_USE), "{reason:?}");
     }

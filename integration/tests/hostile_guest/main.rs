@@ -48,7 +48,19 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         scene.rehearse(name)?;
     }
     let before = scene.rest()?;
-    let cases = [control::CASES, bodies::CASES, rings::CASES, handles::CASES, addresses::CASES, changing::CASES, changed_memory::CASES, protocol::CASES, floods::CASES, traffic::CASES].concat();
+    let cases = [
+        control::CASES,
+        bodies::CASES,
+        rings::CASES,
+        handles::CASES,
+        addresses::CASES,
+        changing::CASES,
+        changed_memory::CASES,
+        protocol::CASES,
+        floods::CASES,
+        traffic::CASES,
+    ]
+    .concat();
     let mut done = 0;
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&only)) {
         scene.run(name, *case, &before)?;

@@ -1,12 +1,12 @@
 //! What a guest has of the HCA, made by hand: a doorbell area, a CQ, memory, queue pairs.
 
 use anyhow::{Context as _, Result, ensure};
-use mlx4_wire::wqe::Opcode;
-use mlx4_wire::{U32 as Be32, U64 as Be64};
 use mlx4_wire::cqe::{CQE_BYTES, Cqe};
+use mlx4_wire::wqe::Opcode;
 use mlx4_wire::wqe::{
     ByteCount, Completion, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg, RemoteAddressSeg,
 };
+use mlx4_wire::{U32 as Be32, U64 as Be64};
 use std::time::Instant;
 use virtio_rdma::doorbell::{DoorbellMode, slot_at};
 use virtio_rdma::queue::FIRST_KICK;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use integration::load::{End, Patience, RALLY_BYTES, Side, rally};
 use paraverbs_verbs::Context;
-use paraverbsd::{Daemon, HcaState};
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
+use paraverbsd::{Daemon, HcaState};
 
 use tempfile::TempDir;
 
@@ -198,7 +198,8 @@ impl Scene {
         let started = Instant::now();
         case(self).with_context(|| format!("case {name:?} of seed {}", self.seed))?;
         let ended = started.elapsed();
-        self.settle(before, doorbells).with_context(|| format!("after case {name:?} of seed {}", self.seed))?;
+        self.settle(before, doorbells)
+            .with_context(|| format!("after case {name:?} of seed {}", self.seed))?;
         println!("{name}: {ended:.1?}, settled after {:.1?}", started.elapsed());
         Ok(())
     }

@@ -67,9 +67,15 @@ fn strange_paths(scene: &Scene) -> Result<()> {
     let lid = lid(&mut guest)?;
     let mine = Objects::new(&mut guest)?;
     let own = mine.pairs[0].created.qpn.get();
-    for (dlid, dest) in
-        [(lid, own), (0, own), (0xc000, own), (0xfffe, own), (0xffff, own), (lid + 100, own), (lid, 0xff_ffff)]
-    {
+    for (dlid, dest) in [
+        (lid, own),
+        (0, own),
+        (0xc000, own),
+        (0xfffe, own),
+        (0xffff, own),
+        (lid + 100, own),
+        (lid, 0xff_ffff),
+    ] {
         guest.reset()?;
         let mut mine = Objects::new(&mut guest)?;
         let dest = if dest == own { mine.pairs[0].created.qpn.get() } else { dest };
