@@ -56,12 +56,12 @@ fn segments(scene: &Scene) -> Result<()> {
         (at(SPARE), PAGE + 1),
         (at(SPARE), 0),
         (u64::MAX - PAGE + 1, PAGE),
-        (u64::MAX & !0xfff, 2 * PAGE),
+        (!0xfff, 2 * PAGE),
         (at(SPARE), 0u64.wrapping_sub(PAGE)),
     ] {
         guest.refused(&reg_mr(pd, 0, PAGE), &[bad], Reason::BAD_SEGMENT)?;
     }
-    let sums: &[(u64, u64, &[(u64, u64)])] = &[
+    let sums: [(_, _, &[_]); 7] = [
         (0, PAGE, &[]),
         (0, 0, &page(at(SPARE))),
         (0, PAGE + 1, &page(at(SPARE))),
@@ -71,7 +71,7 @@ fn segments(scene: &Scene) -> Result<()> {
         (0, PAGE, &[(0, half), (0, half), (at(SPARE), PAGE)]),
     ];
     for (iova, length, list) in sums {
-        guest.refused(&reg_mr(pd, *iova, *length), list, Reason::BAD_SEGMENT_SUM)?;
+        guest.refused(&reg_mr(pd, iova, length), list, Reason::BAD_SEGMENT_SUM)?;
     }
     for (iova, length) in [(0, half), (0, u64::MAX), (u64::MAX, 1), (half, half), (u64::MAX - 1, u64::MAX)] {
         for list in [&page(at(SPARE))[..], &[(0, half)], &[(at(SPARE), length & !0xfff)]] {
@@ -100,11 +100,11 @@ fn lists(scene: &Scene) -> Result<()> {
     let segment = |address: u64, length: u64| [address.to_le_bytes(), length.to_le_bytes()].concat();
     let mut refused = |list: &[(u64, u64)], reason| guest.refused_as(&verb, list, INDIRECT, reason);
     refused(&[], Reason::BAD_LENGTH)?;
-    for bad in [(at(SPARE) + 8, 16), (at(SPARE), 0), (at(SPARE), 8), (at(SPARE), 24), (u64::MAX & !15, 16)] {
+    for bad in [(at(SPARE) + 8, 16), (at(SPARE), 0), (at(SPARE), 8), (at(SPARE), 24), (!15, 16)] {
         refused(&[bad], Reason::BAD_SEGMENT)?;
     }
     // 2^32 entries and more are claimed.
-    for bytes in [16 << 32, (16 << 32) + 16, 1 << 63, u64::MAX & !0xffff_ffff] {
+    for bytes in [16 << 32, (16 << 32) + 16, 1 << 63, !0xffff_ffff] {
         refused(&[(16, bytes)], Reason::TOO_MANY_SEGMENTS)?;
     }
     refused(&[(0, 1 << 63), (0, 1 << 63)], Reason::TOO_MANY_SEGMENTS)?;
@@ -115,7 +115,7 @@ fn lists(scene: &Scene) -> Result<()> {
     for (entry, reason) in [
         (segment(0, PAGE), Reason::NOT_IN_MEMORY),
         (segment(at(SPARE) + 1, PAGE), Reason::BAD_SEGMENT),
-        (segment(u64::MAX & !0xfff, PAGE), Reason::BAD_SEGMENT),
+        (segment(!0xfff, PAGE), Reason::BAD_SEGMENT),
         (segment(at(SPARE), 2 * PAGE), Reason::BAD_SEGMENT_SUM),
         (segment(END - PAGE, 2 * PAGE), Reason::BAD_SEGMENT_SUM),
     ] {
@@ -152,7 +152,7 @@ fn rings(scene: &Scene) -> Result<()> {
         (&[(END + BYTES, PAGE)], Reason::NOT_IN_MEMORY),
         (&[(END - PAGE, 2 * PAGE)], Reason::BAD_SEGMENT_SUM),
         (&[(at(CQ_RING) + 64, PAGE)], Reason::BAD_SEGMENT),
-        (&[(u64::MAX & !0xfff, PAGE)], Reason::BAD_SEGMENT),
+        (&[(!0xfff, PAGE)], Reason::BAD_SEGMENT),
         (&[(at(CQ_RING), 1 << 63)], Reason::BAD_SEGMENT_SUM),
     ];
     for (place, reason) in places {
@@ -193,7 +193,7 @@ fn records(scene: &Scene) -> Result<()> {
         (0, Reason::NOT_IN_MEMORY),
         (BASE - 8, Reason::NOT_IN_MEMORY),
         (END + BYTES, Reason::NOT_IN_MEMORY),
-        (u64::MAX & !7, Reason::NOT_IN_MEMORY),
+        (!7, Reason::NOT_IN_MEMORY),
         (at(RECORDS) + 257, Reason::MISALIGNED),
         (at(RECORDS) + 258, Reason::MISALIGNED),
         (u64::MAX, Reason::MISALIGNED),
@@ -223,7 +223,7 @@ fn areas(scene: &Scene) -> Result<()> {
         (END - PAGE, 64, Reason::NOT_IN_MEMORY),
         (END + BYTES - PAGE, 1, Reason::NOT_IN_MEMORY),
         (END + BYTES, 64, Reason::NOT_IN_MEMORY),
-        (u64::MAX & !0xfff, 64, Reason::NOT_IN_MEMORY),
+        (!0xfff, 64, Reason::NOT_IN_MEMORY),
         (1 << 63, 4096, Reason::NOT_IN_MEMORY),
     ];
     for (area, slots, reason) in cases {

@@ -38,10 +38,11 @@ pub(crate) const CASES: &[Case] = &[
     ("memory: a region goes that objects use", region_goes),
     ("memory: the same table again", same_table),
     ("memory: tables and files that are none", refused_tables),
+    ("memory: more regions than may be", too_many_regions),
 ];
 
 /// Whether the daemon refuses the memory and hangs up.
-fn refuses(mut guest: Guest, regions: &[VhostUserMemoryRegionInfo]) -> Result<()> {
+fn refuses(guest: Guest, regions: &[VhostUserMemoryRegionInfo]) -> Result<()> {
     let taken = guest.frontend.set_mem_table(regions);
     ensure!(taken.is_err(), "a table of {} regions was taken", regions.len());
     guest.expect_cut_off()
@@ -180,7 +181,7 @@ fn region_goes(scene: &Scene) -> Result<()> {
         if by_table {
             guest.frontend.set_mem_table(&[guest.region()])?;
         } else {
-            guest.frontend.remove_mem_region(&mut there.clone())?;
+            guest.frontend.remove_mem_region(&there)?;
         }
         let mut events = vec![event(&mut guest)?, event(&mut guest)?];
         events.sort_by_key(|event| event.event_type.0);
@@ -204,8 +205,8 @@ fn region_goes(scene: &Scene) -> Result<()> {
         // What it all needs goes: queues, area, rings. Whatever comes then, nobody else notices.
         let mut mine = Objects::connected(&mut guest)?;
         mine.write(&guest, mine.mr.lkey.get(), LOCAL_PROTECTION.into(), 4096)?;
-        let mut first = guest.region();
-        guest.frontend.remove_mem_region(&mut first)?;
+        let first = guest.region();
+        guest.frontend.remove_mem_region(&first)?;
         guest.kick(CONTROL);
         guest.kick(FIRST_KICK);
         scene.eventually("nothing of it is registered", |scene| {
@@ -259,7 +260,7 @@ fn refused_tables(scene: &Scene) -> Result<()> {
         VhostUserMemoryRegionInfo { mmap_offset: 17, memory_size: 4096, ..good },
         VhostUserMemoryRegionInfo { memory_size: u64::MAX, ..good },
         VhostUserMemoryRegionInfo { guest_phys_addr: u64::MAX - 4096, ..good },
-        VhostUserMemoryRegionInfo { guest_phys_addr: u64::MAX & !0xfff, memory_size: 4096, ..good },
+        VhostUserMemoryRegionInfo { guest_phys_addr: !0xfff, memory_size: 4096, ..good },
         VhostUserMemoryRegionInfo { guest_phys_addr: 1 << 40, ..good },
         VhostUserMemoryRegionInfo { guest_phys_addr: 8, ..good },
         VhostUserMemoryRegionInfo { memory_size: 4097, ..good },
@@ -284,9 +285,26 @@ fn refused_tables(scene: &Scene) -> Result<()> {
     }
     // One that isn't there is removed.
     let mut guest = scene.vm()?;
-    let mut other = region(&memfd, BASE + (1 << 30), USER);
-    if guest.frontend.remove_mem_region(&mut other).is_ok() {
+    let other = region(&memfd, BASE + (1 << 30), USER);
+    if guest.frontend.remove_mem_region(&other).is_ok() {
         bail!("a region that isn't there was removed");
     }
     Ok(())
+}
+
+fn too_many_regions(scene: &Scene) -> Result<()> {
+    // Limits::regions of a guest.
+    const MOST: u64 = 509;
+    let guest = scene.guest()?;
+    let small = Memory::new(4096, Seals::Shrink)?;
+    for number in 1..=MOST {
+        let distance = number << 20;
+        let added = guest.frontend.clone().add_mem_region(&region(
+            &small,
+            BASE + (1 << 30) + distance,
+            USER + (1 << 30) + distance,
+        ));
+        ensure!(added.is_ok() == (number < MOST), "region {number}: {added:?}");
+    }
+    guest.expect_cut_off()
 }

@@ -37,7 +37,7 @@ fn random_bytes(scene: &Scene) -> Result<()> {
         random.fill(&mut request);
         let room = random.u32(0..300);
         let reply = guest.send(&request, room)?;
-        if room < HEADER_BYTES as u32 {
+        if (room as usize) < HEADER_BYTES {
             ensure!(reply.bytes.is_empty(), "a reply without room");
             continue;
         }
@@ -132,7 +132,7 @@ fn room_for_replies(scene: &Scene) -> Result<()> {
     for room in [1, 23, 24, 31] {
         let refused = scene.stats("process")?.chains_refused.get();
         let reply = guest.send(&request, room)?;
-        if room < HEADER_BYTES as u32 {
+        if (room as usize) < HEADER_BYTES {
             ensure!(reply.bytes.is_empty(), "{} bytes in {room}", reply.bytes.len());
             let counted = scene.stats("process")?.chains_refused.get() - refused;
             ensure!(counted == 1, "{counted} chains were counted as refused");

@@ -137,7 +137,7 @@ impl Guest {
         let at = usize::from(queue);
         let rings = USER + self.queues[at].offset;
         self.queues[at] = Queue::new(self.queues[at].offset);
-        self.memory.zero(self.queues[at].offset, RINGS as usize)?;
+        self.memory.zero(self.queues[at].offset, usize::try_from(RINGS)?)?;
         let config = VringConfigData {
             queue_max_size: SIZE,
             queue_size: SIZE,

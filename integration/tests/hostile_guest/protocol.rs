@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost::VhostBackend;
 use virtio_rdma::queue::{CONTROL, FIRST_KICK, QUEUES};
 use virtio_rdma::request::query::QueryDevice;
 
@@ -171,8 +172,7 @@ fn out_of_order(scene: &Scene) -> Result<()> {
     let payload: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
     send(&stream, &message(SET_VRING_ADDR, FLAGS, 40, &payload), &[]);
     ensure!(hung_up(&stream, PATIENCE), "rings of no memory are taken");
-    let mut guest = Guest::bare(&scene.path("process"), Seals::Shrink)?;
-    use vhost::VhostBackend;
+    let guest = Guest::bare(&scene.path("process"), Seals::Shrink)?;
     for queue in 0..usize::from(QUEUES) {
         let call = guest.frontend.set_vring_call(queue, &guest.calls[queue]);
         let kick = guest.frontend.set_vring_kick(queue, &guest.kicks[queue]);

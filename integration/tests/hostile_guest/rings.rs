@@ -194,7 +194,7 @@ fn sizes_and_places(scene: &Scene) -> Result<()> {
         good(end),
         good(end - 16),
         good(end - 0x1000),
-        good(u64::MAX & !0xfff),
+        good(!0xfff),
         good(USER + 8),
         VringConfigData { used_ring_addr: USER + 1, ..good(USER) },
         VringConfigData { avail_ring_addr: end - 2, ..good(USER) },

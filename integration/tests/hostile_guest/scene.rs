@@ -88,7 +88,7 @@ impl Scene {
         ];
         let config = Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: None };
         let daemon = Daemon::start(&config)?;
-        let contexts = ["one", "other"].map(|name| Context::connect(&folder.path().join(name)));
+        let contexts = ["one", "other"].map(|name| Context::connect(folder.path().join(name)));
         let contexts = contexts.into_iter().collect::<Result<Vec<_>, _>>()?;
         let ends =
             contexts.iter().map(|context| End::new(context, RALLY_BYTES, 8)).collect::<Result<Vec<_>>>()?;
