@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use paraverbs_tenant::{GuestConfig, TeardownReport};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -28,6 +29,9 @@ const MAX_THREAD_NAME: usize = 15;
 /// How long to wait after a connection could not be taken, so that a lack of something is not asked for without
 /// end.
 const AFTER_FAILURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// How long to wait before it is looked again whether a socket's thread has ended.
+const UNTIL_ENDED: Duration = Duration::from_millis(1);
 
 /// What a guest's socket is to be.
 #[derive(Clone, Debug)]
@@ -158,7 +162,13 @@ impl GuestSocket {
         let _full = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         self.shared.host.look_again();
         self.disconnect();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        let Some(thread) = self.thread.take() else { return };
+        // Once may not be enough: the connection's thread may wait for a worker that waits for its guest.
+        while !thread.is_finished() {
+            self.disconnect();
+            thread::sleep(UNTIL_ENDED);
+        }
+        if thread.join().is_err() {
             log::error!("guest {}: the thread of its socket has panicked", self.shared.name);
         }
     }
