@@ -87,40 +87,46 @@ impl RdmaHost {
 
     /// The HCA is lost, and about to be reset: from now on nothing is rung, and requests wait.
     pub fn stop_all(&self) {
-        let mut guests = self.guests();
-        guests.phase = Phase::Down;
-        guests.all().for_each(|tenant| tenant.stop());
+        for tenant in self.enter(Phase::Down) {
+            tenant.stop();
+        }
     }
 
     /// The HCA was reset and uses no memory: what the guests had is forgotten, and they are told. Answers their
     /// new generation.
     pub fn device_lost(&self) -> u32 {
         let generation = self.next_generation();
-        let mut guests = self.guests();
-        guests.phase = Phase::Down;
-        guests.all().for_each(|tenant| tenant.device_lost(generation));
+        for tenant in self.enter(Phase::Down) {
+            tenant.device_lost(generation);
+        }
         self.host.after_reset();
         generation
     }
 
     /// The HCA works again; the guests are told. A guest that it doesn't take any more has a failed device.
     pub fn device_ready(&self) {
-        let mut guests = self.guests();
-        guests.phase = Phase::Ready;
-        for tenant in guests.all() {
+        for tenant in self.enter(Phase::Ready) {
             if let Err(error) = tenant.device_ready() {
                 log::error!("{:?} has lost its device for good: {error}", tenant.guest());
             }
         }
-        self.changed.notify_all();
     }
 
-    /// The HCA could not be brought up again.
+    /// The HCA could not be brought up again; the guests are told that they have lost everything.
     pub fn device_failed(&self) {
+        let generation = self.next_generation();
+        for tenant in self.enter(Phase::Failed) {
+            tenant.device_failed(generation);
+        }
+    }
+
+    /// From now on guests are admitted as the phase says. Answers those that were before; to do something with
+    /// them may take long, so the list isn't locked meanwhile.
+    fn enter(&self, phase: Phase) -> Vec<Arc<Tenant>> {
         let mut guests = self.guests();
-        guests.phase = Phase::Failed;
-        guests.all().for_each(|tenant| tenant.device_failed());
+        guests.phase = phase;
         self.changed.notify_all();
+        guests.all().collect()
     }
 
     /// A generation that no guest has had.

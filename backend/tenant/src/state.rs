@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::memory::{GuestMemory, Pins, Range, RegionTable};
 use crate::objects::{Base, Held, Objects, Parents};
 use crate::relay::Relay;
-use crate::stats::Counters;
+use crate::stats::{Counters, Had};
 
 /// How the device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,17 @@ impl Ring {
 }
 
 impl State {
+    /// What the guest has now.
+    pub(crate) fn had(&self) -> Had {
+        Had {
+            generation: self.generation,
+            registered_bytes: self.registered_bytes,
+            mapped_bytes: self.pins.mapped_bytes(),
+            objects: u32::try_from(self.objects.count()).unwrap_or(u32::MAX),
+            quarantined: self.quarantined,
+        }
+    }
+
     pub(crate) fn hca(&self) -> Arc<dyn Hca> {
         Arc::clone(self.host.hca())
     }

@@ -47,7 +47,7 @@ impl State {
                     self.take_back_windows(*handle);
                 }
                 if !self.take_back_anyway(kind, *handle) {
-                    log::warn!("HCA did not give back {kind:?} {handle:#x} of {:?}", self.guest);
+                    log::debug!("HCA did not give back {kind:?} {handle:#x} of {:?}", self.guest);
                 }
                 self.tell_loss(kind, *handle);
             }
@@ -84,7 +84,7 @@ impl State {
         for kind in Kind::IN_ORDER {
             for handle in self.objects.handles(kind) {
                 if !self.destroy_anyway(kind, handle) {
-                    log::warn!("HCA did not give back {kind:?} {handle:#x} of {:?}", self.guest);
+                    log::debug!("HCA did not give back {kind:?} {handle:#x} of {:?}", self.guest);
                     not_given_back += 1;
                 }
             }
@@ -184,6 +184,18 @@ impl State {
         let hca = self.hca();
         self.pins.absolve(&*hca);
         (self.registered_bytes, self.quarantined, self.attachments) = (0, 0, 0);
+        self.generation = generation;
+        self.events.device_lost(generation);
+    }
+
+    /// The HCA is lost for good, and may not even have been reset.
+    pub(crate) fn device_failed(&mut self, generation: u32) {
+        if self.closed {
+            return;
+        }
+        self.stop();
+        self.phase = Phase::Failed;
+        self.unregister_all();
         self.generation = generation;
         self.events.device_lost(generation);
     }

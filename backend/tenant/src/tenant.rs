@@ -1,5 +1,6 @@
 //! One guest of an HCA: the door to all of this crate.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,7 @@ use crate::objects::Objects;
 use crate::relay::Relay;
 use crate::request;
 use crate::state::{Phase, State};
-use crate::stats::Counters;
+use crate::stats::{Counters, Had};
 use crate::teardown::TeardownReport;
 
 /// What a tenant needs of the device around it.
@@ -31,8 +32,8 @@ pub struct Surroundings {
 
 /// One guest of an HCA.
 ///
-/// Requests, updates of the memory table, reset and close exclude each other; events and doorbells don't wait for
-/// them. It is to be closed before it is dropped ([`Tenant::close`]).
+/// Requests, updates of the memory table, reset and close exclude each other; events, doorbells and statistics don't
+/// wait for them. It is to be closed before it is dropped ([`Tenant::close`]).
 #[derive(Debug)]
 pub struct Tenant {
     state: Mutex<State>,
@@ -40,6 +41,34 @@ pub struct Tenant {
     counters: Arc<Counters>,
     /// The guest's id in the HCA's present life.
     guest: AtomicU32,
+    /// What the guest had when the state was last let go of.
+    had: Mutex<Had>,
+}
+
+/// The state while it is locked.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    had: &'a Mutex<Had>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = self.state.had();
+    }
 }
 
 impl Tenant {
@@ -82,11 +111,16 @@ impl Tenant {
             closed: false,
             config,
         };
-        Ok(Self { state: Mutex::new(state), events, counters, guest: AtomicU32::new(guest.0) })
+        let had = Mutex::new(state.had());
+        Ok(Self { state: Mutex::new(state), events, counters, guest: AtomicU32::new(guest.0), had })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        Locked { state: self.state.lock().unwrap_or_else(PoisonError::into_inner), had: &self.had }
+    }
+
+    fn had(&self) -> Had {
+        *self.had.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The guest, as the HCA knows it; another one after each [`Tenant::device_ready`].
@@ -137,9 +171,15 @@ impl Tenant {
         self.lock().renew(generation)
     }
 
-    /// The counters, and what the guest has now, as the guest itself can ask for them.
+    /// The counters, and what the guest has, as the guest itself can ask for them. Doesn't wait: while a request is
+    /// carried out, it is what the guest had before.
     pub fn stats(&self) -> Stats {
-        self.lock().stats()
+        self.counters.stats(&self.had())
+    }
+
+    /// The generation of its device. Doesn't wait, either.
+    pub fn generation(&self) -> u32 {
+        self.had().generation
     }
 
     /// The guest is gone: everything of it is destroyed.
@@ -171,9 +211,10 @@ impl Tenant {
         Ok(())
     }
 
-    /// The HCA could not be brought up again.
-    pub fn device_failed(&self) {
-        self.lock().phase = Phase::Failed;
+    /// The HCA could not be brought up again, and may not even have been reset: the guest is told that everything is
+    /// lost, and what the HCA may use stays mapped.
+    pub fn device_failed(&self, generation: u32) {
+        self.lock().device_failed(generation);
     }
 }
 

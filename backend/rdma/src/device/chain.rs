@@ -21,12 +21,15 @@ pub(crate) struct Chain {
     writable: Vec<Span>,
 }
 
-/// The chain, if its form is right: it has an end, readable buffers come before writable ones, and all of it lies
-/// in memory.
-pub(crate) fn collect(chain: DescriptorChain<&Memory>, memory: &Memory) -> Option<Chain> {
+/// The chain, if its form is right: it has an end, readable buffers come before writable ones, all of it lies in
+/// memory, and it has no more descriptors than the queue (an indirect table could have 65,535).
+pub(crate) fn collect(chain: DescriptorChain<&Memory>, memory: &Memory, longest: usize) -> Option<Chain> {
     let mut found = Chain { head: chain.head_index(), readable: Vec::new(), writable: Vec::new() };
     let mut last: Option<Descriptor> = None;
-    for descriptor in chain {
+    for (descriptor, before) in chain.zip(0..) {
+        if before == longest {
+            return None;
+        }
         found.add(&descriptor, memory)?;
         last = Some(descriptor);
     }

@@ -27,6 +27,9 @@ pub(crate) use queue::{Queue, Ring};
 /// Room for the longest reply.
 const REPLY_BYTES: usize = HEADER_BYTES + MAX_ANSWER_BYTES;
 
+/// Chains that are filled before a queue is let go of.
+const CHAINS_AT_ONCE: usize = 32;
+
 /// The device of one guest.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -150,43 +153,68 @@ impl Device {
 
     /// Lets `deliver` put messages into the queue, each into a chain of its own, until it has no more or there is
     /// no room.
-    fn fill(&self, ring: &impl Ring, mut deliver: impl FnMut(&mut dyn FnMut(&[u8]) -> bool)) {
-        let signal = ring.with(|queue| {
-            while !self.closing.load(Ordering::Acquire) {
-                let mut out = Room::Left;
-                deliver(&mut |message| {
-                    out = self.put(queue, message);
-                    out == Room::Left
-                });
-                if out != Room::Used || !queue.wait_for_more() {
-                    break;
-                }
-            }
-            queue.must_signal()
-        });
+    fn fill(&self, ring: &impl Ring, deliver: impl Fn(&mut dyn FnMut(&[u8]) -> bool)) {
+        let (mut more, mut signal) = (true, false);
+        // The queue is let go of now and then, for whoever wants to stop it.
+        while more && !self.is_closing() {
+            let told = ring.with(|queue| {
+                more = (0..CHAINS_AT_ONCE).all(|_| self.fill_one(queue, &deliver));
+                queue.must_signal()
+            });
+            signal |= told;
+        }
         if signal {
             ring.signal();
         }
     }
 
-    /// Puts a message into the next chain that has room for it.
-    fn put(&self, queue: &mut Queue<'_>, message: &[u8]) -> Room {
-        loop {
-            let (head, written) = match queue.next() {
-                Next::Chain(chain) => (chain.head(), chain.write_all(queue.memory(), message)),
-                Next::Bad(head) => (head, None),
-                Next::None => return Room::Used,
-                Next::Nonsense => {
-                    self.refuse_chain();
-                    return Room::None;
-                }
-            };
-            queue.used(head, written.unwrap_or(0));
-            match written {
-                Some(_) => return Room::Left,
-                None => self.refuse_chain(),
+    /// Puts one message into the next chain, or gives back a chain that takes none. Answers whether there may be
+    /// more to do.
+    ///
+    /// While `deliver` runs the HCA's event threads wait, which serve all guests. So it is called for one message
+    /// and a chain that is at hand: however many bad ones the driver has, nobody else waits for that.
+    fn fill_one(&self, queue: &mut Queue<'_>, deliver: impl Fn(&mut dyn FnMut(&[u8]) -> bool)) -> bool {
+        let mut length = None;
+        deliver(&mut |message| {
+            length = Some(message.len());
+            false
+        });
+        let Some(length) = length else { return false };
+        let chain = match queue.next() {
+            Next::Chain(chain) if chain.room() >= length => chain,
+            Next::Chain(chain) => return self.give_back(queue, chain.head()),
+            Next::Bad(head) => return self.give_back(queue, head),
+            Next::None => return queue.wait_for_more(),
+            Next::Nonsense => {
+                self.refuse_chain();
+                return false;
             }
+        };
+        let mut written = None;
+        deliver(&mut |message| {
+            if written.is_some() {
+                return false;
+            }
+            let bytes = chain.write_all(queue.memory(), message);
+            // Before others may see that it was delivered.
+            queue.used(chain.head(), bytes.unwrap_or(0));
+            written = Some(bytes.is_some());
+            bytes.is_some()
+        });
+        match written {
+            Some(true) => {}
+            Some(false) => self.refuse_chain(),
+            // What there was is gone with its object.
+            None => queue.untake(),
         }
+        true
+    }
+
+    /// Uses a chain that takes no message.
+    fn give_back(&self, queue: &mut Queue<'_>, head: u16) -> bool {
+        self.refuse_chain();
+        queue.used(head, 0);
+        true
     }
 
     /// A kick queue was notified: somebody has rung while the relay slept.
@@ -195,25 +223,19 @@ impl Device {
         self.relay.kick();
     }
 
+    /// From now on queues are left alone.
+    pub(crate) fn leave_queues(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
     /// Nothing more is done for the guest, and everything of it is destroyed.
     pub(crate) fn close(&self) -> TeardownReport {
-        self.closing.store(true, Ordering::Release);
+        self.leave_queues();
         self.tenant.close()
     }
 
-    /// Whether [`Device::close`] was called.
+    /// Whether [`Device::leave_queues`] was called.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
-}
-
-/// Whether a queue takes messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
-    /// It took one.
-    Left,
-    /// All its chains are used; the driver may make new ones available.
-    Used,
-    /// It is not a queue at all.
-    None,
 }

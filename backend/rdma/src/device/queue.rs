@@ -66,7 +66,13 @@ impl<'a> Queue<'a> {
         let Ok(mut available) = self.queue.iter(memory) else { return Next::Nonsense };
         let Some(chain) = available.next() else { return Next::None };
         let head = chain.head_index();
-        chain::collect(chain, memory).map_or(Next::Bad(head), Next::Chain)
+        let longest = usize::from(self.queue.size());
+        chain::collect(chain, memory, longest).map_or(Next::Bad(head), Next::Chain)
+    }
+
+    /// Gives the chain that was taken last back, as if it hadn't been.
+    pub(crate) fn untake(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
     /// Whether all three parts lie in the guest's memory.

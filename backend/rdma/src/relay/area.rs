@@ -15,6 +15,10 @@ const READING: u8 = 1;
 /// Nobody may enter it any more.
 const CLOSED: u8 = 2;
 
+/// A guest among those whose areas are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GuestNumber(pub(crate) u64);
+
 /// The words of an area.
 #[derive(Debug)]
 struct AreaWords {
@@ -33,6 +37,8 @@ impl Words for AreaWords {
 /// A doorbell area. Only the relay's thread calls its methods but [`Area::close`].
 #[derive(Debug)]
 pub(crate) struct Area {
+    /// Whose it is.
+    guest: GuestNumber,
     reader: Reader<AreaWords>,
     table: Arc<SlotTable>,
     state: AtomicU8,
@@ -40,14 +46,19 @@ pub(crate) struct Area {
 
 impl Area {
     /// The area that a tenant has opened; none if it isn't in memory that this crate gave.
-    pub(crate) fn new(area: &RelayArea) -> Option<Self> {
+    pub(crate) fn new(guest: GuestNumber, area: &RelayArea) -> Option<Self> {
         let words = AreaWords {
             mapping: mapping_of(&area.region)?,
             offset: usize::try_from(area.offset).ok()?,
             missing: AtomicU64::new(0),
         };
         let reader = Reader::new(words, area.slots)?;
-        Some(Self { reader, table: Arc::clone(&area.table), state: AtomicU8::new(0) })
+        Some(Self { guest, reader, table: Arc::clone(&area.table), state: AtomicU8::new(0) })
+    }
+
+    /// Whose it is.
+    pub(crate) fn guest(&self) -> GuestNumber {
+        self.guest
     }
 
     /// Whether it is the area of this table.
@@ -55,13 +66,12 @@ impl Area {
         Arc::ptr_eq(&self.table, table)
     }
 
-    /// Passes on what was rung, at most one ring a slot. Answers whether there was anything.
-    pub(crate) fn relay(&self, hca: &dyn Hca) -> bool {
+    /// Passes on what was rung, at most one ring a slot. Answers how much that was.
+    pub(crate) fn relay(&self, hca: &dyn Hca) -> u32 {
         if !self.reader.is_rung() {
-            return false;
+            return 0;
         }
-        let rung = self.read(|reader| reader.drain(|slot, value| self.table.ring(hca, slot, value)));
-        rung.is_some_and(|rung| rung != 0)
+        self.read(|reader| reader.drain(|slot, value| self.table.ring(hca, slot, value))).unwrap_or(0)
     }
 
     /// Asks for kicks; false if something was rung meanwhile.

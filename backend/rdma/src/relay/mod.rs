@@ -2,6 +2,7 @@
 
 mod area;
 mod thread;
+mod turns;
 
 use std::time::{Duration, Instant};
 

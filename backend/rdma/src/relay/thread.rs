@@ -5,7 +5,7 @@
 //! engine for its waker, and looks again (`docs/virtio-rdma.md`, 10.2).
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use paraverbs_tenant::hca::Hca;
 use paraverbs_tenant::{Relay, RelayArea, SlotTable};
 
-use super::area::Area;
+use super::area::{Area, GuestNumber};
+use super::turns::Turns;
 use super::{Engine, Progress, RelayConfig};
 
 /// What the thread and the others share.
@@ -22,6 +23,7 @@ struct Shared {
     engine: Option<Arc<dyn Engine>>,
     spin: Duration,
     areas: Mutex<Vec<Arc<Area>>>,
+    guests: AtomicU64,
     changed: AtomicBool,
     stop: AtomicBool,
     thread: OnceLock<Thread>,
@@ -50,14 +52,14 @@ impl Shared {
     }
 
     fn run(&self) {
-        let mut areas = Vec::new();
+        let mut turns = Turns::default();
         let mut idle_since = None;
         while !self.stop.load(Ordering::Acquire) {
             if self.changed.load(Ordering::Relaxed) && self.changed.swap(false, Ordering::Acquire) {
-                areas = self.areas().clone();
-                areas.iter().for_each(|area| area.wake());
+                turns = Turns::of(&self.areas());
+                turns.areas().for_each(|area| area.wake());
             }
-            let (worked, next_timer) = self.round(&areas);
+            let (worked, next_timer) = self.round(&mut turns);
             if worked {
                 idle_since = None;
                 continue;
@@ -68,51 +70,51 @@ impl Shared {
                 thread::yield_now();
                 continue;
             }
-            self.sleep(&areas, next_timer);
+            self.sleep(&turns, next_timer);
         }
     }
 
-    /// Looks once at each area and runs the engine once: no guest makes another wait longer.
-    fn round(&self, areas: &[Arc<Area>]) -> (bool, Option<Instant>) {
-        let mut worked = false;
-        for area in areas {
-            worked |= area.relay(&*self.hca);
-        }
+    /// Gives each guest a turn and runs the engine once: no guest makes another wait longer.
+    fn round(&self, turns: &mut Turns) -> (bool, Option<Instant>) {
+        let worked = turns.round(&*self.hca);
         let progress = self.engine.as_ref().map_or_else(Progress::default, |engine| engine.run());
         (worked | progress.worked, progress.next_timer)
     }
 
     /// Sleeps until a kick, the engine's waker or a change, or the timer; not at all if there is work already.
-    fn sleep(&self, areas: &[Arc<Area>], next_timer: Option<Instant>) {
-        let asked = areas.iter().take_while(|area| area.prepare_sleep()).count();
-        let quiet = asked == areas.len() && self.engine.as_ref().is_none_or(|engine| engine.may_sleep());
+    fn sleep(&self, turns: &Turns, next_timer: Option<Instant>) {
+        let awake = turns.areas().position(|area| !area.prepare_sleep());
+        let quiet = awake.is_none() && self.engine.as_ref().is_none_or(|engine| engine.may_sleep());
         if quiet {
             match next_timer {
                 Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
                 None => thread::park(),
             }
         }
-        areas.iter().take(asked).for_each(|area| area.wake());
+        turns.areas().take(awake.unwrap_or(usize::MAX)).for_each(|area| area.wake());
     }
 }
 
 /// The relay as a guest's tenant and kick queues see it.
 #[derive(Clone, Debug)]
-pub(crate) struct RelayHandle(Arc<Shared>);
+pub(crate) struct RelayHandle {
+    shared: Arc<Shared>,
+    guest: GuestNumber,
+}
 
 impl RelayHandle {
     /// Somebody has rung while the thread was asleep.
     pub(crate) fn kick(&self) {
-        self.0.wake();
+        self.shared.wake();
     }
 }
 
 impl Relay for RelayHandle {
     fn open(&self, area: RelayArea) -> u16 {
-        match Area::new(&area) {
+        match Area::new(self.guest, &area) {
             Some(area) => {
-                self.0.areas().push(Arc::new(area));
-                self.0.tell_change();
+                self.shared.areas().push(Arc::new(area));
+                self.shared.tell_change();
             }
             None => log::error!("a doorbell area is not in mapped guest memory: it is not read"),
         }
@@ -121,10 +123,10 @@ impl Relay for RelayHandle {
     }
 
     fn close(&self, table: &Arc<SlotTable>) {
-        let closed: Vec<_> = self.0.areas().extract_if(.., |area| area.is_of(table)).collect();
+        let closed: Vec<_> = self.shared.areas().extract_if(.., |area| area.is_of(table)).collect();
         closed.iter().for_each(|area| area.close());
         // The thread lets go of the area's memory.
-        self.0.tell_change();
+        self.shared.tell_change();
     }
 }
 
@@ -147,6 +149,7 @@ impl RelayThread {
             engine,
             spin: config.spin,
             areas: Mutex::default(),
+            guests: AtomicU64::new(0),
             changed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -165,9 +168,10 @@ impl RelayThread {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The relay, for a guest.
+    /// The relay, for a guest that wasn't there before.
     pub(crate) fn handle(&self) -> RelayHandle {
-        RelayHandle(Arc::clone(&self.shared))
+        let guest = GuestNumber(self.shared.guests.fetch_add(1, Ordering::Relaxed));
+        RelayHandle { shared: Arc::clone(&self.shared), guest }
     }
 }
 

@@ -161,9 +161,12 @@ impl Connection {
         }
     }
 
-    /// Ends the connection; whoever waits for it goes on.
+    /// Ends the connection; whoever waits for it goes on. It may be necessary again: the guest can fill the counter
+    /// of a call again that this has emptied for a worker.
     pub(crate) fn end(&self) {
         self.doomed.store(true, Ordering::SeqCst);
+        // Or a worker whose queue the guest refills without end would hold up who waits for that queue.
+        self.device.leave_queues();
         if let Some(handle) = self.hang_up.get() {
             handle.0.shutdown();
         }

@@ -4,11 +4,11 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use paraverbs_tenant::{GuestConfig, TeardownReport};
+use paraverbs_tenant::{GuestConfig, TeardownReport, Tenant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
@@ -30,8 +30,8 @@ const MAX_THREAD_NAME: usize = 15;
 /// end.
 const AFTER_FAILURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// How long to wait before it is looked again whether a socket's thread has ended.
-const UNTIL_ENDED: Duration = Duration::from_millis(1);
+/// How often a guest is hung up on that is to be gone and isn't.
+const HANG_UP_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a guest's socket is to be.
 #[derive(Clone, Debug)]
@@ -76,6 +76,18 @@ struct Shared {
     connection: Mutex<Option<Arc<Connection>>>,
     connections: AtomicU64,
     last_teardown: Mutex<Option<TeardownReport>>,
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+/// The thread of a socket, until this is dropped.
+struct Serving(Arc<Shared>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        *lock(&self.0.ended) = true;
+        self.0.end.notify_all();
+    }
 }
 
 /// A guest's device on a vhost-user socket, until it is stopped or dropped.
@@ -107,13 +119,15 @@ impl GuestSocket {
             connection: Mutex::default(),
             connections: AtomicU64::new(0),
             last_teardown: Mutex::default(),
+            ended: Mutex::new(false),
+            end: Condvar::new(),
             config: config.clone(),
         });
         let acceptor = listener.try_clone().map_err(system)?;
-        let for_thread = Arc::clone(&shared);
+        let serving = Serving(Arc::clone(&shared));
         let thread = thread::Builder::new()
             .name(thread_name(&config.name))
-            .spawn(move || for_thread.serve(&listener, &mut Listener::from(acceptor)))
+            .spawn(move || serving.0.serve(&listener, &mut Listener::from(acceptor)))
             .map_err(system)?;
         Ok(Self { shared, file, thread: Some(thread) })
     }
@@ -128,7 +142,7 @@ impl GuestSocket {
         &self.shared.name
     }
 
-    /// How it is at the moment. Waits for a request that is under way.
+    /// How it is at the moment. Doesn't wait for a request that is under way.
     pub fn status(&self) -> GuestStatus {
         let shared = &self.shared;
         let connection = lock(&shared.connection).clone();
@@ -138,8 +152,8 @@ impl GuestSocket {
             path: shared.config.path.clone(),
             connected: tenant.is_some(),
             connections: shared.connections.load(Ordering::Relaxed),
-            generation: tenant.map(|tenant| tenant.config_space().generation.get()),
-            stats: tenant.map(|tenant| tenant.stats()),
+            generation: tenant.map(Tenant::generation),
+            stats: tenant.map(Tenant::stats),
             last_teardown: *lock(&shared.last_teardown),
         }
     }
@@ -161,14 +175,10 @@ impl GuestSocket {
         // Only a full counter fails, and that wakes too.
         let _full = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         self.shared.host.look_again();
-        self.disconnect();
-        let Some(thread) = self.thread.take() else { return };
-        // Once may not be enough: the connection's thread may wait for a worker that waits for its guest.
-        while !thread.is_finished() {
+        while !self.shared.wait_until_ended(HANG_UP_AGAIN) {
             self.disconnect();
-            thread::sleep(UNTIL_ENDED);
         }
-        if thread.join().is_err() {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("guest {}: the thread of its socket has panicked", self.shared.name);
         }
     }
@@ -203,7 +213,13 @@ impl Shared {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    fn serve(self: &Arc<Self>, waiting: &UnixListener, listener: &mut Listener) {
+    /// Waits until the thread has ended, but not for long; whether it has.
+    fn wait_until_ended(&self, wait: Duration) -> bool {
+        let ended = self.end.wait_timeout_while(lock(&self.ended), wait, |ended| !*ended);
+        *ended.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn serve(&self, waiting: &UnixListener, listener: &mut Listener) {
         while self.wait_for_guest(waiting) {
             self.host.wait_until_up(|| self.is_stopped());
             if let Err(error) = self.serve_one(listener) {

@@ -1,10 +1,10 @@
 //! Doorbells reach the HCA: from several areas, threads and guests, while the relay sleeps or not.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use paraverbs_rdma::{Engine, Progress};
+use paraverbs_rdma::{Engine, GuestSocket, Progress};
 use virtio_rdma::doorbell::{Words, ring};
 use virtio_rdma::queue::FIRST_KICK;
 use virtio_rdma::request::domain::DeallocUar;
@@ -163,6 +163,57 @@ fn engine_is_run_when_it_wakes_the_thread() {
     }
     drop(scene);
     assert!(engine.runs.load(Ordering::SeqCst) >= 1000);
+}
+
+/// An engine that notes the most rings between two of its runs.
+#[derive(Default)]
+struct WatchingEngine {
+    socket: OnceLock<Arc<GuestSocket>>,
+    before: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Engine for WatchingEngine {
+    fn run(&self) -> Progress {
+        if let Some(stats) = self.socket.get().and_then(|socket| socket.status().stats) {
+            let rung = stats.bad_doorbells.get() + stats.send_doorbells.get() + stats.arm_doorbells.get();
+            self.most.fetch_max(rung - self.before.swap(rung, Ordering::SeqCst), Ordering::SeqCst);
+        }
+        Progress::default()
+    }
+
+    fn may_sleep(&self) -> bool {
+        true
+    }
+
+    fn set_waker(&self, _: Box<dyn Fn() + Send + Sync>) {}
+}
+
+#[test]
+fn guest_with_many_areas_has_no_more_rings_in_a_round_than_one_with_one() {
+    const AREAS: u64 = 24;
+    let engine = Arc::new(WatchingEngine::default());
+    let scene = Scene::with(Some(engine.clone()), Duration::ZERO);
+    let socket = Arc::new(scene.socket("a"));
+    assert!(engine.socket.set(Arc::clone(&socket)).is_ok());
+    let mut guest = Guest::new(socket.path());
+    let processes: Vec<_> = (0..AREAS).map(|number| Process::new(&mut guest, number)).collect();
+    for _ in 0..20 {
+        let before = socket.status().stats.unwrap();
+        for process in &processes {
+            let area = process.area(&guest);
+            (0..64).for_each(|word| area.word(0x200 / 8 + word).store(u64::MAX, Ordering::Relaxed));
+            area.word(0x80 / 8).store(u64::MAX, Ordering::Release);
+        }
+        guest.kick(FIRST_KICK);
+        // All arrive all the same.
+        wait_until(|| {
+            let stats = socket.status().stats.unwrap();
+            stats.send_doorbells.get() >= before.send_doorbells.get() + AREAS
+        });
+    }
+    let most = engine.most.load(Ordering::SeqCst);
+    assert!((1..64 + u64::from(SLOTS)).contains(&most), "{most} rings in a round");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a guest can do to its queues: it gets nothing by it, and can go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -98,6 +99,70 @@ fn index_beyond_the_queue_is_passed_over_until_it_is_right() {
     guest.kick(CONTROL);
     wait_until(|| refused() > before);
     guest.call(&QueryDevice {}, &[]).unwrap();
+}
+
+/// Says stop when it goes, also by a panic.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn guest_that_gives_bad_buffers_without_end_holds_up_neither_events_of_others_nor_the_end() {
+    let scene = Scene::new();
+    let sockets = ["hostile", "honest"].map(|name| scene.socket(name));
+    let mut hostile = Guest::without_queues(sockets[0].path(), crate::guest::VERSION_1, file());
+    hostile.start_queues();
+    let mut honest = Guest::new(sockets[1].path());
+    // Every entry of the queue is a buffer that no event fits into.
+    (0..QUEUE_SIZE).for_each(|_| hostile.offer(EVENT, 0, &[(BASE + REPLY, 4, WRITE, 0)]));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stopping = Stopping(&stop);
+        scope.spawn(|| {
+            let queue = &hostile.queues[usize::from(EVENT)];
+            let (available, used) = (queue.available() + 2, queue.descriptors() + 0x2002);
+            while !stop.load(Ordering::Relaxed) {
+                hostile.write16(available, hostile.read16(used).wrapping_add(QUEUE_SIZE / 2));
+            }
+        });
+        for port in [1, 2, 1, 2] {
+            hostile.kick(EVENT);
+            scene.hca.tell(|sink| sink.raise(port_event(port)));
+            assert_eq!(honest.event().port, port);
+        }
+        wait_until(|| {
+            hostile.kick(EVENT);
+            sockets[0].status().stats.is_some_and(|stats| stats.chains_refused.get() > 1000)
+        });
+        let [busy, _other] = sockets;
+        busy.stop();
+        drop(stopping);
+    });
+    assert_eq!(scene.hca.guests(), 0);
+}
+
+#[test]
+fn table_of_more_descriptors_than_the_queue_has_is_refused() {
+    let scene = Scene::new();
+    let socket = scene.socket("a");
+    let mut guest = Guest::new(socket.path());
+    for (descriptors, taken) in [(QUEUE_SIZE, true), (QUEUE_SIZE + 1, false), (0x1000, false)] {
+        let chain: Vec<_> = (1..=descriptors)
+            .map(|next| (BASE + REPLY, 64, WRITE | if next < descriptors { NEXT } else { 0 }, next))
+            .collect();
+        guest.describe(FREE, 0, &chain);
+        let before = guest.call(&QueryStats {}, &[]).unwrap().chains_refused.get();
+        guest.offer(CONTROL, 0, &[(BASE + FREE, 16 * u32::from(descriptors), INDIRECT_TABLE, 0)]);
+        guest.kick(CONTROL);
+        // An empty request has a reply, which says so.
+        assert_eq!(guest.used(CONTROL).1 != 0, taken, "{descriptors}");
+        let refused = guest.call(&QueryStats {}, &[]).unwrap().chains_refused.get() - before;
+        assert_eq!(refused, u64::from(!taken));
+    }
 }
 
 #[derive(Clone, Debug)]

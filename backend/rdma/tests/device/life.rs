@@ -136,8 +136,45 @@ fn hca_that_failed_for_good_has_failed_devices() {
     let scene = Scene::new();
     let socket = scene.socket("a");
     let mut guest = Guest::new(socket.path());
+    Process::new(&mut guest, 0);
     scene.host.stop_all();
+    scene.hca.lose(true);
     scene.host.device_failed();
-    assert_eq!(config(&mut guest.frontend).state, DeviceState::FAILED);
+    let failed = config(&mut guest.frontend);
+    assert_eq!(failed.state, DeviceState::FAILED);
+    // Nobody else tells a driver whose VMM passes no configuration change.
+    let event = guest.event();
+    assert_eq!((event.event_type, event.generation), (EventType::DEVICE_FATAL, failed.generation));
+    assert_ne!(event.generation.get(), guest.generation);
+    guest.generation = event.generation.get();
     assert_eq!(guest.call(&AllocPd {}, &[]).err(), Some(Reason::HCA_LOST));
+    // The HCA may not have been reset, so nothing is unmapped.
+    drop(guest);
+    wait_until(|| !socket.status().connected);
+    wait_until(|| socket.status().last_teardown.is_some());
+    assert_ne!(scene.hca.left().1, 0);
+    assert_eq!(scene.host.host().quarantined_bytes(), scene.hca.left().1);
+}
+
+#[test]
+fn status_waits_neither_for_a_request_nor_for_an_hca_that_is_being_stopped() {
+    let scene = Scene::new();
+    let socket = scene.socket("a");
+    let mut guest = Guest::new(socket.path());
+    Process::new(&mut guest, 0);
+    let before = socket.status().stats.unwrap();
+    scene.hca.hold_up(true);
+    guest.send(&AllocPd {}, &[]);
+    scene.hca.wait_for_held_up(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| scene.host.stop_all());
+        let status = socket.status();
+        assert_eq!((status.connected, status.generation), (true, Some(guest.generation)));
+        let stats = status.stats.unwrap();
+        assert_eq!((stats.objects, stats.requests.get()), (before.objects, before.requests.get() + 1));
+        assert_eq!(scene.host.connected(), 1);
+        scene.hca.hold_up(false);
+    });
+    guest.reply::<AllocPd>().unwrap();
+    wait_until(|| socket.status().stats.unwrap().objects.get() == before.objects.get() + 1);
 }

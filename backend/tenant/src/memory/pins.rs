@@ -290,7 +290,7 @@ pub(crate) fn unmap(hca: &dyn Hca, iova: Iova, length: u64) -> bool {
     match hca.unmap(iova, length) {
         Ok(()) => true,
         Err(error) => {
-            log::warn!("memory at {iova:#x} of {length:#x} bytes stays mapped: {error}");
+            log::debug!("memory at {iova:#x} of {length:#x} bytes stays mapped: {error}");
             false
         }
     }

@@ -12,7 +12,6 @@ use zerocopy::FromZeros;
 use super::{CarryOut, path};
 use crate::hca::{AtomicSupport, DeviceInfo, LinkLayer};
 use crate::state::State;
-use crate::stats::Counters;
 
 fn flags(info: &DeviceInfo) -> DeviceFlags {
     let features = &info.features;
@@ -170,31 +169,6 @@ impl CarryOut for QueryPkey {
 
 impl CarryOut for QueryStats {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Stats, Reason> {
-        Ok(state.stats())
-    }
-}
-
-impl State {
-    /// The counters, and what the guest has now.
-    pub(crate) fn stats(&self) -> Stats {
-        let counters = &self.counters;
-        let read = |counter| U64::new(Counters::read(counter));
-        Stats {
-            requests: read(&counters.requests),
-            requests_failed: read(&counters.requests_failed),
-            chains_refused: read(&counters.chains_refused),
-            send_doorbells: read(&counters.send_doorbells),
-            arm_doorbells: read(&counters.arm_doorbells),
-            bad_doorbells: read(&counters.bad_doorbells),
-            kicks: read(&counters.kicks),
-            completion_events: read(&counters.completion_events),
-            async_events: read(&counters.async_events),
-            async_events_lost: read(&counters.async_events_lost),
-            registered_bytes: U64::new(self.registered_bytes),
-            mapped_bytes: U64::new(self.pins.mapped_bytes()),
-            objects: U32::new(u32::try_from(self.objects.count()).unwrap_or(u32::MAX)),
-            quarantined: U32::new(self.quarantined),
-            ..Stats::new_zeroed()
-        }
+        Ok(state.counters.stats(&state.had()))
     }
 }
