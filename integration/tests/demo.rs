@@ -1,17 +1,18 @@
 //! `paraverbs demo` as a user runs it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration::cargo;
 use integration::process::Child;
+use integration::program;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A debug build on a busy machine; a release build takes seconds.
 const LIMIT: Duration = Duration::from_secs(300);
 
 fn demo() -> Command {
-    let mut command = Command::new(cargo::program("paraverbs-cli", "paraverbs").unwrap());
+    let mut command = Command::new(program("paraverbs-cli", "paraverbs").unwrap());
     command.arg("demo");
     command
 }
@@ -45,7 +46,8 @@ fn demo_passes_every_check() {
     }
     for operation in ["send", "write", "read"] {
         for size in [" 8 B ", " 64 B ", " 4 KiB ", " 64 KiB ", " 1 MiB "] {
-            let row = |line: &str| line.trim().starts_with(operation) && line.contains(size);
+            let row =
+                |line: &str| line.trim_matches(['│', ' ']).starts_with(operation) && line.contains(size);
             assert!(text.lines().any(row), "no row of {operation} with {size}:\n{text}");
         }
     }

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 
 /// The files with unsafe code, by their paths from the root.
 const FILES: &[&str] = &[
-    "backend/hca/src/host_memory.rs",
     "backend/guard/src/lib.rs",
+    "backend/hca/src/host_memory.rs",
     "backend/rdma/src/mapping.rs",
     "guest-shim/verbs/src/event_fd.rs",
     "guest-shim/verbs/src/memory.rs",

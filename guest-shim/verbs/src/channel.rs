@@ -19,6 +19,8 @@ pub struct CqEvent {
 }
 
 /// A channel of completion events (`ibv_comp_channel`).
+///
+/// Its CQs don't keep it: when it is dropped nobody is told of their completions any more.
 #[derive(Debug)]
 pub struct CompChannel {
     open: Arc<Open>,

@@ -13,18 +13,17 @@ use virtio_rdma::{Reason, Status};
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a verb was not carried out: the error number that libibverbs has for it ([`Error::errno`]), and a line
-/// that tells a person more.
+/// that tells a person all of it, so that there is no further source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The daemon's socket can't be connected to.
-    #[error("can't connect to {}: {}", path.display(), connect_hint(source))]
+    #[error("can't connect to {}: {}", path.display(), connect_hint(error))]
     Connect {
         /// The socket.
         path: PathBuf,
         /// What the kernel said.
-        #[source]
-        source: io::Error,
+        error: io::Error,
     },
     /// What answers at the socket doesn't speak vhost-user as it must, or doesn't answer.
     #[error("{}: {step}: {what}", path.display())]
@@ -71,13 +70,12 @@ pub enum Error {
     #[error("a queue pair in this state takes no {0} requests")]
     State(&'static str),
     /// The kernel refused something.
-    #[error("{what}: {source}")]
+    #[error("{what}: {error}")]
     System {
         /// What.
         what: &'static str,
         /// What the kernel said.
-        #[source]
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -99,8 +97,8 @@ impl Error {
     /// The error number that libibverbs has for it (Linux's numbers).
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Connect { source, .. } | Self::System { source, .. } => {
-                source.raw_os_error().unwrap_or(libc::EIO)
+            Self::Connect { error, .. } | Self::System { error, .. } => {
+                error.raw_os_error().unwrap_or(libc::EIO)
             }
             Self::Handshake { .. } => libc::EPROTO,
             Self::Device(_) => libc::EOPNOTSUPP,
@@ -119,7 +117,7 @@ impl Error {
 
     /// The kernel refused something: a conversion for `map_err`.
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::System { what, source: source.into() }
+        move |error| Self::System { what, error: error.into() }
     }
 }
 

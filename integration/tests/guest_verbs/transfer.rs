@@ -5,25 +5,25 @@ use paraverbs_verbs::{SendData, SendFlags, SendOp, SendWr, WcOpcode};
 use crate::scene::{End, MEMORY, Scene};
 
 /// Bytes that are no others' by chance.
-fn pattern(length: usize, seed: usize) -> Vec<u8> {
-    (seed..seed + length).map(|at| (at * 167 + at / 251) as u8).collect()
+fn pattern(length: u32, seed: u32) -> Vec<u8> {
+    (seed..seed + length).map(|at| at.wrapping_mul(167).wrapping_add(at / 251).to_le_bytes()[0]).collect()
 }
 
 #[test]
 fn messages_of_all_lengths_arrive_with_their_immediate_data() {
     let scene = Scene::new();
     let [one, other] = scene.connection();
-    for (round, length) in [0, 1, 3, 64, 2047, 2048, 2049, 4096, 65_537, 500_000].into_iter().enumerate() {
+    let lengths = [0, 1, 3, 64, 2047, 2048, 2049, 4096, 65_537, 500_000u32];
+    for (round, length) in (0u32..).zip(lengths) {
         let message = pattern(length, round);
         one.mr.write(8, &message).unwrap();
-        let (id, imm) = (round as u64, 0x0102_0304 + length as u32);
-        other.receive(id, 100, 500_000);
-        one.post(id, if round % 2 == 0 { SendOp::Send } else { SendOp::SendImm(imm) }, 8, length as u32);
-        assert_eq!(one.done(id).opcode, WcOpcode::Send);
-        let wc = other.done(id);
-        assert_eq!((wc.opcode, wc.byte_len as usize), (WcOpcode::Recv, length));
-        assert_eq!(wc.imm, (round % 2 == 1).then_some(imm));
-        assert_eq!(other.bytes(100, length), message);
+        let imm = (round % 2 == 1).then_some(0x0102_0304 + length);
+        other.receive(round.into(), 100, 500_000);
+        one.post(round.into(), imm.map_or(SendOp::Send, SendOp::SendImm), 8, length);
+        assert_eq!(one.done(round.into()).opcode, WcOpcode::Send);
+        let wc = other.done(round.into());
+        assert_eq!((wc.opcode, wc.byte_len, wc.imm), (WcOpcode::Recv, length, imm));
+        assert_eq!(other.bytes(100, message.len()), message);
     }
     drop([one, other]);
     scene.stop();
@@ -34,16 +34,17 @@ fn writes_and_reads_reach_the_other_memory() {
     let scene = Scene::new();
     let [one, other] = scene.connection();
     let (remote, rkey) = (other.mr.addr(), other.mr.rkey());
-    let half = MEMORY / 2;
-    let data = pattern(half, 5);
+    let length = u32::try_from(MEMORY / 2).unwrap();
+    let data = pattern(length, 5);
+    let half = data.len();
     one.mr.write(0, &data).unwrap();
-    one.post(1, SendOp::Write { remote_addr: remote + 4096, rkey }, 0, half as u32);
+    one.post(1, SendOp::Write { remote_addr: remote + 4096, rkey }, 0, length);
     assert_eq!(one.done(1).opcode, WcOpcode::RdmaWrite);
     assert_eq!(other.bytes(4096, half), data);
 
-    one.post(2, SendOp::Read { remote_addr: remote + 4096, rkey }, half, half as u32 - 1);
+    one.post(2, SendOp::Read { remote_addr: remote + 4096, rkey }, half, length - 1);
     let wc = one.done(2);
-    assert_eq!((wc.opcode, wc.byte_len as usize), (WcOpcode::RdmaRead, half - 1));
+    assert_eq!((wc.opcode, wc.byte_len), (WcOpcode::RdmaRead, length - 1));
     assert_eq!(one.bytes(half, half - 1), data[..half - 1]);
 
     other.receive(7, 0, 0);
@@ -136,7 +137,7 @@ fn unsignalled_requests_complete_with_the_next_signalled_one() {
     let [one, other] = scene.connection();
     let (remote_addr, rkey) = (other.mr.addr(), other.mr.rkey());
     let sges = [one.mr.sge(0, 8)];
-    let most = one.qp.cap().max_send_wr as u64;
+    let most = u64::from(one.qp.cap().max_send_wr);
     for _ in 0..3 {
         for wr_id in 1..=most {
             let flags = SendFlags { signaled: wr_id == most, ..SendFlags::default() };

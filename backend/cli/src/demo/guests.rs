@@ -4,6 +4,7 @@
 //! the kernel kills it when the thread that started it is gone.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -77,6 +78,8 @@ impl Guests {
         for (index, name) in NAMES.iter().enumerate() {
             let mut process = Process::new(&program);
             process.args(["demo-guest", "--parent", &std::process::id().to_string()]);
+            // Ctrl-C is for the demo alone, which then ends its guests.
+            process.process_group(0);
             process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = process.spawn().with_context(|| format!("start guest {name}"))?;
             let (output, errors) = (child.stdout.take(), child.stderr.take());

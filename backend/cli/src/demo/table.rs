@@ -14,13 +14,13 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Who polls and who sleeps. The daemon's thread is told below the table.
+    /// Who polls and who sleeps.
     fn who(&self) -> &'static str {
         match (self.operation.is_two_sided(), self.waiting) {
-            (true, Waiting::Poll) => "a and b poll",
-            (true, Waiting::Sleep) => "a and b sleep",
-            (false, Waiting::Poll) => "a polls, b idle",
-            (false, Waiting::Sleep) => "a sleeps, b idle",
+            (true, Waiting::Poll) => "a, b, engine poll",
+            (true, Waiting::Sleep) => "a, b sleep; engine polls",
+            (false, Waiting::Poll) => "a, engine poll; b idle",
+            (false, Waiting::Sleep) => "a sleeps; engine polls; b idle",
         }
     }
 }
@@ -85,8 +85,15 @@ mod tests {
         let row = |operation, waiting| Row { operation, bytes: 65536, waiting, measured };
         let rows = [row(Operation::Send, Waiting::Sleep), row(Operation::Read, Waiting::Poll)];
         let text = render(&rows);
-        for word in ["64 KiB", "1.4 µs", "93.1 µs", "2.35 M", "1.50 GB/s", "a and b sleep", "a polls, b idle"]
-        {
+        for word in [
+            "64 KiB",
+            "1.4 µs",
+            "93.1 µs",
+            "2.35 M",
+            "1.50 GB/s",
+            "a, b sleep; engine polls",
+            "a, engine poll; b idle",
+        ] {
             assert!(text.contains(word), "{word} in\n{text}");
         }
     }

@@ -66,7 +66,8 @@ impl Shared {
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
             if !self.spin.is_zero() && since.elapsed() < self.spin {
-                std::hint::spin_loop();
+                // Whoever has work for this thread may wait for the very same core.
+                thread::yield_now();
                 continue;
             }
             self.sleep(&turns, next_timer);

@@ -7,7 +7,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::Duration;
 
 use log::Level;
 use paraverbs_tenant::{LogLimit, Notify};
@@ -29,6 +30,9 @@ use crate::memory::{Memory, MemoryRefused, MemoryTable};
 
 /// Longest queue: what VMMs allow.
 const MAX_QUEUE_SIZE: usize = 1024;
+
+/// How long a worker that is to end is left alone with what it is at.
+const BUSY: Duration = Duration::from_millis(1);
 
 /// What a worker waits for besides its queues; numbers up to that of the queues are the crate's own.
 const WAKEN: u64 = QUEUES as u64 + 1;
@@ -178,9 +182,18 @@ impl Connection {
     }
 
     /// Ends the workers. Only after [`Device::close`].
+    ///
+    /// A worker may wait for room in a call that somebody fills as fast as it is emptied: it is emptied until
+    /// the worker was faster. From then on none writes to one.
     pub(crate) fn end_workers(&self) {
         self.wake.all();
         self.end();
+        for working in &self.working {
+            while matches!(working.try_lock(), Err(TryLockError::WouldBlock)) {
+                self.end();
+                std::thread::sleep(BUSY);
+            }
+        }
     }
 
     fn table(&self) -> Arc<MemoryTable> {

@@ -32,7 +32,6 @@ pub struct BadWr {
     /// Place of the refused request in the list, from 0: so many were posted.
     pub index: usize,
     /// Why it was refused.
-    #[source]
     pub error: Error,
 }
 

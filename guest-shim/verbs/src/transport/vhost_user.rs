@@ -47,7 +47,7 @@ pub(crate) struct VhostUser {
 impl VhostUser {
     /// Connects to a socket, and speaks until memory and queues are wanted.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
-        let connect = |source| Error::Connect { path: path.to_owned(), source };
+        let connect = |error| Error::Connect { path: path.to_owned(), error };
         let stream = UnixStream::connect(path).map_err(connect)?;
         probe(&stream).map_err(|what| Error::Handshake {
             path: path.to_owned(),

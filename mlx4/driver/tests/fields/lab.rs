@@ -22,7 +22,7 @@ use crate::common::{Card, Tampered, config, fabric};
 /// How long a run may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long an event may take that is to come.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is to come of lies in a field.
 #[derive(Clone, Copy, Debug)]
@@ -261,15 +261,8 @@ impl Drop for Commands {
 
 /// Small tables, so that few bits can ask for too much.
 fn small() -> Profile {
-    let few = Profile {
-        log2_qps: 12,
-        log2_srqs: 10,
-        log2_cqs: 10,
-        log2_mpts: 12,
-        log2_mtts: 15,
-        ..config().profile
-    };
-    Profile { log2_mcgs: 8, ..few }
+    let usual = config().profile;
+    Profile { log2_qps: 12, log2_srqs: 10, log2_cqs: 10, log2_mpts: 12, log2_mtts: 15, ..usual }
 }
 
 impl Lab {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+use std::{hint, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use paraverbs_verbs::{
@@ -19,8 +20,8 @@ pub(super) const DEPTH: u32 = 128;
 const INLINE: u32 = 128;
 /// Completions taken at once.
 const BATCH: usize = 32;
-/// Rounds of polling between two looks at the clock.
-const SPINS: u32 = 512;
+/// Rounds of polling between two looks at the clock, and turns for others.
+const SPINS: u32 = 16;
 /// No completion takes that long.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How far the address of a receive request is from the next: sizes are multiples of a page.
@@ -225,9 +226,11 @@ impl Link {
             }
             spins += 1;
             if self.waiting == Waiting::Poll && spins % SPINS != 0 {
-                std::hint::spin_loop();
+                hint::spin_loop();
                 continue;
             }
+            // The core may be wanted by whoever does the work.
+            thread::yield_now();
             let end = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
