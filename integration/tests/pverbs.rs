@@ -159,6 +159,25 @@ fn devinfo_shows_every_device_and_port() {
 }
 
 #[test]
+fn ping_that_can_not_be_ends_in_one_line() {
+    let scene = Scene::new();
+    let nobody = free_port().to_string();
+    for (args, words) in [
+        (&["-i", "9"][..], "has no port 9, but 1 to 1; see --ib-port"),
+        (&["-i", "0"], "has no port 0, but 1 to 1; see --ib-port"),
+        (&["-g", "200"], "has no GID 200, but 0 to "),
+        (&["-p", &nobody], "start the other end first, without a host"),
+    ] {
+        let output = scene.pverbs("a", &["ping", "localhost"]).args(args).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.starts_with("pverbs: ") && text.contains(words), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    scene.daemon.stop().unwrap();
+}
+
+#[test]
 fn nobody_reads_the_output() {
     let scene = Scene::new();
     let mut devinfo = Running::start(scene.pverbs("a", &["devinfo", "-v"]));

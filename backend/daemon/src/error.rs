@@ -1,6 +1,7 @@
 //! Why a daemon can't be started.
 
-use std::io;
+use std::error::Error;
+use std::{io, iter};
 
 use mlx4_model::fabric::FabricError;
 use mlx4_model::hca::HcaError;
@@ -35,7 +36,7 @@ pub enum StartError {
     #[error("can't make the model")]
     Model(#[from] HcaError),
     /// The HCA doesn't come up.
-    #[error("the HCA does not come up; RUST_LOG=info tells more")]
+    #[error("the HCA does not come up; {}", bring_up_advice(.0))]
     BringUp(#[from] mlx4::Error),
     /// The socket of a guest can't be made.
     #[error("{}{}", chain(.0), advice(.0))]
@@ -51,6 +52,7 @@ pub enum StartError {
 /// What to do about a socket, where the error doesn't say so itself.
 fn advice(error: &ListenError) -> &'static str {
     match error {
+        error if lacks_descriptors(error) => "; raise the limit of open files (ulimit -n)",
         ListenError::PathTooLong { .. } => "; choose a shorter path",
         ListenError::NoPermission { .. } => "; choose a directory that this user may write to",
         ListenError::System { .. } => "; choose another path",
@@ -58,8 +60,25 @@ fn advice(error: &ListenError) -> &'static str {
     }
 }
 
+/// What to do about an HCA that doesn't come up.
+fn bring_up_advice(error: &mlx4::Error) -> &'static str {
+    if lacks_descriptors(error) {
+        "raise the limit of open files (ulimit -n)"
+    } else {
+        "RUST_LOG=info tells more"
+    }
+}
+
+/// Whether this user, or this machine, has too many files open.
+fn lacks_descriptors(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |error| (*error).source()).any(|error| {
+        let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        matches!(code, Some(libc::EMFILE | libc::ENFILE))
+    })
+}
+
 /// An error and its sources in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

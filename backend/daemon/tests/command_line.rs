@@ -203,6 +203,30 @@ fn configuration_file_is_served_or_refused_in_one_line() {
     write("queue_pears = 1");
     fails(&mut with_file(), &["line 7", "queue_pears"]);
     assert!(!socket.exists());
+
+    for (path, words) in [("/nonexistent/x.toml", "name one that exists"), ("/", "name a file of text")] {
+        let output = paraverbsd().args(["--config", path]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(words), "{text}");
+        assert_eq!(text.matches("os error").count(), 1, "told twice: {text}");
+        fails(paraverbsd().args(["--config", path]), &[path]);
+    }
+}
+
+#[test]
+fn too_few_descriptors_are_told_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    for limit in [8, 40] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string()]);
+        shell.arg(env!("CARGO_BIN_EXE_paraverbsd")).arg(guest("a", &socket)).env("RUST_LOG", "off");
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{limit}: {text}");
+        assert!(text.lines().count() == 1 && text.contains("ulimit -n"), "{limit}: {text}");
+        assert!(!socket.exists());
+    }
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Context {
     /// Without a timeout it waits for ever.
     ///
     /// # Errors
-    /// The kernel refuses to wait.
+    /// The device is lost, and the event that says so was taken; the kernel refuses to wait.
     pub fn get_async_event(&self, timeout: impl Into<Option<Duration>>) -> Result<Option<AsyncEvent>> {
         self.open.get_async_event(Deadline::after(timeout.into()))
     }

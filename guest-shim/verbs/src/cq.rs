@@ -10,7 +10,7 @@ use virtio_rdma::{Reserved, U16, U32, U64};
 
 use crate::arena::{Block, PAGE};
 use crate::channel::CompChannel;
-use crate::device::{Bell, ObjectKind, Open, Pending, Subscriber, Vector};
+use crate::device::{Bell, ObjectKind, Open, Subscriber, Vector};
 use crate::error::{Error, Result};
 use crate::memory::Span;
 use crate::qp::Work;
@@ -104,7 +104,7 @@ impl Queue {
         let turnover = open.turnover();
         open.watch(ObjectKind::Cq, handle, cqn);
         if let Some(channel) = channel {
-            let pending: Arc<Pending> = Arc::clone(channel.pending());
+            let pending = Arc::downgrade(channel.pending());
             let subscriber = Subscriber { cqn, sequence: queue.sequence(), channel: pending };
             channel.vector().subscribe(handle, subscriber);
         }

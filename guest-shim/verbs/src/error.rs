@@ -1,13 +1,17 @@
 //! Why a verb was not carried out.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use mlx4_queue::geometry::GeometryError;
 use mlx4_queue::request::PostError;
 use mlx4_queue::{CqError, PlaceError};
 use virtio_rdma::config::ConfigError;
 use virtio_rdma::{Reason, Status};
+
+/// Bytes of a path in `sockaddr_un`, without the final zero.
+const SOCKET_PATH_MAX: usize = 107;
 
 /// The result of a verb.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -18,7 +22,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The daemon's socket can't be connected to.
-    #[error("can't connect to {}: {}", path.display(), connect_hint(error))]
+    #[error("can't connect to {}: {}", path.display(), connect_hint(path, error))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -80,12 +84,19 @@ pub enum Error {
 }
 
 /// What to do about a socket that can't be connected to.
-fn connect_hint(error: &io::Error) -> String {
+fn connect_hint(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
             "no such socket; is paraverbsd running, and this the guest's socket?".into()
         }
+        io::ErrorKind::ConnectionRefused if !is_socket(path) => {
+            "it is no socket; name the socket that paraverbsd serves this guest on".into()
+        }
         io::ErrorKind::ConnectionRefused => "nobody listens there; start paraverbsd".into(),
+        // Of all that is wrong with a path the kernel isn't even asked about a long one.
+        io::ErrorKind::InvalidInput if is_too_long(path) => {
+            format!("the path is longer than the {SOCKET_PATH_MAX} bytes of a Unix socket's address")
+        }
         io::ErrorKind::PermissionDenied => {
             "permission denied; run as a user or group that may write to the socket".into()
         }
@@ -93,10 +104,20 @@ fn connect_hint(error: &io::Error) -> String {
     }
 }
 
+/// Whether a socket is there, as far as that can be told.
+fn is_socket(path: &Path) -> bool {
+    path.metadata().map_or(true, |metadata| metadata.file_type().is_socket())
+}
+
+fn is_too_long(path: &Path) -> bool {
+    path.as_os_str().len() > SOCKET_PATH_MAX
+}
+
 impl Error {
     /// The error number that libibverbs has for it (Linux's numbers).
     pub fn errno(&self) -> i32 {
         match self {
+            Self::Connect { path, .. } if is_too_long(path) => libc::ENAMETOOLONG,
             Self::Connect { error, .. } | Self::System { error, .. } => {
                 error.raw_os_error().unwrap_or(libc::EIO)
             }

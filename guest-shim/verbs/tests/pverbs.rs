@@ -46,6 +46,22 @@ fn nobody_listens_at_the_socket() {
 }
 
 #[test]
+fn path_is_of_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "text").unwrap();
+    for path in [file.as_path(), folder.path()] {
+        let text = failure(&["devinfo", "--socket", path.to_str().unwrap()]);
+        assert!(text.contains("no socket; name the socket"), "{text}");
+    }
+    let long = "x".repeat(108);
+    let text = failure(&["devinfo", "--socket", &long]);
+    assert!(text.contains("longer than the 107 bytes"), "{text}");
+    let error = paraverbs_verbs::Context::connect(&long).unwrap_err();
+    assert_eq!(error.errno(), libc::ENAMETOOLONG);
+}
+
+#[test]
 fn what_listens_hangs_up() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.sock");

@@ -12,12 +12,12 @@ use super::{Config, ConfigError, Device, GuestEntry, GuestKind, GuestLimits};
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// There is none, or the user may not.
-    #[error("can't read the configuration file {}: {source}; {}", .path.display(), advice(source))]
+    #[error("can't read the configuration file {}: {error}; {}", .path.display(), advice(error))]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said; not a source, since the line has it.
+        error: io::Error,
     },
     /// Its text is none.
     #[error("{}, line {line}: {what}; correct that line", .path.display())]
@@ -79,8 +79,7 @@ fn model() -> String {
 }
 
 pub(super) fn read(path: &Path) -> Result<Config, FileError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|error| FileError::Read { path: path.into(), error })?;
     let file: File = toml::from_str(&text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();

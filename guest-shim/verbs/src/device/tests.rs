@@ -257,6 +257,21 @@ fn completion_events_go_to_their_channel_and_no_farther() {
 }
 
 #[test]
+fn events_of_a_dropped_channel_are_kept_by_nobody() {
+    let (fake, open) = open(|_| None);
+    let [dropped, other] = [(); 2].map(|()| CompChannel::new(&open, 0).unwrap());
+    let cq = Cq::new(&open, 4, Some(&dropped)).unwrap();
+    let pending = Arc::downgrade(dropped.pending());
+    drop(dropped);
+    assert!(pending.upgrade().is_none(), "the CQ keeps what its channel would have told");
+    cq.req_notify(false).unwrap();
+    let event = CompletionEvent { cq: U32::new(cq.cqn() - 0x80), generation: U32::new(GENERATION) };
+    fake.deliver(FIRST_VECTOR, event.as_bytes(), 8);
+    assert_eq!(other.wait(Duration::ZERO).unwrap(), None);
+    cq.destroy().unwrap();
+}
+
+#[test]
 fn doorbell_kicks_while_its_reader_sleeps() {
     let area = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&area);

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use mlx4_queue::ArmSequence;
 use virtio_rdma::event::CompletionEvent;
@@ -77,7 +77,8 @@ impl Pending {
 pub(crate) struct Subscriber {
     pub(crate) cqn: u32,
     pub(crate) sequence: Arc<ArmSequence>,
-    pub(crate) channel: Arc<Pending>,
+    /// Gone when the channel is dropped.
+    pub(crate) channel: Weak<Pending>,
 }
 
 #[derive(Debug)]
@@ -135,7 +136,9 @@ impl Vector {
                 }
                 if let Some(subscriber) = subscribers.get(&event.cq.get()) {
                     subscriber.sequence.event_taken();
-                    subscriber.channel.add(subscriber.cqn);
+                    if let Some(channel) = subscriber.channel.upgrade() {
+                        channel.add(subscriber.cqn);
+                    }
                 }
             }
         });
@@ -155,8 +158,11 @@ impl Vector {
     /// A CQ is gone: so are its events.
     pub(crate) fn unsubscribe(&self, handle: u32) {
         self.drain();
-        if let Some(subscriber) = lock(&self.state).subscribers.remove(&handle) {
-            subscriber.channel.remove(subscriber.cqn);
+        let subscriber = lock(&self.state).subscribers.remove(&handle);
+        if let Some(Subscriber { cqn, channel, .. }) = subscriber
+            && let Some(channel) = channel.upgrade()
+        {
+            channel.remove(cqn);
         }
     }
 }

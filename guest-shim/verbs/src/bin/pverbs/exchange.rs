@@ -67,7 +67,13 @@ fn send(stream: &mut TcpStream, bytes: &[u8]) -> Result<(), String> {
 /// Tells a server this end's address, and answers the server's.
 pub(crate) fn with_server(host: &str, port: u16, own: &Address) -> Result<Address, String> {
     let connected = TcpStream::connect((host, port));
-    let mut stream = connected.map_err(|error| format!("can't connect to {host}, port {port}: {error}"))?;
+    let mut stream = connected.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::ConnectionRefused => "; start the other end first, without a host",
+            _ => "",
+        };
+        format!("can't connect to {host}, port {port}: {error}{advice}")
+    })?;
     send(&mut stream, &own.encode())?;
     let other = receive(&mut stream)?;
     send(&mut stream, DONE)?;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use paraverbs_verbs::{
-    Access, AhAttr, CompChannel, Context, Cq, Gid, Grh, Mr, Mtu, Pd, Qp, QpCap, QpInit, RecvWr, RtrAttr,
-    RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+    Access, AhAttr, CompChannel, Context, Cq, Gid, Grh, Mr, Mtu, Pd, PortAttr, Qp, QpCap, QpInit, RecvWr,
+    RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
 };
 
 use crate::exchange::{Address, Server, with_server};
@@ -140,6 +140,12 @@ fn report(args: &Args, took: Duration, output: &mut dyn Write) -> Result<(), Fai
 impl End {
     fn new(args: Args) -> Result<Self, Failure> {
         let device = open(&socket(args.socket.clone())?)?;
+        let (port, ports) = (args.ib_port, device.query_device()?.phys_port_cnt);
+        if !(1..=ports).contains(&port) {
+            return Err(Failure::Error(format!(
+                "the device has no port {port}, but 1 to {ports}; see --ib-port"
+            )));
+        }
         let channel = args.events.then(|| device.create_comp_channel(0)).transpose()?;
         let cq = device.create_cq(args.rx_depth + 1, channel.as_ref())?;
         let pd = device.alloc_pd()?;
@@ -164,11 +170,16 @@ impl End {
 
     fn address(&self) -> Result<Address, Failure> {
         let port = self.args.ib_port;
-        let lid = self.device.query_port(port)?.lid;
+        let PortAttr { lid, gid_tbl_len: entries, .. } = self.device.query_port(port)?;
         if lid == 0 {
             return Err(Failure::Error(format!("port {port} has no LID; is there a subnet manager?")));
         }
         let gid = match self.args.gid_idx {
+            Some(index) if u32::from(index) >= entries => {
+                let last = entries.saturating_sub(1);
+                let text = format!("port {port} has no GID {index}, but 0 to {last}; see --gid-idx");
+                return Err(Failure::Error(text));
+            }
             Some(index) => self.device.query_gid(port, index.into())?,
             None => Gid::default(),
         };
