@@ -3,17 +3,19 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use cargo_metadata::MetadataCommand;
 use integration::Rig;
 
-/// Every test but those that boot VMs, which are the tests of this one package.
-const WITHOUT_VMS: &str = "not (package(integration) and kind(test))";
+/// The files in `integration/tests` whose tests boot VMs.
+const WITH_VMS: &[&str] =
+    &["boot", "driver_stock", "driver_vfio", "mlx4_pair", "mlx4_stock", "witness_guest"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Leave out the tests that boot VMs
     #[arg(long)]
     no_vm: bool,
-    /// Run only tests whose names contain one of these
+    /// Run only tests with one of these in their own name or their file's
     filter: Vec<String>,
 }
 
@@ -30,29 +32,71 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let exe = std::env::current_exe().context("find this program")?;
     let programs = exe.parent().context("this program is in no folder")?;
     let envs = [("PARAVERBS_BIN_DIR", programs)];
-    let filter = args.filter.iter().map(String::as_str);
     if has_nextest() {
-        let mut command = vec!["nextest", "run", "--workspace"];
-        if args.no_vm {
-            command.extend(["-E", WITHOUT_VMS]);
-        }
-        command.extend(filter);
-        crate::cargo(&command, &envs)?;
-    } else if args.no_vm {
-        let filter: Vec<&str> = filter.collect();
-        let others = ["test", "--workspace", "--exclude", "integration", "--all-targets", "--"];
-        crate::cargo(&[&others[..], &filter[..]].concat(), &envs)?;
-        let own = ["test", "--package", "integration", "--lib", "--bins", "--"];
-        crate::cargo(&[&own[..], &filter[..]].concat(), &envs)?;
+        let expression = expression(&args.filter, args.no_vm);
+        crate::cargo(&["nextest", "run", "--workspace", "-E", &expression], &envs)?;
     } else {
-        let command = ["test", "--workspace", "--all-targets", "--no-fail-fast", "--"];
-        crate::cargo(&[&command[..], &filter.collect::<Vec<_>>()[..]].concat(), &envs)?;
+        for command in commands(&args.filter, args.no_vm, &test_files()?) {
+            let command: Vec<&str> = command.iter().map(String::as_str).collect();
+            crate::cargo(&command, &envs)?;
+        }
     }
     // nextest doesn't run the examples of the documentation, and they have no names to filter by.
     if args.filter.is_empty() {
         crate::cargo(&["test", "--quiet", "--workspace", "--doc"], &envs)?;
     }
     Ok(())
+}
+
+/// nextest's expression for the tests that are wanted.
+fn expression(filter: &[String], no_vm: bool) -> String {
+    let wanted: Vec<String> = filter.iter().map(|name| format!("test(~{name}) | binary(~{name})")).collect();
+    let wanted = if wanted.is_empty() { "all()".to_owned() } else { wanted.join(" | ") };
+    if !no_vm {
+        return wanted;
+    }
+    let vms: Vec<String> = WITH_VMS.iter().map(|file| format!("binary(={file})")).collect();
+    format!("({wanted}) - (package(integration) & ({}))", vms.join(" | "))
+}
+
+/// cargo's own commands for the tests that are wanted: it has no filter for files, only a list of them.
+fn commands(filter: &[String], no_vm: bool, files: &[String]) -> Vec<Vec<String>> {
+    let allowed: Vec<&String> =
+        files.iter().filter(|file| !(no_vm && WITH_VMS.contains(&file.as_str()))).collect();
+    let named = |file: &&&String| filter.iter().any(|name| file.contains(name.as_str()));
+    let run = |targets: &[&str], files: &[&String], names: &[String]| {
+        let mut command: Vec<String> = ["test", "--workspace", "--no-fail-fast"]
+            .iter()
+            .chain(targets)
+            .map(ToString::to_string)
+            .collect();
+        command.extend(files.iter().flat_map(|file| ["--test".to_owned(), (*file).clone()]));
+        command.push("--".to_owned());
+        command.extend_from_slice(names);
+        command
+    };
+    let of_files: Vec<&String> = allowed.iter().filter(named).copied().collect();
+    let by_name: Vec<&String> = allowed.iter().filter(|file| !named(file)).copied().collect();
+    let mut commands = vec![run(&["--lib", "--bins", "--examples", "--benches"], &by_name, filter)];
+    if !of_files.is_empty() {
+        commands.push(run(&[], &of_files, &[]));
+    }
+    commands
+}
+
+/// The names of all files of tests in the workspace.
+fn test_files() -> Result<Vec<String>> {
+    let metadata = MetadataCommand::new()
+        .current_dir(crate::root())
+        .no_deps()
+        .exec()
+        .context("ask cargo for the workspace's metadata")?;
+    let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
+    let mut files: Vec<String> =
+        targets.filter(|target| target.is_test()).map(|target| target.name).collect();
+    files.sort();
+    files.dedup();
+    Ok(files)
 }
 
 fn has_nextest() -> bool {
@@ -63,4 +107,37 @@ fn has_nextest() -> bool {
         .stderr(Stdio::null())
         .status();
     version.is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_with_vms_are_files() {
+        let files = test_files().unwrap();
+        for file in WITH_VMS {
+            assert!(files.iter().any(|found| found == file), "{file} is no file of tests");
+        }
+    }
+
+    #[test]
+    fn filter_takes_files_and_names() {
+        let filter = ["mlx4_stock".to_owned()];
+        assert_eq!(expression(&filter, false), "test(~mlx4_stock) | binary(~mlx4_stock)");
+        let files = ["demo".to_owned(), "mlx4_stock".to_owned()];
+        let commands = super::commands(&filter, false, &files);
+        assert!(commands[0].ends_with(&["--test".into(), "demo".into(), "--".into(), "mlx4_stock".into()]));
+        assert!(commands[1].ends_with(&["--test".into(), "mlx4_stock".into(), "--".into()]));
+    }
+
+    #[test]
+    fn without_vms_no_file_with_vms_runs() {
+        assert!(expression(&[], true).starts_with("(all()) - (package(integration) & (binary(=boot) | "));
+        let files = ["demo".to_owned(), "mlx4_stock".to_owned()];
+        let commands = super::commands(&[], true, &files);
+        assert_eq!(commands.len(), 1);
+        assert!(!commands[0].contains(&"mlx4_stock".to_owned()));
+        assert!(commands[0].contains(&"demo".to_owned()));
+    }
 }
