@@ -183,11 +183,11 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
     let victim = &sockets[2].1;
 
     let rally = Rally::start(contexts)?;
-    // The first kill is a rehearsal: what two guests once needed they keep for the next time.
-    kill_one(contexts, program, victim, LIFE)?;
-    let mut before = None;
+    // What two guests once needed for connections they keep for the next ones.
+    drop(contexts.map(|context| End::new(context, SPAR_BYTES, SPAR_DEPTH)));
+    let before = Counts::of(&daemon)?;
     let mut done = 0;
-    for kill in 0..=kills {
+    for kill in 1..=kills {
         let what = || format!("kill {kill} of seed {seed}");
         rally.check().with_context(what)?;
         let endings = kill_one(contexts, program, victim, LIFE.mul_f64(random.f64())).with_context(what)?;
@@ -197,10 +197,7 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
             ensure!(ending.status == WcStatus::RetryExcErr, "{}: {ending:?}", what());
             done += ending.done;
         }
-        match &before {
-            Some(before) => settle(&daemon, before).with_context(what)?,
-            None => before = Some(rest(&daemon)?),
-        }
+        settle(&daemon, &before).with_context(what)?;
     }
     let messages = rally.stop()?;
     ensure!(messages > kills, "only {messages} messages in {kills} kills");
@@ -214,16 +211,6 @@ fn guest_killed_under_load_costs_the_others_nothing() -> Result<()> {
     let left: serde_json::Value = serde_json::from_str(&model.dump())?;
     ensure!(left["running"] == false && left["icm_pages"] == 0, "left in the model: {left}");
     Ok(())
-}
-
-/// The counts when the victim's socket is free again.
-fn rest(daemon: &Daemon) -> Result<Counts> {
-    let deadline = Instant::now() + SETTLE;
-    while daemon.status().guests.iter().any(|guest| guest.name == "victim" && guest.connected) {
-        ensure!(Instant::now() < deadline, "the victim is still there after {SETTLE:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Counts::of(daemon)
 }
 
 fn number(variable: &str) -> Result<Option<u64>> {

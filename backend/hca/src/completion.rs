@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use log::Level;
 use mlx4::{CqConfig, RingMemoryPages};
 use mlx4_pci::DoorbellKind;
 use paraverbs_tenant::hca::{CqId, CqSpec, Created, HcaError};
@@ -159,8 +160,8 @@ impl Running {
     /// The result of a destruction; if the HCA may still have the object, what it uses is kept.
     pub(crate) fn ended(&self, result: mlx4::Result<()>, held: impl Send + 'static) -> Result<(), HcaError> {
         result.map_err(|error| {
-            log::warn!("object was not given back: {error}");
             self.fail(&error);
+            log::log!(self.log.level(Level::Warn), "object was not given back: {error}");
             self.objects().lose(held);
             told_of_destruction(&error)
         })

@@ -1,5 +1,6 @@
 //! Paths, address vectors, and multicast groups.
 
+use log::Level;
 use mlx4::GlobalRoute;
 use paraverbs_tenant::hca::{AddressVector, Gid, Grh, HcaError, McastGroup, Path, PdId, QpId};
 use zerocopy::IntoBytes;
@@ -91,8 +92,9 @@ impl Running {
             return Err(HcaError::NoGroup);
         }
         self.driver.detach_multicast(&qp.driver, &group.mgid.0).map_err(|error| {
-            log::warn!("queue pair {:#x} stays in a group: {error}", qp.driver.number());
             self.fail(&error);
+            let level = self.log.level(Level::Warn);
+            log::log!(level, "queue pair {:#x} stays in a group: {error}", qp.driver.number());
             membership.uncertain = true;
             told_of_destruction(&error)
         })

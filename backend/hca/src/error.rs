@@ -1,5 +1,7 @@
 //! What failures of the driver mean to a tenant.
 
+use std::io;
+
 use mlx4::{CommandFailure, Error};
 use mlx4_pci::DmaError;
 use mlx4_wire::cmd::Status;
@@ -50,14 +52,16 @@ pub(crate) fn told_of_destruction(error: &Error) -> HcaError {
 /// Of a mapping.
 pub(crate) fn mapping(error: &DmaError) -> HcaError {
     match error {
-        DmaError::NoMapping { .. } | DmaError::Memlock { .. } => HcaError::NoMappings,
+        // Where the limits can't be told, nothing was mapped for want of one.
+        DmaError::NoMapping { .. } | DmaError::Memlock { .. } | DmaError::Limits(_) => HcaError::NoMappings,
+        DmaError::Map { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => HcaError::NoMappings,
         DmaError::NoAddress { .. } | DmaError::Allocate { .. } => HcaError::NoResources,
         DmaError::Size { .. }
         | DmaError::Unaligned { .. }
         | DmaError::Reserved { .. }
         | DmaError::Overlaps { .. }
         | DmaError::Map { .. } => HcaError::Refused,
-        DmaError::Unmap { .. } | DmaError::Limits(_) => HcaError::Failed,
+        DmaError::Unmap { .. } => HcaError::Failed,
     }
 }
 
@@ -83,6 +87,22 @@ mod tests {
         assert!(status(Status::INTERNAL_ERR).leaves_open());
         assert_eq!(told(&failure(CommandFailure::Timeout(Duration::ZERO))), HcaError::TimedOut);
         assert_eq!(told(&failure(CommandFailure::Dead)), HcaError::Lost);
+    }
+
+    #[test]
+    fn memory_that_the_host_has_no_room_for_was_not_mapped() {
+        let refused = |kind: io::ErrorKind| DmaError::Map { iova: 0, len: 1, source: kind.into() };
+        for error in [
+            DmaError::NoMapping { maximum: 1 },
+            DmaError::Memlock { len: 1, limit: 1 },
+            DmaError::Limits(io::ErrorKind::Unsupported.into()),
+            refused(io::ErrorKind::OutOfMemory),
+        ] {
+            assert_eq!(mapping(&error), HcaError::NoMappings, "{error}");
+        }
+        assert_eq!(mapping(&refused(io::ErrorKind::AlreadyExists)), HcaError::Refused);
+        let kept = DmaError::Unmap { iova: 0, len: 1, source: io::ErrorKind::Other.into() };
+        assert!(mapping(&kept).leaves_open());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use mlx4::{MadSink, Profile, Timeouts};
 use mlx4_pci::PciDevice;
+use paraverbs_tenant::LogLimit;
 use paraverbs_tenant::hca::{Cookie, DeviceInfo, GuestId, HcaError};
 
 use crate::completion::Eqs;
@@ -75,6 +76,8 @@ pub(crate) struct Running {
     pub(crate) life: LifeTag,
     pub(crate) eqs: Arc<Eqs>,
     pub(crate) next_mr: AtomicU32,
+    /// For what goes wrong with guests' objects.
+    pub(crate) log: LogLimit,
     router: Arc<Router>,
 }
 
@@ -94,9 +97,15 @@ impl Running {
     }
 
     /// What a failure of the driver means. If the card is lost, it is told.
+    ///
+    /// A card that has not answered once is given up: or each of a guest's objects would be waited for in turn when
+    /// it goes.
     pub(crate) fn fail(&self, error: &mlx4::Error) -> HcaError {
         let error = told(error);
-        if error == HcaError::Lost {
+        if error == HcaError::TimedOut {
+            self.driver.give_up();
+        }
+        if matches!(error, HcaError::TimedOut | HcaError::Lost) {
             self.router.failed();
         }
         error
@@ -228,7 +237,8 @@ fn start(
     let events = Arc::new(DriverEvents(Arc::clone(router)));
     let driver = mlx4::Hca::open(Arc::clone(device), &config.driver(events))?;
     let eqs = Eqs::new(driver.completion_eqs(), driver.completion_eq_room());
-    let running = Running { driver, life, eqs, next_mr: AtomicU32::new(0), router: Arc::clone(router) };
+    let (next_mr, log) = (AtomicU32::new(0), LogLimit::new());
+    let running = Running { driver, life, eqs, next_mr, log, router: Arc::clone(router) };
     match running.device_info(device.identity()) {
         Ok(info) => Ok((running, info)),
         Err(error) => {

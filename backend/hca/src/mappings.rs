@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::{Range, RangeInclusive};
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use log::Level;
 use mlx4_pci::{DmaAccess, DmaBuffer, DmaSpace};
-use paraverbs_tenant::GuestPiece;
 use paraverbs_tenant::hca::{DmaInfo, HcaError, Iova};
+use paraverbs_tenant::{GuestPiece, LogLimit};
 
 use crate::error::mapping;
 use crate::host_memory::host_memory;
@@ -19,16 +19,33 @@ const OWN_PART: u64 = 8;
 /// Pieces are whole pages.
 const PAGE: u64 = 4096;
 
-/// A file by device, inode, and whether it may be written.
-type FileKey = (u64, u64, bool);
+/// A file by what keeps a mapping of it alive. Not by its inode: of hugetlbfs a guest can make files until one has
+/// the number of another guest's.
+type FileKey = usize;
 
 #[derive(Debug, Default)]
 struct State {
     maps: BTreeMap<u64, DmaBuffer>,
     /// Pieces that the host didn't unmap, with their length in bytes: the seam does so at the next reset.
     stuck: BTreeMap<u64, u64>,
-    /// One descriptor for all pieces of a file.
+    /// One descriptor for all pieces of a region.
     files: BTreeMap<FileKey, Weak<File>>,
+}
+
+impl State {
+    /// Whether nothing of the range is mapped.
+    fn is_free(&self, start: u64, length: u64) -> bool {
+        let end = start.saturating_add(length);
+        let mapped = |(at, bytes): (&u64, u64)| at.saturating_add(bytes) > start;
+        let before = self.maps.range(..end).next_back().map(|(at, buffer)| (at, buffer.len() as u64));
+        let stuck = self.stuck.range(..end).next_back().map(|(at, bytes)| (at, *bytes));
+        !before.is_some_and(mapped) && !stuck.is_some_and(mapped)
+    }
+
+    /// Forgets the descriptors of files that no piece has.
+    fn forget_files(&mut self) {
+        self.files.retain(|_, file| file.strong_count() != 0);
+    }
 }
 
 /// Guest memory that is mapped for one HCA.
@@ -37,6 +54,7 @@ pub(crate) struct Mappings {
     space: DmaSpace,
     guests: Vec<Range<u64>>,
     state: Mutex<State>,
+    log: LogLimit,
 }
 
 impl Mappings {
@@ -44,7 +62,7 @@ impl Mappings {
     pub(crate) fn new(space: &DmaSpace) -> Self {
         let (own, guests) = divided(&space.geometry().ranges);
         space.choose_within(own);
-        Self { space: space.clone(), guests, state: Mutex::default() }
+        Self { space: space.clone(), guests, state: Mutex::default(), log: LogLimit::new() }
     }
 
     pub(crate) fn info(&self) -> DmaInfo {
@@ -60,15 +78,22 @@ impl Mappings {
         let file = self.file(piece)?;
         let memory = host_memory(piece, file).ok_or(HcaError::Refused)?;
         let access = if piece.writable { DmaAccess::ReadWrite } else { DmaAccess::Read };
-        let buffer = self.space.map_at(iova.0, memory, access).map_err(|error| {
-            log::warn!("guest memory can't be mapped: {error}");
-            mapping(&error)
-        })?;
-        self.state().maps.insert(iova.0, buffer);
-        Ok(())
+        let mapped = self.space.map_at(iova.0, memory, access);
+        let mut state = self.state();
+        match mapped {
+            Ok(buffer) => {
+                state.maps.insert(iova.0, buffer);
+                Ok(())
+            }
+            Err(error) => {
+                state.forget_files();
+                log::log!(self.log.level(Level::Warn), "guest memory can't be mapped: {error}");
+                Err(mapping(&error))
+            }
+        }
     }
 
-    /// Undoes a [`Mappings::map`].
+    /// Undoes a [`Mappings::map`]; what isn't mapped at all needs no undoing.
     pub(crate) fn unmap(&self, iova: Iova, length: u64) -> Result<(), HcaError> {
         let buffer = {
             let mut state = self.state();
@@ -77,15 +102,16 @@ impl Mappings {
             }
             match state.maps.get(&iova.0) {
                 Some(buffer) if buffer.len() as u64 == length => {}
+                _ if state.is_free(iova.0, length) => return Ok(()),
                 _ => return Err(HcaError::Refused),
             }
             state.maps.remove(&iova.0).ok_or(HcaError::Refused)?
         };
         let result = buffer.release();
         let mut state = self.state();
-        state.files.retain(|_, file| file.strong_count() != 0);
+        state.forget_files();
         result.map_err(|error| {
-            log::warn!("guest memory can't be unmapped: {error}");
+            log::log!(self.log.level(Level::Warn), "guest memory can't be unmapped: {error}");
             state.stuck.insert(iova.0, length);
             HcaError::Failed
         })
@@ -102,15 +128,14 @@ impl Mappings {
 
     /// A descriptor of a piece's file.
     fn file(&self, piece: &GuestPiece<'_>) -> Result<Arc<File>, HcaError> {
-        let descriptor = piece.fd.try_clone_to_owned().map_err(|_| HcaError::NoResources)?;
-        let file = File::from(descriptor);
-        let meta = file.metadata().map_err(|_| HcaError::Refused)?;
-        let key = (meta.dev(), meta.ino(), piece.writable);
+        // As long as a piece has the descriptor it has this, too, so nothing else is at its address.
+        let key = Arc::as_ptr(piece.keep).addr();
         let mut state = self.state();
         if let Some(same) = state.files.get(&key).and_then(Weak::upgrade) {
             return Ok(same);
         }
-        let file = Arc::new(file);
+        let descriptor = piece.fd.try_clone_to_owned().map_err(|_| HcaError::NoResources)?;
+        let file = Arc::new(File::from(descriptor));
         state.files.insert(key, Arc::downgrade(&file));
         Ok(file)
     }
@@ -180,8 +205,8 @@ mod tests {
 
     const WINDOW: u64 = 1 << 40;
 
-    fn map(mappings: &Mappings, memory: &HostMemory, start: usize) -> Result<(), HcaError> {
-        let keep: Arc<dyn Any + Send + Sync> = Arc::new(memory.clone());
+    fn map(mappings: &Mappings, memory: &Arc<HostMemory>, start: usize) -> Result<(), HcaError> {
+        let keep: Arc<dyn Any + Send + Sync> = Arc::clone(memory) as _;
         let piece = GuestPiece {
             fd: memory.fd(),
             offset: start as u64,
@@ -199,7 +224,7 @@ mod tests {
         let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
         let space = DmaSpace::new(geometry, Box::new(Handle(Arc::clone(&iommu))));
         let mappings = Mappings::new(&space);
-        let memory = HostMemory::allocate(0x2000).unwrap();
+        let memory = Arc::new(HostMemory::allocate(0x2000).unwrap());
         map(&mappings, &memory, 0).unwrap();
         map(&mappings, &memory, 0x1000).unwrap();
         assert_eq!(mappings.state().files.len(), 1, "one descriptor for both");
@@ -211,10 +236,40 @@ mod tests {
         iommu.stuck.store(false, Ordering::SeqCst);
         space.was_reset().unwrap();
         mappings.unmap(Iova(WINDOW), PAGE).unwrap();
-        assert_eq!(mappings.unmap(Iova(WINDOW), PAGE), Err(HcaError::Refused));
         map(&mappings, &memory, 0).unwrap();
         mappings.unmap(Iova(WINDOW), PAGE).unwrap();
         assert!(mappings.state().files.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_not_mapped_at_all_needs_no_unmapping() {
+        let iommu = Arc::new(Sticky::default());
+        let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
+        let mappings = Mappings::new(&DmaSpace::new(geometry, Box::new(Handle(Arc::clone(&iommu)))));
+        let memory = Arc::new(HostMemory::allocate(0x2000).unwrap());
+        let unmap = |start: u64, length: u64| mappings.unmap(Iova(WINDOW + start), length);
+        assert_eq!(unmap(0, 2 * PAGE), Ok(()));
+        map(&mappings, &memory, 0x1000).unwrap();
+        assert_eq!((unmap(0, PAGE), unmap(2 * PAGE, PAGE)), (Ok(()), Ok(())));
+        for (start, length) in [(0, 2 * PAGE), (PAGE, 2 * PAGE), (PAGE, PAGE / 2), (0, 4 * PAGE)] {
+            assert_eq!(unmap(start, length), Err(HcaError::Refused), "{start:#x} {length:#x}");
+        }
+        iommu.stuck.store(true, Ordering::SeqCst);
+        assert_eq!(unmap(PAGE, PAGE), Err(HcaError::Failed));
+        assert_eq!(unmap(0, 2 * PAGE), Err(HcaError::Refused), "it is mapped still");
+    }
+
+    #[test]
+    fn pieces_that_are_refused_leave_no_descriptor() {
+        let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
+        let mappings = Mappings::new(&DmaSpace::new(geometry, Box::new(Handle(Arc::default()))));
+        let memory = Arc::new(HostMemory::allocate(0x2000).unwrap());
+        map(&mappings, &memory, 0).unwrap();
+        for _ in 0..10 {
+            let other = Arc::new(HostMemory::allocate(0x2000).unwrap());
+            assert_eq!(map(&mappings, &other, 0), Err(HcaError::Refused));
+        }
+        assert_eq!(mappings.state().files.len(), 1);
     }
 
     type Bounds = Vec<(u64, u64)>;

@@ -37,6 +37,8 @@ enum How {
 struct Breaker {
     next: Mutex<Option<(Opcode, How)>>,
     now: Mutex<Option<How>>,
+    /// Answers of this command have nothing in them.
+    empty: Mutex<Option<Opcode>>,
 }
 
 impl Breaker {
@@ -53,7 +55,10 @@ impl Breaker {
 }
 
 impl Fault for Breaker {
-    fn answer(&self, opcode: Opcode, _: &mut [u8], _: &mut u64) {
+    fn answer(&self, opcode: Opcode, mailbox: &mut [u8], _: &mut u64) {
+        if *self.empty.lock().unwrap() == Some(opcode) {
+            mailbox.fill(0);
+        }
         let mut next = self.next.lock().unwrap();
         if let Some((_, how)) = next.filter(|(wanted, _)| *wanted == opcode) {
             *next = None;
@@ -84,10 +89,8 @@ fn restart(rig: &Rig, guests: impl IntoIterator<Item = Bare>) {
 fn object_whose_destruction_fails_keeps_what_it_uses() {
     for (opcode, how, wanted) in [
         (Opcode::HW2SW_CQ, How::Status(Status::BAD_RES_STATE), HcaError::Failed),
-        (Opcode::HW2SW_CQ, How::Unanswered, HcaError::TimedOut),
         (Opcode::TO_RST_QP, How::Status(Status::INTERNAL_ERR), HcaError::Failed),
         (Opcode::HW2SW_MPT, How::Status(Status::REG_BOUND), HcaError::Failed),
-        (Opcode::HW2SW_MPT, How::Unanswered, HcaError::TimedOut),
     ] {
         let rig = Rig::new(0x0002_c903_00b1_0000, impatient());
         let breaker = Breaker::install(&rig);
@@ -139,22 +142,43 @@ fn number_of_a_lost_object_is_not_used_again() {
 }
 
 #[test]
-fn creation_that_is_not_answered_keeps_what_it_uses() {
-    let rig = Rig::new(0x0002_c903_00b3_0000, impatient());
-    let breaker = Breaker::install(&rig);
-    let hca = &rig.hca;
-    let bare = Bare::new(hca, 0);
-    let (pd, uar) = (hca.alloc_pd(bare.id).unwrap().id, hca.alloc_uar(bare.id).unwrap());
-    // What is refused has changed nothing.
-    let silence = How::Unanswered;
-    breaker.fail(Opcode::SW2HW_MPT, silence);
-    assert_eq!(bare.mr(pd, common::guest::ALL).err(), Some(HcaError::TimedOut));
-    assert_eq!(hca.dealloc_pd(pd), Err(HcaError::Busy));
-    breaker.fail(Opcode::SW2HW_CQ, silence);
-    assert_eq!(bare.cq(uar).err(), Some(HcaError::TimedOut));
-    assert_eq!(hca.dealloc_uar(uar), Err(HcaError::Busy));
-    restart(&rig, [bare]);
-    rig.close();
+fn card_that_does_not_answer_once_is_given_up() {
+    for opcode in [Opcode::HW2SW_CQ, Opcode::HW2SW_MPT, Opcode::SW2HW_MPT, Opcode::SW2HW_CQ, Opcode::QUERY_QP]
+    {
+        let rig = Rig::new(0x0002_c903_00b3_0000, impatient());
+        let breaker = Breaker::install(&rig);
+        let told = fatal(&rig);
+        let hca = Arc::clone(&rig.hca);
+        let guests = [0, 1].map(|number| Guest::new(&hca, number));
+        let [guest, other] = &guests;
+        hca.destroy_qp(guest.qp.id).unwrap();
+        hca.modify_qp(other.qp.id, &transitions(1, 1)[0]).unwrap();
+        breaker.fail(opcode, How::Unanswered);
+        let first = match opcode {
+            Opcode::HW2SW_CQ => hca.destroy_cq(guest.cq.id),
+            Opcode::HW2SW_MPT => hca.destroy_mr(guest.mr),
+            Opcode::SW2HW_MPT => guest.bare.mr(guest.pd, common::guest::ALL).map(drop),
+            Opcode::SW2HW_CQ => guest.bare.cq(guest.uar).map(drop),
+            _ => hca.query_qp(other.qp.id).map(drop),
+        };
+        assert_eq!(first, Err(HcaError::TimedOut), "{opcode}");
+        told.recv_timeout(PATIENCE).unwrap();
+        // Nobody waits for it again, whosever object it is; and nobody else tells that it is lost.
+        let results = [
+            hca.destroy_qp(other.qp.id),
+            hca.destroy_mr(other.mr),
+            hca.query_port(1).map(drop),
+            other.bare.mr(other.pd, common::guest::ALL).map(drop),
+            other.bare.cq(other.uar).map(drop),
+        ];
+        assert_eq!(results, [Err(HcaError::Lost); 5], "{opcode}");
+        // What they use is kept, until the reset.
+        assert!(hca.dealloc_pd(other.pd).is_err() && hca.dealloc_uar(other.uar).is_err());
+        restart(&rig, guests.map(|guest| guest.bare));
+        assert!(told.try_recv().is_err(), "told twice");
+        Guest::new(&hca, 0).destroy();
+        rig.close();
+    }
 }
 
 #[test]
@@ -306,5 +330,34 @@ fn card_that_is_closed_under_its_guests_uses_no_memory_any_more() {
     rig.hca.restart().unwrap();
     Guest::new(&rig.hca, 0).destroy();
     rig.hca.close().unwrap();
+    rig.close();
+}
+
+#[test]
+fn card_that_does_not_come_up_again_is_lost_and_can_be_brought_up_later() {
+    let rig = Rig::new(0x0002_c903_00b8_0000, impatient());
+    let breaker = Breaker::install(&rig);
+    let told = fatal(&rig);
+    let hca = Arc::clone(&rig.hca);
+    let guest = Guest::new(&hca, 0);
+    for opcode in [Opcode::QUERY_FW, Opcode::QUERY_DEV_CAP, Opcode::MAD_IFC] {
+        *breaker.empty.lock().unwrap() = Some(opcode);
+        assert!(hca.restart().is_err(), "{opcode}");
+        assert_eq!(hca.query_port(1), Err(HcaError::Lost));
+        assert_eq!(hca.attach(common::Sink::pair().0).err(), Some(HcaError::Lost));
+        assert_eq!(hca.destroy_qp(guest.qp.id), Err(HcaError::Lost));
+        guest.ring();
+    }
+    // Whoever asked for the restart knows how it went.
+    assert!(told.try_recv().is_err());
+    // Guests' memory can be unmapped while the card is down.
+    guest.bare.leave();
+    *breaker.empty.lock().unwrap() = None;
+    hca.restart().unwrap();
+    assert_eq!(rig.device.dma().quarantined(), 0);
+    Guest::new(&hca, 0).destroy();
+    rig.device.hca().fail_firmware(0x9abc);
+    told.recv_timeout(PATIENCE).unwrap();
+    hca.restart().unwrap();
     rig.close();
 }

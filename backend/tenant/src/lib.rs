@@ -4,6 +4,7 @@
 //! - [`Host`]: what the guests of one HCA share
 //! - [`hca`]: the HCA as tenants see it, a trait that others implement
 //! - [`GuestRegion`], [`GuestMemory`]: a guest's memory, as the transport has it
+//! - [`LogLimit`]: how many lines of the log guests can bring about
 //! - [`Events`], [`SlotTable`]: what passes a tenant without waiting for requests: events and doorbells
 //!
 //! Everything from a guest is hostile. Does not: know a transport, virtqueues, the format of rings, or how an
@@ -18,6 +19,7 @@ mod doorbell;
 mod events;
 mod host;
 mod limits;
+mod log_limit;
 mod memory;
 mod objects;
 mod relay;
@@ -37,6 +39,7 @@ pub use doorbell::SlotTable;
 pub use events::{Events, Notify};
 pub use host::Host;
 pub use limits::Limits;
+pub use log_limit::LogLimit;
 pub use memory::{ChunkSize, FileId, GuestFault, GuestMemory, GuestPiece, GuestRegion, MemoryError};
 pub use relay::{Relay, RelayArea};
 pub use stats::Counters;

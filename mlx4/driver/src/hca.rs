@@ -134,6 +134,12 @@ impl Hca {
         }
     }
 
+    /// Gives the device up, which doesn't answer any more: commands fail at once from now on, also those under way.
+    /// [`crate::Event::Fatal`] follows. What remains is [`Hca::close`].
+    pub fn give_up(&self) {
+        self.shared.commands.kill();
+    }
+
     /// The firmware.
     pub fn firmware(&self) -> &Firmware {
         &self.shared.firmware

@@ -30,6 +30,10 @@ const REPLY_BYTES: usize = HEADER_BYTES + MAX_ANSWER_BYTES;
 /// Chains that are filled before a queue is let go of.
 const CHAINS_AT_ONCE: usize = 32;
 
+/// Chains, and how often a queue is let go of, after which other queues of the same thread have their turn.
+const CHAINS_IN_A_TURN: usize = 1024;
+const TIMES_IN_A_TURN: usize = CHAINS_IN_A_TURN / CHAINS_AT_ONCE;
+
 /// The device of one guest.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -75,7 +79,7 @@ impl Device {
 
     /// Carries out what is in the control queue.
     pub(crate) fn control(&self, ring: &impl Ring) {
-        self.drain(ring, |chain| self.carry_out(ring, chain));
+        while self.drain(ring, |chain| self.carry_out(ring, chain)) {}
     }
 
     /// Carries out one request; answers the length of its reply.
@@ -89,24 +93,28 @@ impl Device {
         ring.with(|queue| chain.write_all(queue.memory(), reply))
     }
 
-    /// Answers what is in the MAD send queue: no device offers it.
-    pub(crate) fn mad_send(&self, ring: &impl Ring) {
+    /// Answers what is in the MAD send queue: no device offers it. Answers whether there may be more.
+    pub(crate) fn mad_send(&self, ring: &impl Ring) -> bool {
         let reason = Reason::NOT_OFFERED;
         let sent = MadSent { status: reason.status(), reason, reserved: Reserved::ZERO };
-        self.drain(ring, |chain| ring.with(|queue| chain.write_all(queue.memory(), sent.as_bytes())));
+        self.drain(ring, |chain| ring.with(|queue| chain.write_all(queue.memory(), sent.as_bytes())))
     }
 
-    /// Uses each chain with what `serve` has written, or as one whose form is wrong, until there is none left.
-    fn drain(&self, ring: &impl Ring, serve: impl Fn(&Chain) -> Option<u32>) {
-        while !self.closing.load(Ordering::Acquire) {
+    /// Uses each chain with what `serve` has written, or as one whose form is wrong, until there is none left or
+    /// its turn ends. Answers whether there may be more.
+    fn drain(&self, ring: &impl Ring, serve: impl Fn(&Chain) -> Option<u32>) -> bool {
+        for _ in 0..CHAINS_IN_A_TURN {
+            if self.is_closing() {
+                return false;
+            }
             let (head, written) = match ring.with(|queue| queue.next()) {
                 Next::Chain(chain) => (chain.head(), serve(&chain)),
                 Next::Bad(head) => (head, None),
                 Next::None if ring.with(|queue| queue.wait_for_more()) => continue,
-                Next::None => return,
+                Next::None => return false,
                 Next::Nonsense => {
                     self.refuse_chain();
-                    return;
+                    return false;
                 }
             };
             if written.is_none() {
@@ -120,6 +128,7 @@ impl Device {
                 ring.signal();
             }
         }
+        true
     }
 
     /// The control queue was stopped: that is the reset of the device.
@@ -139,33 +148,37 @@ impl Device {
         }
     }
 
-    /// Delivers asynchronous events as far as there are buffers.
-    pub(crate) fn events(&self, ring: &impl Ring) {
-        self.fill(ring, |put| self.tenant.events().deliver(|event| put(event.as_bytes())));
+    /// Delivers asynchronous events as far as there are buffers. Answers whether there may be more to do.
+    pub(crate) fn events(&self, ring: &impl Ring) -> bool {
+        self.fill(ring, |put| self.tenant.events().deliver(|event| put(event.as_bytes())))
     }
 
-    /// Delivers completion events of a vector as far as there are buffers.
-    pub(crate) fn completions(&self, vector: u16, ring: &impl Ring) {
+    /// Delivers completion events of a vector as far as there are buffers. Answers whether there may be more to do.
+    pub(crate) fn completions(&self, vector: u16, ring: &impl Ring) -> bool {
         self.fill(ring, |put| {
             self.tenant.events().deliver_completions(vector, |event| put(event.as_bytes()));
-        });
+        })
     }
 
-    /// Lets `deliver` put messages into the queue, each into a chain of its own, until it has no more or there is
-    /// no room.
-    fn fill(&self, ring: &impl Ring, deliver: impl Fn(&mut dyn FnMut(&[u8]) -> bool)) {
+    /// Lets `deliver` put messages into the queue, each into a chain of its own, until it has no more, there is no
+    /// room, or its turn ends.
+    fn fill(&self, ring: &impl Ring, deliver: impl Fn(&mut dyn FnMut(&[u8]) -> bool)) -> bool {
         let (mut more, mut signal) = (true, false);
-        // The queue is let go of now and then, for whoever wants to stop it.
-        while more && !self.is_closing() {
+        for _ in 0..TIMES_IN_A_TURN {
+            // The queue is let go of now and then, for whoever wants to stop it.
             let told = ring.with(|queue| {
                 more = (0..CHAINS_AT_ONCE).all(|_| self.fill_one(queue, &deliver));
                 queue.must_signal()
             });
             signal |= told;
+            if !more || self.is_closing() {
+                break;
+            }
         }
         if signal {
             ring.signal();
         }
+        more
     }
 
     /// Puts one message into the next chain, or gives back a chain that takes none. Answers whether there may be

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
+use log::Level;
+use paraverbs_tenant::{LogLimit, Notify};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -64,6 +66,7 @@ fn place_of(queue: u16) -> Option<(usize, usize)> {
 #[derive(Debug)]
 pub(crate) struct Connection {
     name: Arc<str>,
+    log: Arc<LogLimit>,
     host: Arc<RdmaHost>,
     device: Device,
     wake: Arc<Wake>,
@@ -112,7 +115,7 @@ impl Ring for Served<'_> {
 
 impl Connection {
     pub(crate) fn new(
-        name: Arc<str>,
+        (name, log): (Arc<str>, Arc<LogLimit>),
         host: Arc<RdmaHost>,
         device: Device,
         wake: Arc<Wake>,
@@ -120,6 +123,7 @@ impl Connection {
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
+            log,
             host,
             device,
             wake,
@@ -138,15 +142,19 @@ impl Connection {
         &self.device
     }
 
-    /// Lets the workers wait for what doesn't come from the guest.
+    /// Lets the workers wait for what doesn't come from the guest. If that fails it can be tried again.
     pub(crate) fn register(&self, daemon: &VhostUserDaemon<Arc<Self>>) -> io::Result<()> {
+        let once = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        };
         for (worker, handler) in daemon.get_epoll_handlers().iter().enumerate() {
             let waken = self.wake.consumer(worker).ok_or(io::ErrorKind::NotFound)?;
-            handler.register_listener(waken.as_raw_fd(), EventSet::IN, WAKEN)?;
+            once(handler.register_listener(waken.as_raw_fd(), EventSet::IN, WAKEN))?;
             if worker == EVENT_WORKER {
                 let lost = paraverbs_guard::loss_event()?;
                 let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
-                handler.register_listener(lost.as_raw_fd(), edges, MEMORY_LOST)?;
+                once(handler.register_listener(lost.as_raw_fd(), edges, MEMORY_LOST))?;
             }
         }
         Ok(())
@@ -202,7 +210,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Works on one queue.
+    /// Works on one queue; if there is more to do it comes again, behind others.
     fn serve(&self, queue: u16, vring: &Vring) {
         let ring = Served { vring, memory: &self.memory };
         match Role::at(queue) {
@@ -213,22 +221,33 @@ impl Connection {
                 if running && !self.event_queue_started.swap(true, Ordering::AcqRel) {
                     self.device.event_queue_started(&ring, || self.host.next_generation());
                 }
-                self.device.events(&ring);
+                if self.device.events(&ring) {
+                    self.wake.events();
+                }
             }
-            Some(Role::MadSend) => self.device.mad_send(&ring),
+            Some(Role::MadSend) => {
+                if self.device.mad_send(&ring) {
+                    self.wake.mads();
+                }
+            }
             Some(Role::Kick(_)) if vring.was_kicked() => self.device.kick(),
-            Some(Role::Vector(vector)) => self.device.completions(vector, &ring),
+            Some(Role::Vector(vector)) => {
+                if self.device.completions(vector, &ring) {
+                    self.wake.completions(vector);
+                }
+            }
             Some(Role::Kick(_) | Role::MadReceive) | None => {}
         }
     }
 
-    /// Delivers what came for the guest.
+    /// Delivers what came for the guest, and goes on with queues whose turn ended.
     fn deliver(&self, vrings: &[Vring]) {
         let due = self.wake.take();
         for queue in 0..QUEUES {
             let due = match Role::at(queue) {
                 Some(Role::Event) => due.events(),
                 Some(Role::Vector(vector)) => due.completions(vector),
+                Some(Role::MadSend) => due.mads(),
                 _ => false,
             };
             if let Some((EVENT_WORKER, place)) = place_of(queue).filter(|_| due)
@@ -242,7 +261,8 @@ impl Connection {
     /// Some guest has taken memory away: if it was this one, it is cut off.
     fn check_memory(&self) {
         if self.table().is_lost() {
-            log::warn!("guest {}: took its memory away while it was in use; disconnected", self.name);
+            let level = self.log.level(Level::Warn);
+            log::log!(level, "guest {}: took its memory away while it was in use; disconnected", self.name);
             self.end();
         }
     }
@@ -298,7 +318,8 @@ impl VhostUserBackend for Connection {
                 Ok(guard) => guard.replace(Memory::new()),
                 Err(poisoned) => poisoned.into_inner().replace(Memory::new()),
             }
-            log::warn!("guest {}: {}; disconnected", self.name, chain_of(&refused));
+            let level = self.log.level(Level::Warn);
+            log::log!(level, "guest {}: {}; disconnected", self.name, chain_of(&refused));
             self.end();
             io::Error::other(refused)
         })

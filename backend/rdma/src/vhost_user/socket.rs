@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use paraverbs_tenant::{GuestConfig, TeardownReport, Tenant};
+use log::Level;
+use paraverbs_tenant::{GuestConfig, LogLimit, TeardownReport, Tenant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
@@ -71,6 +72,7 @@ struct Shared {
     host: Arc<RdmaHost>,
     config: GuestSocketConfig,
     name: Arc<str>,
+    log: Arc<LogLimit>,
     stopped: AtomicBool,
     stop: OwnedFd,
     connection: Mutex<Option<Arc<Connection>>>,
@@ -114,6 +116,7 @@ impl GuestSocket {
         let shared = Arc::new(Shared {
             host: Arc::clone(host),
             name: Arc::from(config.name.as_str()),
+            log: Arc::default(),
             stopped: AtomicBool::new(false),
             stop: stop.map_err(|errno| system(errno.into()))?,
             connection: Mutex::default(),
@@ -223,7 +226,7 @@ impl Shared {
         while self.wait_for_guest(waiting) {
             self.host.wait_until_up(|| self.is_stopped());
             if let Err(error) = self.serve_one(listener) {
-                log::warn!("guest {}: connection refused: {}", self.name, chain_of(&error));
+                self.note(Level::Warn, format_args!("connection refused: {}", chain_of(&error)));
                 self.turn_away(waiting, listener);
             }
         }
@@ -257,8 +260,18 @@ impl Shared {
             // Accepted and dropped; or it has gone by itself.
             let _gone = listener.accept();
         }
+        self.pause();
+    }
+
+    /// Waits a little, but not when the socket is stopped.
+    fn pause(&self) {
         let mut stop = [PollFd::new(&self.stop, PollFlags::IN)];
         let _interrupted = poll(&mut stop, Some(&AFTER_FAILURE));
+    }
+
+    /// A line of the log about this guest, which can bring about some of them only.
+    fn note(&self, level: Level, line: std::fmt::Arguments<'_>) {
+        log::log!(self.log.level(level), "guest {}: {line}", self.name);
     }
 
     /// Takes the guest that waits, and serves it until it has gone.
@@ -266,8 +279,8 @@ impl Shared {
         let wake = Arc::new(Wake::new()?);
         let tenant = self.host.admit(self.config.guest.clone(), Arc::clone(&wake) as _)?;
         let device = Device::new(tenant, self.host.relay());
-        let (name, host) = (Arc::clone(&self.name), Arc::clone(&self.host));
-        let connection = Connection::new(name, host, device, wake, self.config.require_seals);
+        let (who, host) = ((Arc::clone(&self.name), Arc::clone(&self.log)), Arc::clone(&self.host));
+        let connection = Connection::new(who, host, device, wake, self.config.require_seals);
         let served = self.converse(&connection, listener);
         // Where there was no conversation; a second time it does nothing.
         connection.device().close();
@@ -280,8 +293,7 @@ impl Shared {
         let mut daemon = VhostUserDaemon::new(thread_name(&self.name), Arc::clone(connection), memory)
             .map_err(ServeError::Daemon)?;
         if let Err(error) = connection.register(&daemon) {
-            // Workers that can't be told to end would be waited for without end: they stay, idle.
-            std::mem::forget(daemon);
+            self.give_up(connection, daemon);
             return Err(error.into());
         }
         let started = daemon.start(listener).map_err(ServeError::Daemon);
@@ -296,10 +308,24 @@ impl Shared {
         started
     }
 
+    /// Ends workers that could not be told to end, as soon as they can be: or each try would leave some behind.
+    fn give_up(&self, connection: &Arc<Connection>, daemon: VhostUserDaemon<Arc<Connection>>) {
+        while !self.is_stopped() {
+            self.pause();
+            if connection.register(&daemon).is_ok() {
+                connection.device().close();
+                connection.end_workers();
+                return;
+            }
+        }
+        // They would be waited for without end: they stay, idle.
+        std::mem::forget(daemon);
+    }
+
     /// Waits until the guest has gone.
     fn attend(&self, connection: &Arc<Connection>, daemon: &mut VhostUserDaemon<Arc<Connection>>) {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        log::info!("guest {}: connected", self.name);
+        self.note(Level::Info, format_args!("connected"));
         if let Some(handle) = daemon.shutdown_handle() {
             connection.connected(handle);
         }
@@ -310,22 +336,19 @@ impl Shared {
         match daemon.wait() {
             Ok(()) => {}
             Err(DaemonError::HandleRequest(ProtocolError::Disconnected | ProtocolError::PartialMessage)) => {}
-            Err(error) => log::warn!("guest {}: {error}; disconnected", self.name),
+            Err(error) => self.note(Level::Warn, format_args!("{error}; disconnected")),
         }
         *lock(&self.connection) = None;
     }
 
     fn tell(&self, report: TeardownReport) {
         *lock(&self.last_teardown) = Some(report);
-        if report.not_given_back == 0 && report.bytes_left_mapped == 0 {
-            log::info!("guest {}: disconnected, everything was given back", self.name);
+        let TeardownReport { not_given_back, bytes_left_mapped } = report;
+        if not_given_back == 0 && bytes_left_mapped == 0 {
+            self.note(Level::Info, format_args!("disconnected, everything was given back"));
         } else {
-            log::warn!(
-                "guest {}: disconnected; the HCA keeps {} objects and {} bytes of memory until its reset",
-                self.name,
-                report.not_given_back,
-                report.bytes_left_mapped
-            );
+            let left = format_args!("{not_given_back} objects and {bytes_left_mapped} bytes of memory");
+            self.note(Level::Warn, format_args!("disconnected; the HCA keeps {left} until its reset"));
         }
     }
 }

@@ -11,8 +11,10 @@ pub(crate) const WORKERS: usize = 3;
 /// The worker of the event queue and the completion vectors.
 pub(crate) const EVENT_WORKER: usize = 1;
 
-/// The bit of asynchronous events; that of a vector is above it.
+/// The bits of asynchronous events and of MADs; that of a vector is above them.
 const EVENTS: u32 = 1;
+const MADS: u32 = 2;
+const FIRST_VECTOR: u32 = 4;
 
 /// What there is to do for the worker of events.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,11 @@ impl Due {
         self.0 & EVENTS != 0
     }
 
+    /// Whether there are MADs left in their queue.
+    pub(crate) fn mads(self) -> bool {
+        self.0 & MADS != 0
+    }
+
     /// Whether there are completion events of a vector.
     pub(crate) fn completions(self, vector: u16) -> bool {
         self.0 & vector_bit(vector) != 0
@@ -31,7 +38,7 @@ impl Due {
 }
 
 fn vector_bit(vector: u16) -> u32 {
-    2u32.checked_shl(u32::from(vector)).unwrap_or(0)
+    FIRST_VECTOR.checked_shl(u32::from(vector)).unwrap_or(0)
 }
 
 /// An eventfd for each worker, and what the worker of events has to do.
@@ -67,6 +74,11 @@ impl Wake {
             let _empty = consumer.consume();
         }
         Due(self.due.swap(0, Ordering::AcqRel))
+    }
+
+    /// There are MADs left in their queue.
+    pub(crate) fn mads(&self) {
+        self.mark(MADS);
     }
 
     fn mark(&self, bit: u32) {

@@ -1,14 +1,17 @@
 //! Sockets' paths, and what else can come over them.
 
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use paraverbs_rdma::{GuestSocket, ListenError};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_rdma::queue::CONTROL;
 use virtio_rdma::request::domain::AllocPd;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::guest::{Guest, VERSION_1, connect, wait_until};
 use crate::scene::Scene;
@@ -119,4 +122,39 @@ fn call_that_is_full_and_kick_that_is_empty_hold_nobody_up() {
     }
     socket.stop();
     assert_eq!(scene.hca.guests(), 0);
+}
+
+#[test]
+fn call_that_the_guest_fills_again_and_again_does_not_hold_up_the_end() {
+    let scene = Scene::new();
+    let socket = scene.socket("a");
+    let mut guest = Guest::new(socket.path());
+    let call = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    guest.frontend.set_vring_call(usize::from(CONTROL), &call).unwrap();
+    let filled = Epoll::new().unwrap();
+    filled.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Waits until the counter is empty, and fills it.
+        let filler = scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                call.write(u64::MAX - 1).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            guest.send(&AllocPd {}, &[]);
+            wait_until(|| guest.try_used(CONTROL).is_some());
+            call.read().unwrap();
+        }
+        guest.send(&AllocPd {}, &[]);
+        socket.stop();
+        stop.store(true, Ordering::SeqCst);
+        while !filler.is_finished() {
+            // What it fills is left full, or empty if it has seen the flag.
+            if filled.wait(0, &mut [EpollEvent::default()]).unwrap() == 1 {
+                call.read().unwrap();
+            }
+        }
+    });
+    assert_eq!((scene.hca.guests(), scene.hca.left()), (0, (0, 0)));
 }

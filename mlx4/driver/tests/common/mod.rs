@@ -5,6 +5,7 @@
 
 pub mod end;
 
+use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -76,7 +77,7 @@ impl Card {
         let (sender, events) = channel();
         let config = Config { events: Arc::new(Events::new(sender)), ..config() };
         let hca = Hca::open(self.seam(), &config).expect("the driver opens");
-        Host { hca, events }
+        Host { hca, events, passed: RefCell::default() }
     }
 }
 
@@ -90,16 +91,23 @@ pub fn config() -> Config {
 pub struct Host {
     pub hca: Hca,
     pub events: Receiver<Event>,
+    /// Events that came while another one was waited for.
+    passed: RefCell<Vec<Event>>,
 }
 
 impl Host {
-    /// Waits for an event.
+    /// Waits for an event; those that come before it can be waited for later.
     pub fn wait_for(&self, wanted: Event) {
+        let mut passed = self.passed.borrow_mut();
+        if let Some(place) = passed.iter().position(|event| *event == wanted) {
+            passed.remove(place);
+            return;
+        }
         let deadline = Instant::now() + PATIENCE;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             match self.events.recv_timeout(left) {
                 Ok(event) if event == wanted => return,
-                Ok(_) => {}
+                Ok(event) => passed.push(event),
                 Err(_) => break,
             }
         }
