@@ -58,6 +58,20 @@ fn demo_passes_every_check() {
 }
 
 #[test]
+fn temporary_folder_that_can_not_be_used_ends_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (none, deep) = (folder.path().join("none"), folder.path().join("x".repeat(100)));
+    std::fs::create_dir(&deep).unwrap();
+    for path in [&none, &deep] {
+        let output = demo().env("TMPDIR", path).stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("set TMPDIR to") && text.lines().count() == 1, "{text}");
+    }
+    assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 0, "the demo has left its folder");
+}
+
+#[test]
 fn demo_that_is_interrupted_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = demo();

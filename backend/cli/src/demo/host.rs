@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
 use tempfile::TempDir;
@@ -14,6 +14,9 @@ use super::guests::NAMES;
 
 /// When guests have gone, what they had is taken from the HCA within this time.
 const TEARDOWN: Duration = Duration::from_secs(5);
+
+/// Bytes of a path that Unix sockets can have.
+const SOCKET_PATH_MAX: usize = 107;
 
 /// How long the daemon's thread looks for work before it sleeps: it needs a core beside that of one guest only,
 /// since two guests that poll at once have another one.
@@ -46,6 +49,12 @@ impl Host {
             .tempdir()
             .context("make a temporary folder; set TMPDIR to one that you may write to")?;
         let sockets = NAMES.map(|name| folder.path().join(format!("{name}.sock")));
+        if sockets[0].as_os_str().len() > SOCKET_PATH_MAX {
+            bail!(
+                "the temporary folder {} is too deep for sockets; set TMPDIR to a shorter path",
+                folder.path().display()
+            );
+        }
         let guest = |(name, socket): (&&str, &PathBuf)| GuestEntry::new(name, socket, GuestKind::Process);
         let config = Config {
             device: Device::default(),

@@ -16,7 +16,7 @@ const WRITTEN: u8 = 0xa5;
 /// What makes the key wrong: the part of it that the owner chooses is another one.
 const WRONG: u32 = 0x2b;
 /// No event takes that long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Plays one side.
 pub(super) fn run(link: &mut Link, context: &Context, side: Side) -> Result<Answer> {
