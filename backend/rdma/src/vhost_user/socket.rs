@@ -178,6 +178,7 @@ impl GuestSocket {
         // Only a full counter fails, and that wakes too.
         let _full = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         self.shared.host.look_again();
+        self.disconnect();
         while !self.shared.wait_until_ended(HANG_UP_AGAIN) {
             self.disconnect();
         }
