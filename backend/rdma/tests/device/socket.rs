@@ -133,6 +133,11 @@ fn call_that_the_guest_fills_again_and_again_does_not_hold_up_the_end() {
     guest.frontend.set_vring_call(usize::from(CONTROL), &call).unwrap();
     let filled = Epoll::new().unwrap();
     filled.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0)).unwrap();
+    let empty = || {
+        if filled.wait(0, &mut [EpollEvent::default()]).unwrap() == 1 {
+            call.read().unwrap();
+        }
+    };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Waits until the counter is empty, and fills it.
@@ -143,17 +148,18 @@ fn call_that_the_guest_fills_again_and_again_does_not_hold_up_the_end() {
         });
         for _ in 0..20 {
             guest.send(&AllocPd {}, &[]);
-            wait_until(|| guest.try_used(CONTROL).is_some());
-            call.read().unwrap();
+            // The worker may wait for room in the call: it gets some until it was faster than the filler.
+            wait_until(|| {
+                empty();
+                guest.try_used(CONTROL).is_some()
+            });
         }
         guest.send(&AllocPd {}, &[]);
         socket.stop();
         stop.store(true, Ordering::SeqCst);
         while !filler.is_finished() {
             // What it fills is left full, or empty if it has seen the flag.
-            if filled.wait(0, &mut [EpollEvent::default()]).unwrap() == 1 {
-                call.read().unwrap();
-            }
+            empty();
         }
     });
     assert_eq!((scene.hca.guests(), scene.hca.left()), (0, (0, 0)));
