@@ -40,6 +40,8 @@ pub const QUERY_FW: Table = &[
 ];
 
 pub const QUERY_DEV_CAP: Table = &[
+    // Two are possible, but this card has one.
+    (&["ib_port.num_ports"], RefusedOr(&["QUERY_PORT failed with BAD_PARAM"])),
     (
         &[
             "qp.log2_max_srq_sz",
@@ -52,7 +54,6 @@ pub const QUERY_DEV_CAP: Table = &[
             "sys_eqs.num_sys_eqs",
             "rdma.log2_max_ra_req_qp",
             "rdma.log2_max_ra_res_qp",
-            "ib_port.num_ports",
             "flags.ud",
             "flags.rc",
             "uar.log2_uar_sz_mb",

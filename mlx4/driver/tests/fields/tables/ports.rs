@@ -1,6 +1,6 @@
 //! What agents and ports say.
 
-use super::super::lab::Expect::{Ends, Free, Refused, RefusedOr, RefusedWith, Unread};
+use super::super::lab::Expect::{Ends, Free, Refused, RefusedAt, RefusedWith, Unread};
 use super::super::lab::Table;
 use super::CODES;
 
@@ -125,7 +125,7 @@ pub const GUID_INFO: Table = &[(&["guids"], Free(CODES))];
 
 pub const P_KEY_TABLE: Table = &[(&["p_keys"], Free(CODES))];
 
-pub const SL_TO_VL: Table = &[(&["pairs"], RefusedOr(&["without a virtual lane"]))];
+pub const SL_TO_VL: Table = &[(&["pairs"], RefusedAt(u64::MAX / 15 * 9, &["without a virtual lane"]))];
 
 /// All but the attribute.
 pub const SMP: Table = &[

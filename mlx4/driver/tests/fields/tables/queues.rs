@@ -311,8 +311,10 @@ pub const READ_CQE: Table = &[
 
 /// Of a management datagram.
 pub const SPECIAL_CQE: Table = &[
-    (&["slid"], RefusedAt(0xc000)),
-    (&["qp.qpn", "byte_count", "wqe_index", "owner.is_send", "owner.opcode"], Refused),
+    (&["slid"], RefusedAt(0xc000, &[])),
+    (&["qp.qpn", "byte_count", "wqe_index", "owner.is_send"], Refused),
+    // The opcode of an error is one: there is no datagram then.
+    (&["owner.opcode"], RefusedOr(NOTHING)),
     (
         &["source.grh", "source.path_bits", "source.remote_qpn", "sl.sl"],
         Ends(&[], "handed to the firmware's agent, which needs none of them for a directed route"),
