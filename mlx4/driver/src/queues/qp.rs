@@ -136,6 +136,7 @@ impl QueuePair {
                 Service::Rc => ServiceType::RC,
                 Service::Uc => ServiceType::UC,
                 Service::Ud => ServiceType::UD,
+                Service::Xrc => ServiceType::XRC,
                 Service::Mlx => ServiceType::MLX,
             },
             send: send.wq_size(),
