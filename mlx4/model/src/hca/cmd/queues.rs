@@ -114,7 +114,7 @@ pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let burst = hca.command_burst(running);
     let context: SrqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
-    let srq = Srq::new(&burst, &running.rings, command.modifier, &context)?;
+    let srq = Srq::new(&burst, running, command.modifier, &context)?;
     running.srqs.insert(command.modifier, Arc::new(srq));
     Ok(0)
 }
