@@ -52,6 +52,8 @@ pub enum EventElement {
     Cq(u32),
     /// A queue pair: its number ([`Qp::qpn`](crate::Qp::qpn)).
     Qp(u32),
+    /// An SRQ: its number ([`Srq::srqn`](crate::Srq::srqn)).
+    Srq(u32),
     /// A port, from 1.
     Port(u8),
     /// The device.

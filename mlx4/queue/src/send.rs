@@ -82,6 +82,11 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
         self.geometry.requests() - self.head.wrapping_sub(self.tail)
     }
 
+    /// The 16-bit counter of the next request that is posted.
+    pub fn next_index(&self) -> u16 {
+        (self.head & 0xffff) as u16
+    }
+
     /// Whether no request is outstanding.
     pub fn is_empty(&self) -> bool {
         self.head == self.tail

@@ -26,6 +26,7 @@ const MOST_KEPT: usize = 1024;
 pub(crate) enum ObjectKind {
     Cq,
     Qp,
+    Srq,
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +114,7 @@ impl Asynchronous {
         match event.event_type.subject()? {
             EventSubject::Cq => number(ObjectKind::Cq).map(EventElement::Cq),
             EventSubject::Qp => number(ObjectKind::Qp).map(EventElement::Qp),
-            EventSubject::Srq => None,
+            EventSubject::Srq => number(ObjectKind::Srq).map(EventElement::Srq),
             EventSubject::Port => Some(EventElement::Port(event.port)),
             EventSubject::Device => Some(EventElement::Device),
         }
@@ -187,6 +188,7 @@ impl Asynchronous {
         let element = match kind {
             ObjectKind::Cq => EventElement::Cq(number),
             ObjectKind::Qp => EventElement::Qp(number),
+            ObjectKind::Srq => EventElement::Srq(number),
         };
         let mut kept = lock(&self.kept);
         kept.events.retain(|event| event.element != element);

@@ -361,7 +361,7 @@ fn device_that_does_not_fit_is_refused() {
         change(&mut fake.config);
         Open::new(Arc::new(fake)).unwrap_err().to_string()
     };
-    assert!(refused(|config| config.format.cqe_bytes = U16::new(64)).contains("completions of 64 bytes"));
+    assert!(refused(|config| config.format.cqe_bytes = U16::new(128)).contains("32 or 64 bytes"));
     assert!(refused(|config| config.format.headroom_bytes = U16::new(4096)).contains("farther ahead"));
     assert!(refused(|config| config.state = DeviceState::FAILED).contains("could not bring the HCA up"));
 }
