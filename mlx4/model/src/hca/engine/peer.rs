@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use mlx4_wire::ctx::path::AddressPath;
-use mlx4_wire::ctx::qp::QpState;
+use mlx4_wire::ctx::qp::{QpState, ServiceType};
 
 use super::datagram::own_lid;
 use super::receive::ReceiveWork;
@@ -67,7 +67,11 @@ impl<'s> Peer<'s> {
         let (hca, burst, running, qp) = (self.hca(), &self.burst, &*self.running, &*self.qp);
         let side = Side { hca, burst, running, qp, attrs };
         let (from, to) = (own.port()?, hca.node.port(self.port)?);
-        let same = attrs.service == own.attrs.service && attrs.port == self.port && attrs.special.is_none();
+        let xrc = own.attrs.service == ServiceType::XRC;
+        let same = attrs.service == own.attrs.service
+            && attrs.xrcd.is_some() == xrc
+            && attrs.port == self.port
+            && attrs.special.is_none();
         if !same || !is_receiving(qp.state()) || !self.is_from(own, from, &attrs.path, to) {
             return None;
         }

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx4_wire::cqe::{CqeOwner, CqeSl, CqeSource, ReceiveOpcode, Syndrome};
-use mlx4_wire::ctx::qp::{QpState, ServiceType};
+use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::{Number24, U32};
 use vm_memory::VolatileMemory;
@@ -77,12 +77,14 @@ pub(super) struct Responder<'a> {
     side: Side<'a>,
     work: &'a mut ReceiveWork,
     reliable: bool,
+    /// XRC: the SRQ that requests name.
+    pub(super) srqn: u32,
 }
 
 impl<'a> Responder<'a> {
     pub(super) fn new(side: Side<'a>, work: &'a mut ReceiveWork) -> Self {
-        let reliable = side.attrs.service == ServiceType::RC;
-        Self { side, work, reliable }
+        let reliable = side.attrs.is_reliable();
+        Self { side, work, reliable, srqn: 0 }
     }
 
     /// A part of a SEND.
@@ -102,7 +104,7 @@ impl<'a> Responder<'a> {
             let event = Some(EventType::WQ_INVALID_REQUEST);
             return Err(self.end(Some(Syndrome::LOCAL_LENGTH_ERR), event, Nak::InvalidRequest));
         }
-        let user = (ReceiveWork::pd(&self.side), Rights::LocalWrite);
+        let user = (self.work.pd(&self.side), Rights::LocalWrite);
         let copied = Walk::start(self.side.burst, &self.work.list, empty(), user, part.done, part.len)
             .map_err(CopyFault::Target)
             .and_then(|mut to| copy(from, &mut to, part.len));
@@ -240,6 +242,7 @@ impl<'a> Responder<'a> {
             }
         }
         self.establish();
+        self.find_shared()?;
         if !self.reliable && part.is_first() {
             self.work.message = None;
         }
@@ -252,6 +255,25 @@ impl<'a> Responder<'a> {
             return Ok(true);
         }
         Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+    }
+
+    /// XRC: finds the SRQ that a request names. One that isn't there or belongs to another domain is an
+    /// invalid request (IBTA vol. 1, annex A14).
+    fn find_shared(&mut self) -> Result<(), Answer> {
+        let Some(xrcd) = self.side.attrs.xrcd else { return Ok(()) };
+        if self.work.shared.as_ref().is_some_and(|srq| srq.srqn == self.srqn && srq.is_live()) {
+            return Ok(());
+        }
+        match self.side.running.srqs.get(self.srqn).filter(|srq| srq.is_in_domain(xrcd)) {
+            Some(srq) if srq.srqn == self.srqn => {
+                self.work.shared = Some(srq);
+                Ok(())
+            }
+            _ => {
+                log::debug!("QP {:#x}: SRQ {:#x} isn't of its domain", self.side.attrs.qpn, self.srqn);
+                Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+            }
+        }
     }
 
     /// UC: packets are lost. The next message that begins is taken (IBTA vol. 1, 9.8.2.2).
@@ -285,7 +307,7 @@ impl<'a> Responder<'a> {
             return Ok(None);
         }
         let (va, len) = (remote.va.wrapping_add(part.done), part.total - part.done);
-        tpt::check(self.side.burst, remote.rkey, self.side.attrs.pd, va, len, rights)
+        tpt::check(self.side.burst, remote.rkey, self.work.remote_pd(&self.side), va, len, rights)
             .map(Some)
             .map_err(|fault| self.no_access(&fault))
     }
@@ -357,7 +379,7 @@ impl<'a> Responder<'a> {
         cqe.slid = attrs.path.remote_lid;
         cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
         self.side.hca.counters.receive_wqes.add(1);
-        self.side.receive_done(&cqe, notice.solicited);
+        self.work.done(&self.side, cqe, notice.solicited);
     }
 }
 
