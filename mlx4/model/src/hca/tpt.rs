@@ -1,7 +1,9 @@
-//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM at each use, since
-//! the driver may edit both in place.
+//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM anew in each burst,
+//! since the driver may edit both in place; [`cache`] has what a burst remembers.
 //!
 //! The order of the checks is the hardware's: slot, key, status, protection domain, rights, bounds.
+
+mod cache;
 
 use std::sync::atomic::Ordering;
 
@@ -12,6 +14,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::{Burst, IcmFault};
 use crate::mem::{Access, DmaFault};
+pub(crate) use cache::KeyCache;
+use cache::Place;
 
 /// Why an access through a memory key was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +99,20 @@ pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(
     Ok(())
 }
 
+/// The entry of a key, and its place in the burst's cache.
+fn valid_mpt(burst: &Burst, key: u32) -> Result<(Place, MptEntry), KeyFault> {
+    let changes = burst.icm_changes();
+    if let Some(found) = burst.keys.find(key, changes) {
+        return Ok(found);
+    }
+    let index = key_to_mpt_index(key);
+    let mpt = read_mpt(burst, index).map_err(|_| KeyFault::Invalid(key))?;
+    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
+        return Err(KeyFault::Invalid(key));
+    }
+    Ok((burst.keys.insert(key, changes, &mpt), mpt))
+}
+
 /// log2 of the smallest page that an MTT entry can name.
 const PAGE_SHIFT_MIN: u8 = 9;
 
@@ -109,6 +127,8 @@ pub(crate) struct Region {
     access: Access,
     /// The pages last looked up.
     run: Run,
+    /// Where the key is in the burst's cache.
+    place: Place,
 }
 
 /// Pages that follow each other both in virtual addresses and on the bus.
@@ -137,11 +157,7 @@ pub(crate) fn check(
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let index = key_to_mpt_index(key);
-    let mpt = read_mpt(burst, index).map_err(|_| KeyFault::Invalid(key))?;
-    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
-        return Err(KeyFault::Invalid(key));
-    }
+    let (place, mpt) = valid_mpt(burst, key)?;
     if mpt.pd.pd() != pd {
         return Err(KeyFault::Domain { key, region: mpt.pd.pd(), user: pd });
     }
@@ -163,7 +179,7 @@ pub(crate) fn check(
         }
         Some((mpt.mtt_base(), u8::try_from(shift).unwrap_or(PAGE_SHIFT_MIN)))
     };
-    Ok(Region { va, left: len, start, pages, access: rights.dma(), run: Run::default() })
+    Ok(Region { va, left: len, start, pages, access: rights.dma(), run: burst.keys.run(place), place })
 }
 
 impl Region {
@@ -193,6 +209,7 @@ impl Region {
         let mut deep = self.va.wrapping_sub(self.run.va);
         if deep >= self.run.len {
             self.run = self.look_up(burst, table, shift, want)?;
+            burst.keys.set_run(self.place, self.run);
             deep = self.va.wrapping_sub(self.run.va);
         }
         Ok((self.run.bus.wrapping_add(deep), self.run.len - deep))
