@@ -17,6 +17,7 @@ use super::wqe::pointer;
 use crate::hca::qp::Queue;
 use crate::hca::ring::RingFault;
 use crate::hca::srq::{self, NEXT_SEGMENT_BYTES, Srq};
+use crate::hca::tpt::User;
 
 /// Where the receive half of a queue pair stands.
 #[derive(Debug, Default)]
@@ -85,9 +86,10 @@ impl ReceiveWork {
         self.counter
     }
 
-    /// Protection domain of the receive WQEs' keys.
-    pub(super) fn pd(side: &Side<'_>) -> u32 {
-        side.attrs.srq.as_ref().map_or(side.attrs.pd, |srq| srq.pd)
+    /// Whose keys the receive WQEs use: of an SRQ those of its own protection domain.
+    pub(super) fn user(side: &Side<'_>) -> User {
+        let own = side.user();
+        User { pd: side.attrs.srq.as_ref().map_or(own.pd, |srq| srq.pd), ..own }
     }
 
     /// Takes the next receive WQE, unless one is in hand. One that has room for less than `least` bytes
