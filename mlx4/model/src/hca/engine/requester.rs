@@ -9,14 +9,14 @@ use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::ServiceType;
 use vm_memory::VolatileSlice;
 
-use super::Next;
 use super::peer::Peer;
 use super::responder::{Answer, Nak, Notice, Part, Responder};
 use super::send::{Budget, Current, SendWork};
 use super::sg::{Slices, Walk, copy};
 use super::side::Side;
 use super::traffic::Run;
-use super::wqe::{AtomicOp, Remote, Request};
+use super::wqe::{AtomicOp, Header, Remote, Request};
+use super::{Next, keys};
 use crate::hca::tpt::Rights;
 
 /// Executes the send queue of an RC, UC or XRC queue pair.
@@ -59,6 +59,12 @@ impl Requester<'_, '_> {
             Request::Nop => self.work.finish(self.side, 0),
             Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
             Request::Atomic(remote, op) => self.atomic(&remote, op)?,
+            Request::Bind(_) | Request::LocalInvalidate(_) | Request::FastRegister(_) => {
+                match keys::execute(self.side, &current.header.request) {
+                    Ok(()) => self.work.finish(self.side, 0),
+                    Err(syndrome) => return Err(self.fail(syndrome)),
+                }
+            }
             Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
         }
         self.work.advance(self.side, &mut self.budget)
@@ -103,11 +109,12 @@ impl Requester<'_, '_> {
     /// Carries a part to the other end, or from there.
     fn exchange(&mut self, current: &Current, part: &Part) -> Answer {
         let header = &current.header;
-        let notice = Notice { immediate: header.immediate, solicited: header.solicited };
+        let Header { immediate, invalidate, solicited, .. } = *header;
+        let notice = Notice { immediate, invalidate, solicited };
         let read = matches!(header.request, Request::Read(_));
         let rights = if read { Rights::LocalWrite } else { Rights::LocalRead };
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, rights);
+        let user = (self.side.user(), rights);
         let mut walk = match Walk::start(self.side.burst, list, inline, user, part.done, part.len) {
             Ok(walk) => walk,
             Err(fault) => return Answer::Local(fault),
@@ -158,7 +165,7 @@ impl Requester<'_, '_> {
     /// is checked first, since the operation can't be taken back.
     fn operate(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Answer> {
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, Rights::LocalWrite);
+        let user = (self.side.user(), Rights::LocalWrite);
         let mut walk = Walk::start(self.side.burst, list, inline, user, 0, 8).map_err(Answer::Local)?;
         let (_, far) = self.far.as_mut().ok_or(Answer::Silence)?;
         let mut before = far.atomic(self.work.psn, remote, op)?.to_ne_bytes();
@@ -169,7 +176,9 @@ impl Requester<'_, '_> {
     fn count(&self, current: &Current, part: &Part) {
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
-        let immediate = if part.is_last() && current.header.immediate.is_some() { IMMEDIATE } else { 0 };
+        let header = &current.header;
+        let told = header.immediate.is_some() || header.invalidate.is_some();
+        let immediate = if part.is_last() && told { IMMEDIATE } else { 0 };
         self.count_packets(match current.header.request {
             Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
             Request::Write(_) if part.is_first() => {
@@ -199,5 +208,6 @@ const RETH: u64 = 4;
 const AETH: u64 = 1;
 const ATOMIC_ETH: u64 = 7;
 const ATOMIC_ACK_ETH: u64 = 2;
+/// Immediate data, or a key to invalidate.
 const IMMEDIATE: u64 = 1;
 const XRC_ETH: u64 = 1;

@@ -176,9 +176,10 @@ fn local_errors_leave_the_other_end_alone() {
         (ctrl(Opcode::RDMA_READ), one_sided(&target, &[whole(&read_only)]), Syndrome::LOCAL_PROT_ERR),
         (ctrl(Opcode::ATOMIC_FA), atomic(&target, 1, 0, &part(&read_only, 0, 8)), Syndrome::LOCAL_PROT_ERR),
         (zero_units, vec![], Syndrome::LOCAL_QP_OP_ERR),
-        (ctrl(Opcode::LOCAL_INVALIDATE), vec![[0; 16]; 2], Syndrome::LOCAL_QP_OP_ERR),
-        (ctrl(Opcode::SEND_INVALIDATE), vec![], Syndrome::LOCAL_QP_OP_ERR),
-        (ctrl(Opcode::BIND_MW), vec![[0; 16]; 2], Syndrome::LOCAL_QP_OP_ERR),
+        (ctrl(Opcode::LOCAL_INVALIDATE), vec![[0; 16]; 2], Syndrome::MW_BIND_ERR),
+        (ctrl(Opcode::LOCAL_INVALIDATE), vec![[0; 16]], Syndrome::LOCAL_QP_OP_ERR),
+        (ctrl(Opcode::BIND_MW), vec![[0; 16]; 2], Syndrome::MW_BIND_ERR),
+        (ctrl(Opcode::BIND_MW), vec![[0; 16]], Syndrome::LOCAL_QP_OP_ERR),
         (ctrl(Opcode::FAST_REGISTER), vec![[0; 16]; 3], Syndrome::LOCAL_QP_OP_ERR),
         (ctrl(Opcode(0x1f)), vec![], Syndrome::LOCAL_QP_OP_ERR),
     ];

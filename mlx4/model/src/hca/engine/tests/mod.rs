@@ -3,6 +3,7 @@
 //! The tests write WQEs, doorbell records, memory keys and multicast groups as a driver would; the objects
 //! are made by the functions that the commands use.
 
+mod atomics;
 mod connections;
 mod datagrams;
 mod failures;
@@ -12,8 +13,10 @@ mod limits;
 mod machine;
 mod management;
 mod queues;
+mod registration;
 mod shared;
 mod states;
+mod windows;
 
 /// Bytes that tell where they come from.
 fn pattern(len: usize, seed: u8) -> Vec<u8> {

@@ -108,6 +108,8 @@ pub(super) struct QpConfig {
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
+    /// Fast register work requests are allowed.
+    pub(super) fast_register: bool,
 }
 
 impl QpConfig {
@@ -128,6 +130,7 @@ impl QpConfig {
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
+            fast_register: false,
         }
     }
 }
@@ -183,6 +186,7 @@ impl TestQp {
         context.record_address = U64::new(record);
         context.pages = machine.ring_pages(buffer, pages);
         context.qkey = U32::new(config.qkey);
+        context.requester.set_fast_register(config.fast_register);
         context.primary_path.pkey_index = config.pkey_index;
         context.primary_path.sched_queue = SchedQueue::BASE;
         context.mtu_message = MtuMessage::new().with_mtu(Mtu::MTU_4096).with_log2_max_message(12);
