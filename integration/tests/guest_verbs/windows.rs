@@ -17,7 +17,7 @@ fn region(pd: &Pd) -> Mr {
 
 /// A bind of the bytes 1000 to 2000.
 fn middle(mr: &Mr, wr_id: u64, access: Access) -> MwBind<'_> {
-    MwBind { wr_id, mr, offset: 1000, length: 1000, access, zero_based: false, flags: SendFlags::SIGNALED }
+    MwBind { wr_id, mr, offset: 1000, length: 1000, access, flags: SendFlags::SIGNALED }
 }
 
 /// Binds a window of either type, and waits for it.
@@ -109,14 +109,13 @@ fn key_of_a_bind_ends_with_the_next_bind() {
     let ends = again(&guests, &pd);
     let [one, other] = &ends;
     let old = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_WRITE));
-    let at_zero = MwBind { zero_based: true, ..middle(&mr, 2, Access::REMOTE_WRITE) };
-    let new = bind(other, &mw, &at_zero);
+    let new = bind(other, &mw, &MwBind { offset: 4096, ..middle(&mr, 2, Access::REMOTE_WRITE) });
     assert_eq!(new, inc_rkey(old));
-    one.mr.write(0, b"from 0 on").unwrap();
-    write(one, 0, new, WcStatus::Success);
+    one.mr.write(0, b"elsewhere").unwrap();
+    write(one, mr.addr() + 4096, new, WcStatus::Success);
     let mut bytes = [0; 8];
-    mr.read(1000, &mut bytes).unwrap();
-    assert_eq!(&bytes, b"from 0 o");
+    mr.read(4096, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"elsewher");
     write(one, mr.addr() + 1000, old, WcStatus::RemAccessErr);
     drop((ends, mw, mr, pd, guests));
     scene.stop();
