@@ -74,6 +74,7 @@ fn message_reaches_the_queue_that_it_names_in_the_domain_of_its_connection() {
     let xrcd = hca.alloc_xrcd(far.bare.id).unwrap();
     let queue = srq(&far, xrcd.id).unwrap();
     let target = hca.create_qp(&target(&far, xrcd.id)).unwrap();
+    let mut ring = SendRing::new(&near.bare.memory, SEND_RING, SLOTS, STRIDE);
     let sender = initiator(&near);
     connect(&near, sender.id, QpKind::XrcSend, (lid, target.number));
     connect(&far, target.id, QpKind::XrcRecv, (lid, sender.number));
@@ -82,7 +83,6 @@ fn message_reaches_the_queue_that_it_names_in_the_domain_of_its_connection() {
     assert_eq!((told.retry_count, told.max_rd_atomic), (0, 0));
     post_receive(&far);
     near.write(0, b"extended");
-    let mut ring = SendRing::new(&near.bare.memory, SEND_RING, SLOTS, STRIDE);
     ring.post_to(&near.bare.memory, Opcode::SEND, &near.data(0, 8), queue.number);
     let uar = near.uar;
     let bell = |qp| Doorbell { uar, target: Target::Send(qp) };
@@ -120,10 +120,10 @@ fn queue_of_another_guest_s_domain_is_refused() {
     post_receive(&victim);
     // Both ends are the first guest's; he names the queue of the other.
     let target = hca.create_qp(&target(&near, domains[0].id)).unwrap();
+    let mut ring = SendRing::new(&near.bare.memory, SEND_RING, SLOTS, STRIDE);
     let sender = initiator(&near);
     connect(&near, sender.id, QpKind::XrcSend, (lid, target.number));
     connect(&near, target.id, QpKind::XrcRecv, (lid, sender.number));
-    let mut ring = SendRing::new(&near.bare.memory, SEND_RING, SLOTS, STRIDE);
     ring.post_to(&near.bare.memory, Opcode::SEND, &near.data(0, 8), queue.number);
     hca.ring(Doorbell { uar: near.uar, target: Target::Send(sender.id) }, 0);
     const REMOTE_INVALID_REQUEST: u8 = 0x12;

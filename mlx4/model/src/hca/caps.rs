@@ -1,8 +1,8 @@
 //! The limits and capabilities of this ConnectX-3, in one place: QUERY_DEV_CAP and QUERY_PORT report them,
 //! and the commands hold the driver to them.
 //!
-//! Not offered, and so reported absent: BlueFlame, 64-byte CQEs and EQEs, zero-based windows, path migration,
-//! LSO and checksum offload, Ethernet, counters, flow steering.
+//! Not offered, and so reported absent: BlueFlame, zero-based windows, path migration, LSO and checksum offload,
+//! Ethernet, counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use zerocopy::FromZeros;
@@ -137,6 +137,8 @@ fn flags(cap: &mut QueryDevCap) {
     cap.bmme.set_type_2_win(true);
     cap.bmme.set_win_type_2b(true);
     cap.bmme.set_fast_reg_wr(true);
+    cap.ext_flags.set_cqe_64b(true);
+    cap.ext_flags.set_eqe_64b(true);
 }
 
 fn entry_sizes(cap: &mut QueryDevCap) {

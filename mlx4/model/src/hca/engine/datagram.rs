@@ -2,6 +2,7 @@
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::ctx::path::FORCE_SGID;
 use mlx4_wire::mad::LID_PERMISSIVE;
 use mlx4_wire::wqe::DatagramSeg;
 use vm_memory::VolatileSlice;
@@ -96,7 +97,7 @@ fn headers(
         traffic_class: av.traffic_class.traffic_class(),
         flow_label: av.traffic_class.flow_label(),
         hop_limit: av.hop_limit,
-        sgid: port.gid(usize::from(av.sgid_index & 0x7f)).unwrap_or_default(),
+        sgid: port.gid(source_gid(side.attrs.path.sgid_index, av.sgid_index)).unwrap_or_default(),
         dgid: av.remote_gid,
     });
     Ok(Headers {
@@ -113,6 +114,12 @@ fn headers(
         src_qp: side.attrs.qpn & Number24::MAX,
         immediate: header.immediate,
     })
+}
+
+/// Index of the source GID: that of the queue pair's path, if it forces one, else that of the address vector.
+fn source_gid(path: u8, vector: u8) -> usize {
+    let index = if path & FORCE_SGID != 0 { path } else { vector };
+    usize::from(index & !FORCE_SGID)
 }
 
 /// The LID of a port with source path bits, of which those count that the LMC leaves free.
