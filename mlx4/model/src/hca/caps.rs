@@ -32,6 +32,9 @@ pub(crate) const MAX_SEND_DESCRIPTOR: u16 = 1008;
 pub(crate) const MAX_RECEIVE_DESCRIPTOR: u16 = 512;
 /// Pieces in a scatter or gather list.
 pub(crate) const MAX_SGES: u8 = 32;
+/// RDMA reads and atomics under way at once, of a requester and of a responder.
+pub(crate) const LOG2_MAX_REQUESTER_READS: u8 = 7;
+pub(crate) const LOG2_MAX_RESPONDER_READS: u8 = 4;
 pub(crate) const LOG2_RESERVED_QPS: u8 = 6;
 pub(crate) const LOG2_RESERVED_SRQS: u8 = 6;
 pub(crate) const LOG2_RESERVED_CQS: u8 = 7;
@@ -108,8 +111,8 @@ fn rings(cap: &mut QueryDevCap) {
     cap.qp.set_log2_max_srq_sz(LOG2_MAX_SRQ_ENTRIES);
     cap.cq.set_log2_max_cq_sz(LOG2_MAX_CQ_ENTRIES);
     cap.mpt_eq.set_log2_max_eq_sz(LOG2_MAX_EQ_ENTRIES);
-    cap.rdma.set_log2_max_ra_req_qp(7);
-    cap.rdma.set_log2_max_ra_res_qp(4);
+    cap.rdma.set_log2_max_ra_req_qp(LOG2_MAX_REQUESTER_READS);
+    cap.rdma.set_log2_max_ra_res_qp(LOG2_MAX_RESPONDER_READS);
     cap.sq.set_max_sg(MAX_SGES);
     cap.sq.set_max_desc_sz(MAX_SEND_DESCRIPTOR);
     cap.rq.set_max_sg(MAX_SGES);

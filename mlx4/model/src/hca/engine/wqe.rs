@@ -5,8 +5,8 @@
 
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::wqe::{
-    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, ByteCount, Completion, CtrlOpcode, CtrlSeg, DataSeg, DatagramSeg,
-    FastRegisterSeg, LocalInvalidateSeg, MaskedAtomicSeg, MlxCtrlSeg, Opcode, RemoteAddressSeg,
+    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, ByteCount, Completion, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg,
+    DatagramSeg, FastRegisterSeg, LocalInvalidateSeg, MaskedAtomicSeg, MlxCtrlSeg, Opcode, RemoteAddressSeg,
     WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
 };
 use mlx4_wire::{U32, U64};
@@ -14,6 +14,7 @@ use vm_memory::VolatileSlice;
 use zerocopy::FromBytes;
 
 use super::sg::{Element, SgList};
+use super::side::Side;
 use crate::hca::burst::Burst;
 use crate::hca::qp::Attrs;
 use crate::hca::ring::RingFault;
@@ -81,6 +82,13 @@ pub(super) enum Request {
     FastRegister(FastRegisterSeg),
 }
 
+impl Request {
+    /// Whether it is a read or an atomic, for which the other end needs resources.
+    pub(super) fn takes_resources(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Atomic(..))
+    }
+}
+
 /// The fields that all WQEs have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
@@ -119,6 +127,27 @@ pub(super) fn owned(burst: &Burst, attrs: &Attrs, counter: u16) -> Result<Option
     let odd_pass = u32::from(counter) & attrs.sq.entries != 0;
     let owner = CtrlOpcode::from_bits(U32::from_bytes(word)).owner();
     Ok((owner == odd_pass).then_some(word))
+}
+
+/// How many reads and atomics are posted right after a counter's slot, none of them fenced: up to `most`.
+pub(super) fn count_reads(side: &Side<'_>, counter: u16, most: u32) -> u32 {
+    use Opcode as O;
+    const READS: [O; 5] =
+        [O::RDMA_READ, O::ATOMIC_CS, O::ATOMIC_FA, O::MASKED_ATOMIC_CS, O::MASKED_ATOMIC_FA];
+    let is_read = |counter: u16| {
+        let (burst, attrs) = (side.burst, side.attrs);
+        let first = owned(burst, attrs, counter).ok()??;
+        let second = attrs.memory.load_acquire(burst, attrs.sq.slot(counter) + 4).ok()?;
+        let opcode = CtrlOpcode::from_bits(U32::from_bytes(first)).opcode();
+        let fence = CtrlSize::from_bits(U32::from_bytes(second)).fence();
+        (READS.contains(&opcode) && !fence).then_some(())
+    };
+    let mut count = 0;
+    let mut next = counter.wrapping_add(1);
+    while count < most && is_read(next).is_some() {
+        (count, next) = (count + 1, next.wrapping_add(1));
+    }
+    count
 }
 
 impl WqeCopy {

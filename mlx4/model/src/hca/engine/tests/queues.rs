@@ -105,6 +105,8 @@ pub(super) struct QpConfig {
     /// Remote write, read, atomic.
     pub(super) rights: (bool, bool, bool),
     pub(super) ack_timeout: u8,
+    /// log2 of the reads and atomics under way, as requester and as responder.
+    pub(super) log2_reads: (u8, u8),
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
@@ -127,6 +129,7 @@ impl QpConfig {
             rights: (true, true, true),
             // About 1 ms.
             ack_timeout: 8,
+            log2_reads: (2, 2),
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
@@ -220,6 +223,7 @@ impl TestQp {
         context.remote_qpn = Number24::wrapping(remote);
         context.primary_path = path;
         context.rnr_next_psn.set_next_receive_psn(psn);
+        context.responder.set_log2_max_reads(self.config.log2_reads.1);
         // 0.01 ms.
         context.rnr_next_psn.set_min_rnr_timer(1);
         self.transition(machine, mlx4_wire::cmd::Opcode::INIT2RTR_QP, &mailbox);
@@ -231,6 +235,7 @@ impl TestQp {
         let context = &mut mailbox.context;
         context.next_send_psn = Number24::wrapping(psn);
         context.primary_path.timeout = PathTimeout::new().with_ack_timeout(self.config.ack_timeout);
+        context.requester.set_log2_max_reads(self.config.log2_reads.0);
         context.requester.set_retry_count(self.config.retries);
         context.requester.set_rnr_retry(self.config.rnr_retries);
         self.transition(machine, mlx4_wire::cmd::Opcode::RTR2RTS_QP, &mailbox);
