@@ -2,7 +2,7 @@
 //! and the commands hold the driver to them.
 //!
 //! Not offered, and so reported absent: BlueFlame, 64-byte CQEs and EQEs, zero-based windows, XRC, path
-//! migration, LSO and checksum offload, Ethernet, counters, flow steering.
+//! migration, checksum offload, Ethernet, counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use zerocopy::FromZeros;
@@ -26,6 +26,8 @@ pub(crate) const LOG2_MAX_SRQ_ENTRIES: u8 = 14;
 pub(crate) const LOG2_UARS: u8 = 10;
 /// Largest message in bytes.
 pub(crate) const LOG2_MAX_MESSAGE: u8 = 30;
+/// Largest payload of a large send (LSO) in bytes.
+pub(crate) const LOG2_MAX_LARGE_SEND: u8 = 17;
 /// Largest send WQE in bytes.
 pub(crate) const MAX_SEND_DESCRIPTOR: u16 = 1008;
 /// Largest receive WQE in bytes.
@@ -113,6 +115,7 @@ fn rings(cap: &mut QueryDevCap) {
     cap.mpt_eq.set_log2_max_eq_sz(LOG2_MAX_EQ_ENTRIES);
     cap.rdma.set_log2_max_ra_req_qp(LOG2_MAX_REQUESTER_READS);
     cap.rdma.set_log2_max_ra_res_qp(LOG2_MAX_RESPONDER_READS);
+    cap.gso_rss.set_log2_max_gso(LOG2_MAX_LARGE_SEND);
     cap.sq.set_max_sg(MAX_SGES);
     cap.sq.set_max_desc_sz(MAX_SEND_DESCRIPTOR);
     cap.rq.set_max_sg(MAX_SGES);
@@ -126,6 +129,7 @@ fn flags(cap: &mut QueryDevCap) {
     cap.flags.set_srq(true);
     cap.flags.set_bad_pkey_cntr(true);
     cap.flags.set_bad_qkey_cntr(true);
+    cap.flags.set_blh(true);
     cap.flags.set_mem_window(true);
     cap.flags.set_atomic(true);
     cap.flags.set_ud_av_port(true);

@@ -68,7 +68,9 @@ impl Requester<'_, '_> {
                     Err(syndrome) => return Err(self.fail(syndrome)),
                 }
             }
-            Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
+            Request::Datagram(_) | Request::Segmented(..) | Request::Special(_) => {
+                return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR));
+            }
         }
         self.work.advance(self.side, &mut self.budget)
     }

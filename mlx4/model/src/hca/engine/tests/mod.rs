@@ -9,6 +9,7 @@ mod datagrams;
 mod failures;
 mod hostile;
 mod lab;
+mod large_sends;
 mod limits;
 mod machine;
 mod management;

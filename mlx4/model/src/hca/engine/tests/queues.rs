@@ -116,13 +116,14 @@ pub(super) struct QpConfig {
 
 impl QpConfig {
     pub(super) fn new(service: ServiceType) -> Self {
+        let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&service);
         Self {
             service,
             log2_sends: 6,
             log2_receives: 5,
             strides: (8, 6),
             pd: PD,
-            log2_max_message: 30,
+            log2_max_message: if datagrams { 12 } else { 30 },
             mtu: Mtu::MTU_1024,
             retries: 2,
             rnr_retries: 2,
@@ -217,9 +218,9 @@ impl TestQp {
         mailbox.optional = OptPar::new().with_primary_path(true);
         let context = &mut mailbox.context;
         let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&self.config.service);
-        let (mtu, log2) =
-            if datagrams { (Mtu::MTU_4096, 12) } else { (self.config.mtu, self.config.log2_max_message) };
-        context.mtu_message = MtuMessage::new().with_mtu(mtu).with_log2_max_message(log2);
+        let mtu = if datagrams { Mtu::MTU_4096 } else { self.config.mtu };
+        context.mtu_message =
+            MtuMessage::new().with_mtu(mtu).with_log2_max_message(self.config.log2_max_message);
         context.remote_qpn = Number24::wrapping(remote);
         context.primary_path = path;
         context.rnr_next_psn.set_next_receive_psn(psn);
