@@ -4,7 +4,7 @@ mod common;
 
 use common::Pair;
 use common::end::{End, SIGNALLED, sent};
-use mlx4::{Attributes, GlobalRoute, Path, QueuePairConfig};
+use mlx4::{Attributes, GlobalRoute, Path, QpRights, QueuePairConfig};
 use mlx4_queue::geometry::{SendSize, Service};
 use mlx4_queue::request::{Data, Destination, Operation, SendRequest, Sge};
 use mlx4_queue::{Completed, Completion, Received};
@@ -80,6 +80,116 @@ fn multicast_reaches_who_is_attached_and_nobody_after_it_is_detached() {
     hca.detach_multicast(members[2].qp.object(), &group).unwrap();
     assert!(hca.detach_multicast(members[2].qp.object(), &group).is_err());
     ends.into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn member_that_blocks_its_own_messages_gets_those_of_others_only() {
+    let pair = Pair::new(0x0002_c903_0016_0000);
+    let hca = &pair.hosts[0].hca;
+    let ends: Vec<End> = (0..3).map(|_| End::new(hca, Service::Ud)).collect();
+    ends.iter().for_each(|end| end.start_datagrams(QKEY));
+    let mut group = [0; 16];
+    (group[0], group[15]) = (0xff, 7);
+    // The first blocks, the second doesn't; the third sends only.
+    for (end, block) in ends.iter().zip([true, false]) {
+        hca.attach_multicast(end.qp.object(), &group, block).unwrap();
+    }
+    let grh = GlobalRoute { dgid: group, sgid_index: 0, hop_limit: 0, traffic_class: 0, flow_label: 0 };
+    let path = Path { grh: Some(grh), ..Path::local(1, 0xc000, 0) };
+    for end in &ends {
+        for id in 10..14 {
+            end.qp.post_receive([(id, &[end.memory.piece(0, 4096)][..])]).unwrap();
+        }
+    }
+    let send = |end: &End, path: &Path, qpn, text: &[u8]| {
+        let av = hca.address_vector(&end.pd, path).unwrap();
+        let to = Destination { av, qpn, qkey: QKEY };
+        end.qp.post_send(&[datagram(1, Data::Inline(&[text]), &to)]).unwrap();
+    };
+    // What the first sends to the group and then to itself arrives in this order, if at all.
+    send(&ends[0], &path, 0xff_ffff, b"group");
+    sent(&ends[0], 1);
+    send(&ends[0], &Path::local(1, pair.lids[0], 0), ends[0].qp.number(), b"me");
+    let mut first = [ends[0].completion(), ends[0].completion()];
+    first.sort_by_key(|completion| completion.wr_id);
+    assert_eq!((first[0].wr_id, received(&first[1]).bytes), (1, 42));
+    assert_eq!(received(&ends[1].completion()).bytes, 45);
+    // The second is a member too, and gets its own.
+    send(&ends[1], &path, 0xff_ffff, b"all");
+    let mut second = [ends[1].completion(), ends[1].completion()];
+    second.sort_by_key(|completion| completion.wr_id);
+    assert_eq!(received(&second[1]).bytes, 43);
+    assert_eq!(received(&ends[0].completion()).bytes, 43);
+    // Whoever isn't one reaches both.
+    send(&ends[2], &path, 0xff_ffff, b"both");
+    sent(&ends[2], 1);
+    assert_eq!([received(&ends[0].completion()).bytes, received(&ends[1].completion()).bytes], [44, 44]);
+    for end in &ends[..2] {
+        hca.detach_multicast(end.qp.object(), &group).unwrap();
+    }
+    ends.into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn queue_pair_in_error_has_taken_its_last_request_from_its_shared_queue() {
+    let pair = Pair::new(0x0002_c903_0017_0000);
+    let hca = &pair.hosts[0].hca;
+    let end = End::new(hca, Service::Rc);
+    let srq = hca.shared_receive_queue(&end.pd, 16, 1).unwrap();
+    let config = QueuePairConfig {
+        service: Service::Rc,
+        pd: &end.pd,
+        uar: &end.uar,
+        send_cq: &end.cq,
+        receive_cq: &end.cq,
+        send: SendSize { requests: 4, sges: 1, inline: 0 },
+        receives: 0,
+        receive_sges: 0,
+        srq: Some(&srq),
+    };
+    let qp = hca.queue_pair(&config).unwrap();
+    common::end::connect(&qp, pair.lids[0], qp.number());
+    qp.modify(QpState::ERR, &Attributes::default()).unwrap();
+    let qpn = qp.number();
+    pair.hosts[0].wait_for(mlx4::Event::Qp { qpn, event: mlx4::QpEventKind::LastWqe });
+    qp.destroy().unwrap();
+    srq.destroy().unwrap();
+    end.destroy();
+    pair.close();
+}
+
+#[test]
+fn queue_pair_with_a_gid_of_its_own_sends_no_datagram_with_another() {
+    let pair = Pair::new(0x0002_c903_0018_0000);
+    let gids = pair.hosts[0].hca.gids(1).unwrap();
+    let rights = QpRights { forced_gid: Some(0), ..QpRights::default() };
+    let near = End::of(&pair.hosts[0].hca, Service::Ud, rights);
+    let far = End::new(&pair.hosts[1].hca, Service::Ud);
+    [&near, &far].iter().for_each(|end| end.start_datagrams(QKEY));
+    let dgid = pair.hosts[1].hca.gids(1).unwrap()[0];
+    // Another entry of the table, which a free queue pair's datagrams have.
+    let grh = GlobalRoute { dgid, sgid_index: 1, hop_limit: 1, traffic_class: 0, flow_label: 0 };
+    let path = Path { grh: Some(grh), ..Path::local(1, pair.lids[1], 0) };
+    let source = |end: &End| {
+        let av = pair.hosts[0].hca.address_vector(&end.pd, &path).unwrap();
+        let to = Destination { av, qpn: far.qp.number(), qkey: QKEY };
+        far.qp.post_receive([(7, &[far.memory.piece(0, 4096)][..])]).unwrap();
+        end.qp.post_send(&[datagram(1, Data::Inline(&[b"from whom"]), &to)]).unwrap();
+        sent(end, 1);
+        assert!(received(&far.completion()).grh);
+        // Behind 8 bytes of the GRH.
+        let mut source = [0; 16];
+        far.memory.read(8, &mut source).unwrap();
+        source
+    };
+    assert_eq!(source(&near), gids[0]);
+    let free = End::new(&pair.hosts[0].hca, Service::Ud);
+    free.start_datagrams(QKEY);
+    assert_ne!(source(&free), gids[0]);
+    free.destroy();
+    [near, far].into_iter().for_each(End::destroy);
     pair.close();
 }
 

@@ -66,7 +66,7 @@ impl End {
         Self::of(hca, Service::Rc, rights)
     }
 
-    fn of(hca: &Hca, service: Service, rights: QpRights) -> Self {
+    pub fn of(hca: &Hca, service: Service, rights: QpRights) -> Self {
         let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
         let notified = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&notified);
