@@ -9,8 +9,8 @@
 //!   answer the error.
 //! - Memory comes from the library ([`Pd::alloc_mr`]) and is reached by copies: the HCA may write it at any
 //!   time, so no reference into it is ever given out.
-//! - Events are values. Nothing is acknowledged: destroying an object takes its events along that nobody has
-//!   taken yet.
+//! - Events of completion are values, and nothing is to be acknowledged; an asynchronous event is acknowledged when it
+//!   is dropped. Destroying an object takes its events along that nobody has taken yet.
 //! - Immediate data are numbers, most significant byte first on the wire (as with `htonl` in C).
 //!
 //! Every type may be used by several threads at once. Posting and polling allocate nothing, take the lock of

@@ -243,14 +243,18 @@ impl Srq {
         })
     }
 
-    /// Ends it (`ibv_destroy_srq`), as dropping it does. Its events that nobody has taken are gone then.
+    /// Ends it (`ibv_destroy_srq`): its events that nobody has taken are gone then. Waits until those that were taken
+    /// are acknowledged, which dropping it does not.
     ///
     /// # Errors
     /// Queue pairs still use it (`EBUSY`): then it ends with the last of them. The HCA doesn't give it back: its
     /// memory is then kept aside.
     pub fn destroy(self) -> Result<()> {
         match Arc::into_inner(self.0) {
-            Some(mut shared) => shared.end(),
+            Some(mut shared) => {
+                let (open, handle) = (Arc::clone(shared.open()), shared.handle);
+                open.after_acks(ObjectKind::Srq, handle, || shared.end())
+            }
             None => Err(Error::Busy("the SRQ")),
         }
     }

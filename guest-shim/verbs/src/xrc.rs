@@ -139,12 +139,14 @@ impl XrcRecvQp {
         query(&self.domain.open, self.handle)
     }
 
-    /// Ends it (`ibv_destroy_qp`), as dropping it does. Completions of what came in on it stay where they are.
+    /// Ends it (`ibv_destroy_qp`). Completions of what came in on it stay where they are. Waits until its events that
+    /// were taken are acknowledged, which dropping it does not.
     ///
     /// # Errors
     /// The HCA doesn't give it back.
     pub fn destroy(mut self) -> Result<()> {
-        self.end()
+        let (open, handle) = (Arc::clone(&self.domain.open), self.handle);
+        open.after_acks(ObjectKind::Qp, handle, || self.end())
     }
 }
 

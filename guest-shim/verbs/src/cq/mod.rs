@@ -276,14 +276,18 @@ impl Cq {
         Ok(())
     }
 
-    /// Ends it (`ibv_destroy_cq`), as dropping it does. Its events that are still in the channel are gone then.
+    /// Ends it (`ibv_destroy_cq`): its events that are still in the channel, and asynchronous ones that nobody has
+    /// taken, are gone then. Waits until those that were taken are acknowledged, which dropping it does not.
     ///
     /// # Errors
     /// Queue pairs still use it (`EBUSY`): then it ends with the last of them. The HCA doesn't give it back: its
     /// memory is then kept aside.
     pub fn destroy(self) -> Result<()> {
         match Arc::into_inner(self.0) {
-            Some(mut queue) => queue.end(),
+            Some(mut queue) => {
+                let (open, handle) = (Arc::clone(&queue.open), queue.handle);
+                open.after_acks(ObjectKind::Cq, handle, || queue.end())
+            }
             None => Err(Error::Busy("the CQ")),
         }
     }

@@ -158,6 +158,15 @@ impl Open {
         self.device.asynchronous.forget(kind, handle);
     }
 
+    /// Ends an object when all events about it are acknowledged; those that are taken meanwhile are waited for too.
+    pub(crate) fn after_acks<T>(&self, kind: ObjectKind, handle: u32, end: impl FnOnce() -> T) -> T {
+        let acks = self.device.asynchronous.acks(kind, handle);
+        acks.iter().for_each(|acks| acks.wait());
+        let ended = end();
+        acks.iter().for_each(|acks| acks.wait());
+        ended
+    }
+
     pub(crate) fn get_async_event(&self, deadline: Deadline) -> Result<Option<AsyncEvent>> {
         self.device.asynchronous.get(deadline)
     }

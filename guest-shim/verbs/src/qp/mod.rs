@@ -327,13 +327,15 @@ impl Qp {
         result.map_err(|error| BadWr { index, error })
     }
 
-    /// Ends it (`ibv_destroy_qp`), as dropping it does. It leaves its multicast groups; its completions are taken out
-    /// of the CQs, and its events that nobody has taken are gone.
+    /// Ends it (`ibv_destroy_qp`): it leaves its multicast groups; its completions are taken out of the CQs, and its
+    /// events that nobody has taken are gone. Waits until those that were taken are acknowledged, which dropping it
+    /// does not.
     ///
     /// # Errors
     /// The HCA doesn't give it back: its memory is then kept aside.
     pub fn destroy(mut self) -> Result<()> {
-        self.end()
+        let (open, handle) = (Arc::clone(self.open()), self.handle);
+        open.after_acks(ObjectKind::Qp, handle, || self.end())
     }
 }
 
