@@ -6,8 +6,9 @@
 //! at once, and only the waits that they lead to take time. Datagrams cross the switch as packets.
 //!
 //! - [`send`]: the loop over a send queue; [`wqe`]: what a WQE asks for
-//! - [`datagram`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
-//! - [`requester`], [`peer`], [`responder`]: RC and UC; [`keys`]: requests about memory keys
+//! - [`datagram`], [`lso`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
+//! - [`requester`], [`peer`], [`responder`]: RC and UC; [`keys`]: requests about memory keys;
+//!   [`resources`]: for requests that come again
 //! - [`receive`]: receive WQEs from a queue or an SRQ
 //! - [`flush`]: queue pairs in error states
 //! - [`sg`]: scatter/gather lists and the copy; [`side`]: completions and events; [`traffic`]: counters;
@@ -22,9 +23,11 @@ mod datagram;
 mod deliver;
 mod flush;
 mod keys;
+mod lso;
 mod peer;
 mod receive;
 mod requester;
+mod resources;
 mod responder;
 mod send;
 mod sg;

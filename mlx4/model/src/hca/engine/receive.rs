@@ -12,6 +12,7 @@ use mlx4_wire::wqe::{DataSeg, INVALID_LKEY};
 use zerocopy::FromBytes;
 
 use super::flush::Backoff;
+use super::resources::Resources;
 use super::sg::SgList;
 use super::side::Side;
 use super::wqe::pointer;
@@ -38,6 +39,10 @@ pub(crate) struct ReceiveWork {
     /// XRC target: the SRQ that the last request named.
     pub(super) shared: Option<Arc<Srq>>,
     wqe: Vec<u8>,
+    /// Reads and atomics that were executed.
+    pub(super) resources: Resources,
+    /// A gap in the PSNs was reported, and nothing that was expected has come since.
+    pub(super) gap_reported: bool,
     /// The event of the first packet in RTR has been raised.
     pub(super) established: bool,
     /// The event of the last WQE from the SRQ has been raised.

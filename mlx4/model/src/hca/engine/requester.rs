@@ -1,8 +1,9 @@
 //! The requester of a connected queue pair: executes WQEs in order, in parts that fit the budget of a burst,
 //! and acts on the answers (IBTA vol. 1, 9.7.5.2 and 9.9.2).
 //!
-//! Requests are answered before the next one starts, so fence and strong order ask for nothing more, and
-//! never is more than one read or atomic under way.
+//! Requests are answered before the next one starts, so fence and strong order ask for nothing more. The
+//! hardware has several reads and atomics under way; that they may be more than the other end has resources
+//! for is seen from what is posted when the first of them starts.
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
@@ -11,12 +12,12 @@ use vm_memory::VolatileSlice;
 
 use super::peer::Peer;
 use super::responder::{Answer, Nak, Notice, Part, Responder};
-use super::send::{Budget, Current, SendWork};
+use super::send::{Budget, Current, Reads, SendWork};
 use super::sg::{Slices, Walk, copy};
 use super::side::Side;
 use super::traffic::Run;
 use super::wqe::{AtomicOp, Header, Remote, Request};
-use super::{Next, keys};
+use super::{Next, keys, wqe};
 use crate::hca::tpt::Rights;
 
 /// Executes the send queue of an RC, UC or XRC queue pair.
@@ -55,6 +56,11 @@ impl Requester<'_, '_> {
         if let Some((_, far)) = &mut self.far {
             far.srqn = current.header.remote_srqn;
         }
+        if current.header.request.takes_resources() {
+            self.take_resource(&current)?;
+        } else {
+            self.work.reads = Reads::default();
+        }
         match current.header.request {
             Request::Nop => self.work.finish(self.side, 0),
             Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
@@ -65,9 +71,27 @@ impl Requester<'_, '_> {
                     Err(syndrome) => return Err(self.fail(syndrome)),
                 }
             }
-            Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
+            Request::Datagram(_) | Request::Segmented(..) | Request::Special(_) => {
+                return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR));
+            }
         }
         self.work.advance(self.side, &mut self.budget)
+    }
+
+    /// Sees to the other end's resources for a read or atomic that begins.
+    fn take_resource(&mut self, current: &Current) -> Result<(), Next> {
+        let own = self.side.attrs.requester_depth;
+        let Some((_, far)) = self.far.as_mut().filter(|(_, far)| far.depth() < own) else { return Ok(()) };
+        if current.done != 0 || self.work.retries() {
+            return Ok(());
+        }
+        let counter = self.work.counter();
+        let earlier = self.work.reads.begin(|| wqe::count_reads(self.side, counter, own));
+        if earlier < far.depth() {
+            return Ok(());
+        }
+        let answer = far.exhausted();
+        self.answered(answer)
     }
 
     fn fail(&mut self, syndrome: Syndrome) -> Next {
@@ -141,6 +165,7 @@ impl Requester<'_, '_> {
                 return Ok(());
             }
             Answer::Silence => return Err(self.work.lost(self.side)),
+            Answer::OutOfSequence => return Err(self.work.resend(self.side)),
             Answer::NotReady(timer) => return Err(self.work.not_ready(self.side, timer)),
             Answer::Nak(Nak::InvalidRequest) => Syndrome::REMOTE_INVAL_REQ_ERR,
             Answer::Nak(Nak::Access) => Syndrome::REMOTE_ACCESS_ERR,

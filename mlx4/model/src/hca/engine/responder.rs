@@ -60,6 +60,8 @@ pub(super) enum Answer {
     /// RNR NAK with a timer code.
     NotReady(u8),
     Nak(Nak),
+    /// NAK: packets before these are missing.
+    OutOfSequence,
     /// Nothing: the packets are dropped, or aren't those that are expected.
     Silence,
     /// The requester's own memory failed.
@@ -218,18 +220,22 @@ impl<'a> Responder<'a> {
             }
         }
         if new {
+            if part.is_first() {
+                let depth = self.side.attrs.responder_depth;
+                self.work.resources.remember(part.psn, None, depth);
+            }
             self.side.hca.counters.payload_bytes.add(part.len);
             self.step(part);
         }
         Ok(Answer::Ack)
     }
 
-    /// An atomic operation; gives what was in memory before. A duplicate is dropped, since its result isn't
-    /// kept: requests here are never sent twice once they have been executed.
+    /// An atomic operation; gives what was in memory before. A duplicate isn't executed again: it gets the
+    /// answer that it got before, as long as that is remembered, else none.
     pub(super) fn atomic(&mut self, psn: u32, remote: &Remote, op: AtomicOp) -> Result<u64, Answer> {
         let part = Part { psn, packets: 1, mtu: self.side.attrs.mtu, done: 0, len: 8, total: 8 };
         if !self.arrive(&part, None)? {
-            return Err(Answer::Silence);
+            return self.work.resources.result(psn).ok_or(Answer::Silence);
         }
         if !self.side.attrs.remote_atomic {
             return Err(self.not_enabled());
@@ -243,8 +249,19 @@ impl<'a> Responder<'a> {
             }
             None => return Err(Answer::Silence),
         };
+        self.work.resources.remember(psn, Some(before), self.side.attrs.responder_depth);
         self.step(&part);
         Ok(before)
+    }
+
+    /// How many reads and atomics it lets the other end have under way.
+    pub(super) fn depth(&self) -> u32 {
+        self.side.attrs.responder_depth
+    }
+
+    /// One read or atomic too many is under way (IBTA vol. 1, 9.7.5.2.8).
+    pub(super) fn exhausted(&mut self) -> Answer {
+        self.end(None, Some(EventType::WQ_ACCESS_ERROR), Nak::InvalidRequest)
     }
 
     /// Looks at PSN, state and the order of packets. True if the part is new, false for a duplicate.
@@ -260,9 +277,11 @@ impl<'a> Responder<'a> {
                 return Ok(false);
             } else {
                 self.side.hca.counters.out_of_sequence.add(1);
-                return Err(Answer::Silence);
+                let reported = std::mem::replace(&mut self.work.gap_reported, true);
+                return Err(if reported { Answer::Silence } else { Answer::OutOfSequence });
             }
         }
+        self.work.gap_reported = false;
         self.establish();
         self.find_shared()?;
         if !self.reliable && part.is_first() {

@@ -5,15 +5,17 @@
 
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::wqe::{
-    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, ByteCount, Completion, CtrlOpcode, CtrlSeg, DataSeg, DatagramSeg,
-    FastRegisterSeg, LocalInvalidateSeg, MaskedAtomicSeg, MlxCtrlSeg, Opcode, RemoteAddressSeg,
-    WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
+    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, ByteCount, Completion, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg,
+    DatagramSeg, FastRegisterSeg, LocalInvalidateSeg, LsoHeader, MaskedAtomicSeg, MlxCtrlSeg, Opcode,
+    RemoteAddressSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
 };
 use mlx4_wire::{U32, U64};
 use vm_memory::VolatileSlice;
 use zerocopy::FromBytes;
 
+use super::lso::Segments;
 use super::sg::{Element, SgList};
+use super::side::Side;
 use crate::hca::burst::Burst;
 use crate::hca::qp::Attrs;
 use crate::hca::ring::RingFault;
@@ -74,11 +76,20 @@ pub(super) enum Request {
     Read(Remote),
     Atomic(Remote, AtomicOp),
     Datagram(DatagramSeg),
+    /// Datagrams to one destination.
+    Segmented(DatagramSeg, Segments),
     Special(MlxCtrlSeg),
     Bind(BindSeg),
     /// Of this key.
     LocalInvalidate(u32),
     FastRegister(FastRegisterSeg),
+}
+
+impl Request {
+    /// Whether it is a read or an atomic, for which the other end needs resources.
+    pub(super) fn takes_resources(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Atomic(..))
+    }
 }
 
 /// The fields that all WQEs have.
@@ -121,6 +132,27 @@ pub(super) fn owned(burst: &Burst, attrs: &Attrs, counter: u16) -> Result<Option
     let odd_pass = u32::from(counter) & attrs.sq.entries != 0;
     let owner = CtrlOpcode::from_bits(U32::from_bytes(word)).owner();
     Ok((owner == odd_pass).then_some(word))
+}
+
+/// How many reads and atomics are posted right after a counter's slot, none of them fenced: up to `most`.
+pub(super) fn count_reads(side: &Side<'_>, counter: u16, most: u32) -> u32 {
+    use Opcode as O;
+    const READS: [O; 5] =
+        [O::RDMA_READ, O::ATOMIC_CS, O::ATOMIC_FA, O::MASKED_ATOMIC_CS, O::MASKED_ATOMIC_FA];
+    let is_read = |counter: u16| {
+        let (burst, attrs) = (side.burst, side.attrs);
+        let first = owned(burst, attrs, counter).ok()??;
+        let second = attrs.memory.load_acquire(burst, attrs.sq.slot(counter) + 4).ok()?;
+        let opcode = CtrlOpcode::from_bits(U32::from_bytes(first)).opcode();
+        let fence = CtrlSize::from_bits(U32::from_bytes(second)).fence();
+        (READS.contains(&opcode) && !fence).then_some(())
+    };
+    let mut count = 0;
+    let mut next = counter.wrapping_add(1);
+    while count < most && is_read(next).is_some() {
+        (count, next) = (count + 1, next.wrapping_add(1));
+    }
+    count
 }
 
 impl WqeCopy {
@@ -189,6 +221,11 @@ impl WqeCopy {
                 let (datagram, _) = DatagramSeg::read_from_prefix(after).ok()?;
                 Some((Request::Datagram(datagram), CTRL_BYTES + size_of::<DatagramSeg>()))
             }
+            Opcode::LSO if service == ServiceType::UD => {
+                let (datagram, _) = DatagramSeg::read_from_prefix(after).ok()?;
+                let (segments, data) = self.segments(CTRL_BYTES + size_of::<DatagramSeg>())?;
+                Some((Request::Segmented(datagram, segments), data))
+            }
             Opcode::SEND | Opcode::SEND_IMM if connected => Some((Request::Send, CTRL_BYTES)),
             Opcode::SEND_INVALIDATE if reliable => Some((Request::Send, CTRL_BYTES)),
             Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_IMM if connected => {
@@ -231,6 +268,23 @@ impl WqeCopy {
             _ => AtomicOp::CompareSwap { compare: Masked::all(second), swap: Masked::all(first) },
         };
         Some((op, at + size_of::<AtomicSeg>()))
+    }
+
+    /// The LSO segment at an offset, and the offset of what follows. The device fetches a chunk for it, or more
+    /// if the control segment says so.
+    fn segments(&self, at: usize) -> Option<(Segments, usize)> {
+        let (lso, _) = LsoHeader::read_from_prefix(self.bytes.get(at..)?).ok()?;
+        let (ctrl, _) = CtrlSeg::read_from_prefix(&self.bytes).ok()?;
+        let (header_at, header_bytes) = (at + size_of::<LsoHeader>(), usize::from(lso.header_bytes()));
+        let end = (header_at + header_bytes).next_multiple_of(WQE_UNIT_BYTES as usize);
+        let long = end - at > WQE_CHUNK_BYTES as usize;
+        let cut_off = end > self.bytes.len() || (long && !ctrl.opcode.large_header());
+        if cut_off || header_bytes == 0 || lso.segment_size() == 0 {
+            return None;
+        }
+        let (ip_checksum, l4_checksum) = (ctrl.flags.ip_checksum(), ctrl.flags.l4_checksum());
+        let size = lso.segment_size().into();
+        Some((Segments { header_at, header_bytes, size, ip_checksum, l4_checksum }, end))
     }
 
     /// A request about memory keys. No data follows.
@@ -289,6 +343,14 @@ impl WqeCopy {
     /// Bytes in the list.
     pub(super) fn len(&self) -> u64 {
         self.list.bytes()
+    }
+
+    /// Copies the header of a large send.
+    pub(super) fn copy_header<'t>(&self, lso: &Segments, to: &'t mut [u8]) -> Option<&'t mut [u8]> {
+        let header = self.bytes.get(lso.header_at..)?.get(..lso.header_bytes)?;
+        let to = to.get_mut(..lso.header_bytes)?;
+        to.copy_from_slice(header);
+        Some(to)
     }
 
     /// The list, and the memory that its inline entries lie in.

@@ -6,10 +6,10 @@ use mlx4_wire::ctx::qp::{QpState, ServiceType};
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::wqe::{DataSeg, MaskedAtomicSeg, Opcode, RemoteAddressSeg};
 
-use super::connections::{atomic, good, remote};
+use super::connections::{atomic, good, one_sided, remote};
 use super::lab::{End, Lab};
 use super::machine::{ALL, Access, Buffer, PD};
-use super::queues::{Done, QpConfig, Unit, ctrl, part, units};
+use super::queues::{Done, QpConfig, TestCq, TestQp, Unit, ctrl, part, units};
 
 fn rc() -> QpConfig {
     QpConfig::new(ServiceType::RC)
@@ -127,5 +127,91 @@ fn masked_atomics_need_the_rights_and_alignment_of_others() {
             assert_eq!((b.qp.state(), far.take_events()), (QpState::ERR, vec![(case.event, b.qp.qpn)]));
         }
         assert_eq!(far.contents(&memory), [0; 64]);
+    }
+}
+
+/// A new requester in the place of one that lost the answers: it sends again from an earlier PSN.
+fn again(lab: &Lab, a: &End, b: &End, psn: u32) -> End {
+    // Its number is the old one's, so that the other end's context needs no change.
+    let machine = lab.machine(a);
+    machine.running().qps.remove(a.qp.qpn);
+    a.qp.qp.reset();
+    let (send, receive) = (TestCq::new(machine, 6), TestCq::new(machine, 6));
+    let qp = TestQp::with_number(machine, &send, &receive, rc(), a.qp.qpn);
+    qp.to_rtr(machine, b.qp.qpn, lab.path(b.machine), 0);
+    qp.to_rts(machine, psn);
+    End { machine: a.machine, qp, send, receive }
+}
+
+#[test]
+fn atomic_that_comes_again_gets_its_answer_again_and_is_not_executed_twice() {
+    let lab = Lab::new(2);
+    let (near, far) = (&lab.machines[0], &lab.machines[1]);
+    let (a, b) = lab.connect((0, rc()), (1, QpConfig { log2_reads: (0, 1), ..rc() }));
+    let psn = a.qp.qp.query().next_send_psn.number();
+    let (result, memory) = (near.buffer(8), far.buffer(8));
+    let add = |end: &End, n| {
+        let list = atomic(&remote(&memory, 0), n, 0, &part(&result, 0, 8));
+        run(&lab, end, Opcode::ATOMIC_FA, &list, &result)
+    };
+    // The PSNs wrap meanwhile.
+    assert_eq!([1, 10, 100].map(|n| add(&a, n)), [0, 1, 11]);
+    let value = || u64::from_ne_bytes(far.contents(&memory).try_into().unwrap());
+    assert_eq!(value(), 111);
+    let a = again(&lab, &a, &b, (psn + 1) & 0xff_ffff);
+    assert_eq!([10, 100].map(|n| add(&a, n)), [1, 11]);
+    assert_eq!(value(), 111);
+    // What follows is new.
+    assert_eq!((add(&a, 1000), value()), (111, 1111));
+    // Only two are remembered; who asks for an older one hears nothing.
+    let a = again(&lab, &a, &b, psn);
+    let list = atomic(&remote(&memory, 0), 1, 0, &part(&result, 0, 8));
+    a.qp.post(near, ctrl(Opcode::ATOMIC_FA), &list);
+    assert_eq!(a.sent(&lab), Done::Failed(Syndrome::TRANSPORT_RETRY_EXC_ERR));
+    assert_eq!((value(), b.qp.state()), (1111, QpState::RTS));
+}
+
+#[test]
+fn more_reads_and_atomics_than_the_responder_has_resources_for_are_an_invalid_request() {
+    let lab = Lab::new(2);
+    let far = &lab.machines[1];
+    let memory = far.buffer(64);
+    let data = part(&lab.machines[0].buffer(8), 0, 8);
+    let (read, add) = (one_sided(&remote(&memory, 0), &[data]), atomic(&remote(&memory, 8), 1, 0, &data));
+    let requests = [(Opcode::RDMA_READ, &read), (Opcode::ATOMIC_FA, &add), (Opcode::RDMA_READ, &read)];
+    // By log2 of what each end may have: how many of three that are posted at once are done.
+    for (requester, responder, done) in [(2, 1, 2), (2, 0, 1), (0, 0, 3), (1, 2, 3), (4, 2, 3)] {
+        let config = |log2_reads| QpConfig { log2_reads, ..rc() };
+        let (a, b) = lab.connect((0, config((requester, 0))), (1, config((0, responder))));
+        far.take_events();
+        for (opcode, list) in requests {
+            a.qp.put(lab.machine(&a), ctrl(opcode), list);
+        }
+        lab.machine(&a).ring(a.qp.qpn);
+        for (opcode, _) in &requests[..done] {
+            assert_eq!(a.sent(&lab), good(*opcode, 8));
+        }
+        if done < 3 {
+            assert_eq!(a.sent(&lab), Done::Failed(Syndrome::REMOTE_INVAL_REQ_ERR));
+            let events = far.take_events();
+            assert_eq!((b.qp.state(), events), (QpState::ERR, vec![(EventType::WQ_ACCESS_ERROR, b.qp.qpn)]));
+        }
+    }
+    // One after the other, or fenced, they are never too many.
+    let (a, _b) = lab
+        .connect((0, QpConfig { log2_reads: (2, 0), ..rc() }), (1, QpConfig { log2_reads: (0, 0), ..rc() }));
+    for (opcode, list) in requests {
+        a.qp.post(lab.machine(&a), ctrl(opcode), list);
+        assert_eq!(a.sent(&lab), good(opcode, 8));
+    }
+    for (opcode, list) in requests {
+        let mut head = ctrl(opcode);
+        head.size.set_fence(true);
+        head.size.set_units(u32::try_from(list.len() + 1).unwrap());
+        a.qp.put(lab.machine(&a), head, list);
+    }
+    lab.machine(&a).ring(a.qp.qpn);
+    for (opcode, _) in requests {
+        assert_eq!(a.sent(&lab), good(opcode, 8));
     }
 }

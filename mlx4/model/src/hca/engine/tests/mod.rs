@@ -11,6 +11,7 @@ mod events;
 mod failures;
 mod hostile;
 mod lab;
+mod large_sends;
 mod limits;
 mod links;
 mod machine;

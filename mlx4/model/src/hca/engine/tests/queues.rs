@@ -137,6 +137,8 @@ pub(super) struct QpConfig {
     /// Remote write, read, atomic.
     pub(super) rights: (bool, bool, bool),
     pub(super) ack_timeout: u8,
+    /// log2 of the reads and atomics under way, as requester and as responder.
+    pub(super) log2_reads: (u8, u8),
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
@@ -152,19 +154,21 @@ pub(super) struct QpConfig {
 
 impl QpConfig {
     pub(super) fn new(service: ServiceType) -> Self {
+        let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&service);
         Self {
             service,
             log2_sends: 6,
             log2_receives: 5,
             strides: (8, 6),
             pd: PD,
-            log2_max_message: 30,
+            log2_max_message: if datagrams { 12 } else { 30 },
             mtu: Mtu::MTU_1024,
             retries: 2,
             rnr_retries: 2,
             rights: (true, true, true),
             // About 1 ms.
             ack_timeout: 8,
+            log2_reads: (2, 2),
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
@@ -268,12 +272,13 @@ impl TestQp {
         mailbox.optional = OptPar::new().with_primary_path(true);
         let context = &mut mailbox.context;
         let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&self.config.service);
-        let (mtu, log2) =
-            if datagrams { (Mtu::MTU_4096, 12) } else { (self.config.mtu, self.config.log2_max_message) };
-        context.mtu_message = MtuMessage::new().with_mtu(mtu).with_log2_max_message(log2);
+        let mtu = if datagrams { Mtu::MTU_4096 } else { self.config.mtu };
+        context.mtu_message =
+            MtuMessage::new().with_mtu(mtu).with_log2_max_message(self.config.log2_max_message);
         context.remote_qpn = Number24::wrapping(remote);
         context.primary_path = path;
         context.rnr_next_psn.set_next_receive_psn(psn);
+        context.responder.set_log2_max_reads(self.config.log2_reads.1);
         // 0.01 ms.
         context.rnr_next_psn.set_min_rnr_timer(1);
         self.transition(machine, mlx4_wire::cmd::Opcode::INIT2RTR_QP, &mailbox);
@@ -285,6 +290,7 @@ impl TestQp {
         let context = &mut mailbox.context;
         context.next_send_psn = Number24::wrapping(psn);
         context.primary_path.timeout = PathTimeout::new().with_ack_timeout(self.config.ack_timeout);
+        context.requester.set_log2_max_reads(self.config.log2_reads.0);
         context.requester.set_retry_count(self.config.retries);
         context.requester.set_rnr_retry(self.config.rnr_retries);
         self.transition(machine, mlx4_wire::cmd::Opcode::RTR2RTS_QP, &mailbox);
