@@ -95,12 +95,15 @@ pub(super) fn query_cq(hca: &Hca, running: &Running, command: &Command) -> Outco
 }
 
 pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
-    let burst = hca.command_burst(running);
     let cq = live(&running.cqs, command.modifier)?;
-    let request: CqContext = read_mailbox(&burst, command.input)?;
+    let request: CqContext = read_mailbox(&hca.command_burst(running), command.input)?;
     match ModifyCqOp(command.opmod) {
-        ModifyCqOp::RESIZE => cq.resize(&burst, running, &request)?,
-        ModifyCqOp::MODERATION => cq.set_moderation(&burst, &request),
+        ModifyCqOp::RESIZE => {
+            // A burst that is under way may complete here next: it must see what was mapped for the new ring.
+            hca.dma.quiesce();
+            cq.resize(&hca.command_burst(running), running, &request)?;
+        }
+        ModifyCqOp::MODERATION => cq.set_moderation(&hca.command_burst(running), &request),
         _ => return Err(Status::BAD_OP),
     }
     Ok(0)

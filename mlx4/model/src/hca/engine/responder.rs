@@ -14,7 +14,7 @@ use vm_memory::VolatileMemory;
 
 use super::peer::is_receiving;
 use super::receive::{Message, MessageKind, NoWqe, ReceiveWork};
-use super::sg::{CopyFault, RegionWalk, Walk, copy, empty};
+use super::sg::{CopyFault, RegionWalk, Walk, copy_counted, empty};
 use super::side::Side;
 use super::wqe::{AtomicOp, Remote};
 use crate::hca::tpt::{self, KeyFault, Region, Rights};
@@ -107,7 +107,7 @@ impl<'a> Responder<'a> {
         let user = (self.work.pd(&self.side), Rights::LocalWrite);
         let copied = Walk::start(self.side.burst, &self.work.list, empty(), user, part.done, part.len)
             .map_err(CopyFault::Target)
-            .and_then(|mut to| copy(from, &mut to, part.len));
+            .and_then(|mut to| copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes));
         match copied {
             Ok(()) => {}
             Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
@@ -156,7 +156,7 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = region {
             let mut to = RegionWalk { burst: self.side.burst, region };
-            match copy(from, &mut to, part.len) {
+            match copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
                 Err(CopyFault::Target(fault)) => return Err(self.no_access(&fault)),
@@ -189,7 +189,7 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = self.check(part, remote, Rights::RemoteRead)? {
             let mut from = RegionWalk { burst: self.side.burst, region };
-            match copy(&mut from, to, part.len) {
+            match copy_counted(&mut from, to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(self.no_access(&fault)),
                 Err(CopyFault::Target(fault)) => return Err(Answer::Local(fault)),

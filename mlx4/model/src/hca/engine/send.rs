@@ -56,7 +56,7 @@ pub(super) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { bytes: 64 << 10, wqes: 32 }
+        Self { bytes: 256 << 10, wqes: 32 }
     }
 }
 
