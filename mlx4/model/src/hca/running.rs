@@ -69,6 +69,8 @@ pub(crate) struct Running {
     pub(crate) rings: RingBudget,
     /// Indexes of the MPT entries in hardware ownership; the entries themselves are in ICM.
     pub(crate) mpts: IndexSet,
+    /// Held by whoever changes MPT entries; no other lock is taken under it.
+    pub(crate) mpt_changes: Mutex<()>,
     routes: [AtomicU32; EVENT_TYPES as usize],
     special_base: AtomicU32,
     contexts: [Vec<ContextTable>; 4],
@@ -129,6 +131,7 @@ impl Running {
             qps: Table::new(logs.qps),
             rings: RingBudget::default(),
             mpts: IndexSet::default(),
+            mpt_changes: Mutex::default(),
             routes: [const { AtomicU32::new(NO_EQ) }; EVENT_TYPES as usize],
             special_base: AtomicU32::new(0),
             contexts: context_tables(p, &logs),
@@ -195,6 +198,11 @@ impl Running {
             Some(eq) => eq.push(burst, event),
             None => log::debug!("{:?} event has no EQ", event.event_type()),
         }
+    }
+
+    /// Whether INIT_HCA has enabled memory windows.
+    pub(crate) fn windows_enabled(&self) -> bool {
+        self.init.params.dmpt.mw_enable()
     }
 
     /// Sets the first of the special queue pairs (CONF_SPECIAL_QP); 0 takes them back.

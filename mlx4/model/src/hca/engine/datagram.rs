@@ -167,7 +167,7 @@ impl<'b> Payload<'b> {
             side.refused_lkey(&fault);
             Syndrome::LOCAL_PROT_ERR
         };
-        let user = (side.attrs.pd, Rights::LocalRead);
+        let user = (side.user(), Rights::LocalRead);
         let mut walk = Walk::start(side.burst, list, inline, user, from, len).map_err(refused)?;
         let mut payload = Self { pieces: [empty(); MAX_PIECES], count: 0 };
         let mut left = len;

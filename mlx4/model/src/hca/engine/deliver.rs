@@ -167,7 +167,7 @@ fn receive(side: &Side<'_>, work: &mut ReceiveWork, packet: &Packet<'_>, arrival
 }
 
 fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u64, KeyFault> {
-    let user = (work.pd(side), Rights::LocalWrite);
+    let user = (work.user(side), Rights::LocalWrite);
     let payload = packet.payload_len() as u64;
     let walk = |from, len| Walk::start(side.burst, &work.list, empty(), user, from, len);
     // All keys are checked before the first byte is written.

@@ -7,7 +7,8 @@
 //!
 //! - [`send`]: the loop over a send queue; [`wqe`]: what a WQE asks for
 //! - [`datagram`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
-//! - [`requester`], [`peer`], [`responder`]: RC and UC
+//! - [`requester`], [`peer`], [`responder`]: RC and UC; [`keys`]: requests about memory keys;
+//!   [`resources`]: for requests that come again
 //! - [`receive`]: receive WQEs from a queue or an SRQ
 //! - [`flush`]: queue pairs in error states
 //! - [`sg`]: scatter/gather lists and the copy; [`side`]: completions and events; [`traffic`]: counters;
@@ -21,9 +22,11 @@
 mod datagram;
 mod deliver;
 mod flush;
+mod keys;
 mod peer;
 mod receive;
 mod requester;
+mod resources;
 mod responder;
 mod send;
 mod sg;

@@ -13,7 +13,7 @@ use crate::hca::burst::Burst;
 use crate::hca::cq::{self, Cq};
 use crate::hca::qp::{Attrs, Qp};
 use crate::hca::running::Running;
-use crate::hca::tpt::KeyFault;
+use crate::hca::tpt::{KeyFault, User};
 use crate::node::port::PortState;
 
 /// A queue pair at work. Whoever has one holds the lock of one of the queue pair's halves.
@@ -30,6 +30,11 @@ impl<'a> Side<'a> {
     /// The port of the queue pair.
     pub(super) fn port(&self) -> Option<&'a PortState> {
         self.hca.node.port(self.attrs.port)
+    }
+
+    /// Whose keys the queue pair's own work requests, and remote requests to it, use.
+    pub(super) fn user(&self) -> User {
+        User { pd: self.attrs.pd, qpn: self.attrs.qpn & Number24::MAX }
     }
 
     /// The first word of this queue pair's completions.

@@ -5,13 +5,18 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::hca::{IcmTable, InitHca};
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::eq::{EqContext, EqState};
 use mlx4_wire::ctx::mcg::{McgHeader, McgMember, McgMembers};
-use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptStatus, Number21, key_to_mpt_index, mpt_index_to_key};
+use mlx4_wire::ctx::mpt::{
+    MptEntry, MptFlags, MptPd, MptStatus, Number21, key_to_mpt_index, mpt_index_to_key,
+};
 use mlx4_wire::ctx::mtt::MttEntry;
 use mlx4_wire::eqe::{Eqe, EventType};
+use mlx4_wire::regs::{HCR_OFFSET, Hcr};
 use mlx4_wire::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -59,6 +64,8 @@ pub(super) struct Machine {
     dma: Arc<DmaSpace>,
     interrupts: Arc<Counted>,
     next_page: Cell<u64>,
+    /// Of commands; 0 before the first one.
+    mailbox: Cell<u64>,
     next_mtt: Cell<u64>,
     next_key: Cell<u32>,
     next_number: Cell<u32>,
@@ -75,9 +82,11 @@ pub(super) struct Access {
     pub(super) local_write: bool,
     pub(super) remote: bool,
     pub(super) atomic: bool,
+    /// Windows may be bound to it.
+    pub(super) bind: bool,
 }
 
-pub(super) const ALL: Access = Access { local_write: true, remote: true, atomic: true };
+pub(super) const ALL: Access = Access { local_write: true, remote: true, atomic: true, bind: false };
 
 /// A buffer that is registered.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +113,7 @@ impl Machine {
             dma,
             interrupts,
             next_page: Cell::new(MEMORY),
+            mailbox: Cell::new(0),
             next_mtt: Cell::new(8),
             next_key: Cell::new(0x100),
             next_number: Cell::new(0x80),
@@ -133,6 +143,7 @@ impl Machine {
         p.mtt_base = U64::new(MTT);
         p.dmpt_base = U64::new(DMPT);
         p.dmpt.set_log2_entries(15);
+        p.dmpt.set_mw_enable(true);
         p.mc_base = U64::new(MC);
         p.mc_entry_sz.set_log2(8);
         p.mc_hash_sz.set_log2(6);
@@ -153,6 +164,16 @@ impl Machine {
 
     pub(super) fn running(&self) -> Arc<Running> {
         self.hca.running.load_full().unwrap()
+    }
+
+    /// Starts anew as a driver that doesn't enable windows; nothing that was made before is left, besides the
+    /// EQ.
+    pub(super) fn without_windows(&self) {
+        let (eq, mut init) = (self.eq(), self.running().init);
+        init.params.dmpt.set_mw_enable(false);
+        let running = Running::new(&init).unwrap();
+        running.eqs.insert(EQN, eq);
+        self.hca.running.store(Some(Arc::new(running)));
     }
 
     pub(super) fn burst(&self) -> Burst {
@@ -245,7 +266,8 @@ impl Machine {
             .with_local_write(access.local_write)
             .with_remote_read(access.remote)
             .with_remote_write(access.remote)
-            .with_remote_atomic(access.atomic);
+            .with_remote_atomic(access.atomic)
+            .with_bind(access.bind);
         mpt.key = U32::new(key_to_mpt_index(key));
         mpt.pd.set_pd(pd);
         mpt.start = U64::new(va);
@@ -254,6 +276,72 @@ impl Machine {
         mpt.mtt_address = U64::new(self.mtt(bus - offset, pages));
         tpt::write_mpt(&self.burst(), index, &mpt).unwrap();
         Buffer { bus, va, len, key }
+    }
+
+    /// A window that isn't bound; its key.
+    pub(super) fn window(&self, type_2: bool, pd: u32) -> u32 {
+        let mut mpt = MptEntry::new_zeroed();
+        let status = if type_2 { MptStatus::FREE } else { MptStatus::SOFTWARE };
+        mpt.flags.set_status(status);
+        mpt.qp.set_bound_to_qp(type_2);
+        mpt.pd = MptPd::new().with_invalidate(type_2).with_remote_invalidate(type_2).with_pd(pd);
+        self.enter(mpt)
+    }
+
+    /// A region of `pages` pages at most that is free for registration by work requests; its key.
+    pub(super) fn free_region(&self, pages: u64, pd: u32) -> u32 {
+        let mut mpt = MptEntry::new_zeroed();
+        mpt.flags.set_status(MptStatus::FREE);
+        mpt.flags.set_region(true);
+        mpt.pd = MptPd::new()
+            .with_fast_register(true)
+            .with_remote_access_enable(true)
+            .with_invalidate(true)
+            .with_remote_invalidate(true)
+            .with_pd(pd);
+        mpt.mtt_address = U64::new(self.next_mtt.replace(self.next_mtt.get() + 8 * pages));
+        mpt.mtt_entries = U32::new(u32::try_from(pages).unwrap());
+        self.enter(mpt)
+    }
+
+    /// Hands an entry to the device (SW2HW_MPT); its new key.
+    pub(super) fn enter(&self, mut mpt: MptEntry) -> u32 {
+        let index = self.next_key.replace(self.next_key.get() + 1);
+        mpt.key = U32::new(index | 0x4400_0000);
+        assert_eq!(self.command(Opcode::SW2HW_MPT, index, mpt.as_bytes()), Status::OK);
+        mpt_index_to_key(mpt.key.get())
+    }
+
+    /// The entry of a key, as it is in ICM.
+    pub(super) fn mpt(&self, key: u32) -> MptEntry {
+        tpt::read_mpt(&self.burst(), key_to_mpt_index(key)).unwrap()
+    }
+
+    /// Takes the entry of a key back (HW2SW_MPT).
+    pub(super) fn take_back(&self, key: u32) -> Status {
+        self.command(Opcode::HW2SW_MPT, key_to_mpt_index(key) & 0x1fff, &[])
+    }
+
+    /// Executes a command with an input mailbox.
+    pub(super) fn command(&self, opcode: Opcode, modifier: u32, input: &[u8]) -> Status {
+        if self.mailbox.get() == 0 {
+            self.mailbox.set(self.pages(1));
+            // The device never uses its own area, so anything may lie there.
+            let area = MapEntry::new(0, MEMORY, 10).unwrap();
+            assert_eq!(self.command(Opcode::MAP_FA, 1, area.as_bytes()), Status::OK);
+            assert_eq!(self.command(Opcode::RUN_FW, 0, &[]), Status::OK);
+        }
+        self.write(self.mailbox.get(), input);
+        let mut hcr = Hcr::new_zeroed();
+        hcr.in_param = U64::new(self.mailbox.get());
+        hcr.in_modifier = U32::new(modifier);
+        hcr.control.set_opcode(opcode);
+        hcr.control.set_go(true);
+        self.hca.bar_write(0, HCR_OFFSET, hcr.as_bytes());
+        let mut after = Hcr::new_zeroed();
+        self.hca.bar_read(0, HCR_OFFSET, after.as_mut_bytes());
+        assert!(!after.control.go(), "{opcode} isn't done");
+        after.control.status()
     }
 
     /// Takes a registration back.

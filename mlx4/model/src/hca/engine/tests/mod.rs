@@ -3,6 +3,7 @@
 //! The tests write WQEs, doorbell records, memory keys and multicast groups as a driver would; the objects
 //! are made by the functions that the commands use.
 
+mod atomics;
 mod completions;
 mod connections;
 mod datagrams;
@@ -16,8 +17,10 @@ mod machine;
 mod management;
 mod many;
 mod queues;
+mod registration;
 mod shared;
 mod states;
+mod windows;
 mod xrc;
 
 /// Bytes that tell where they come from.

@@ -137,6 +137,8 @@ pub(super) struct QpConfig {
     /// Remote write, read, atomic.
     pub(super) rights: (bool, bool, bool),
     pub(super) ack_timeout: u8,
+    /// log2 of the reads and atomics under way, as requester and as responder.
+    pub(super) log2_reads: (u8, u8),
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
@@ -146,6 +148,8 @@ pub(super) struct QpConfig {
     pub(super) xrcd: Option<u16>,
     /// The queues' memory isn't where the HCA is told.
     pub(super) lost: bool,
+    /// Fast register work requests are allowed.
+    pub(super) fast_register: bool,
 }
 
 impl QpConfig {
@@ -163,12 +167,14 @@ impl QpConfig {
             rights: (true, true, true),
             // About 1 ms.
             ack_timeout: 8,
+            log2_reads: (2, 2),
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
             port: 1,
             xrcd: None,
             lost: false,
+            fast_register: false,
         }
     }
 }
@@ -227,6 +233,7 @@ impl TestQp {
         context.record_address = U64::new(record);
         context.pages = machine.ring_pages(if config.lost { NOWHERE } else { buffer }, pages);
         context.qkey = U32::new(config.qkey);
+        context.requester.set_fast_register(config.fast_register);
         context.primary_path.pkey_index = config.pkey_index;
         context.primary_path.sched_queue = SchedQueue::BASE.with_port_index(config.port - 1);
         context.mtu_message = MtuMessage::new().with_mtu(Mtu::MTU_4096).with_log2_max_message(12);
@@ -270,6 +277,7 @@ impl TestQp {
         context.remote_qpn = Number24::wrapping(remote);
         context.primary_path = path;
         context.rnr_next_psn.set_next_receive_psn(psn);
+        context.responder.set_log2_max_reads(self.config.log2_reads.1);
         // 0.01 ms.
         context.rnr_next_psn.set_min_rnr_timer(1);
         self.transition(machine, mlx4_wire::cmd::Opcode::INIT2RTR_QP, &mailbox);
@@ -281,6 +289,7 @@ impl TestQp {
         let context = &mut mailbox.context;
         context.next_send_psn = Number24::wrapping(psn);
         context.primary_path.timeout = PathTimeout::new().with_ack_timeout(self.config.ack_timeout);
+        context.requester.set_log2_max_reads(self.config.log2_reads.0);
         context.requester.set_retry_count(self.config.retries);
         context.requester.set_rnr_retry(self.config.rnr_retries);
         self.transition(machine, mlx4_wire::cmd::Opcode::RTR2RTS_QP, &mailbox);
