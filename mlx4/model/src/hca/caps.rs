@@ -1,8 +1,8 @@
 //! The limits and capabilities of this ConnectX-3, in one place: QUERY_DEV_CAP and QUERY_PORT report them,
 //! and the commands hold the driver to them.
 //!
-//! Not offered, and so reported absent: BlueFlame, zero-based windows, path migration, checksum offload,
-//! Ethernet, counters, flow steering.
+//! Not offered, and so reported absent: BlueFlame, zero-based windows, path migration, checksum offload, Ethernet,
+//! counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use zerocopy::FromZeros;
@@ -139,13 +139,13 @@ fn flags(cap: &mut QueryDevCap) {
     cap.flags.set_ud_av_port(true);
     cap.flags.set_ud_mcast(true);
     cap.ext_flags.set_port_mng_chg_ev(true);
+    cap.ext_flags.set_cqe_64b(true);
+    cap.ext_flags.set_eqe_64b(true);
     cap.bmme.set_local_inv(true);
     cap.bmme.set_remote_inv(true);
     cap.bmme.set_type_2_win(true);
     cap.bmme.set_win_type_2b(true);
     cap.bmme.set_fast_reg_wr(true);
-    cap.ext_flags.set_cqe_64b(true);
-    cap.ext_flags.set_eqe_64b(true);
 }
 
 fn entry_sizes(cap: &mut QueryDevCap) {

@@ -223,15 +223,16 @@ impl Cq {
     pub(crate) fn resize(&self, burst: &Burst, running: &Running, request: &CqContext) -> Result<(), Status> {
         let memory = ring(burst, running, request)?;
         let mut state = self.lock();
+        let mut marker = Cqe::new_zeroed();
+        marker.owner.set_opcode(CqeOpcode::RESIZE);
+        if state.failed || !self.has_room(burst, &mut state) {
+            return Err(Status::BAD_RES_STATE);
+        }
+        // First: whoever meets the marker turns to the new ring at once.
         let mut first = *request;
         first.consumer_index = Number24::wrapping(state.producer + 1);
         disown(burst, &memory, self.format, &first);
-        let mut marker = Cqe::new_zeroed();
-        marker.owner.set_opcode(CqeOpcode::RESIZE);
-        if state.failed
-            || !self.has_room(burst, &mut state)
-            || state.write(burst, self.format, &marker).is_err()
-        {
+        if state.write(burst, self.format, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }
         state.memory = memory;

@@ -176,6 +176,13 @@ impl Hca {
         self.regs.catastrophe(code);
     }
 
+    /// Pulls the cable of a port, or puts it back.
+    pub fn set_link(&self, port: u8, up: bool) {
+        if let Some(plug) = self.plug(port) {
+            plug.set_link(up);
+        }
+    }
+
     /// Changes from now on what the HCA tells its driver, for tests of drivers. The first call decides.
     pub fn inject(&self, fault: Arc<dyn Fault>) {
         let _first = self.fault.set(fault);

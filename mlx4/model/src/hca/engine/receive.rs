@@ -100,8 +100,8 @@ impl ReceiveWork {
         User { pd: self.srq(side).map_or(own.pd, |srq| srq.pd), ..own }
     }
 
-    /// Whose keys remote requests use: those of an XRC target are its SRQ's, and the queue pair's own domain
-    /// says nothing (IBTA vol. 1, annex A14).
+    /// Whose keys remote requests use: those to an XRC target use its SRQ's protection domain, and the queue
+    /// pair's own says nothing (IBTA vol. 1, annex A14).
     pub(super) fn remote_user(&self, side: &Side<'_>) -> User {
         let own = side.user();
         User { pd: self.shared.as_ref().map_or(own.pd, |srq| srq.pd), ..own }

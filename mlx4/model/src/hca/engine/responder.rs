@@ -141,7 +141,9 @@ impl<'a> Responder<'a> {
     /// be costs this end its connection; the other end isn't told (IBTA vol. 1, 9.9.3, class J).
     fn invalidate(&mut self, key: u32) -> Result<(), Answer> {
         let changes = Changes::begin(self.side.burst, self.side.running);
-        let Err(fault) = changes.invalidate(self.side.user(), key, By::Remote) else { return Ok(()) };
+        let Err(fault) = changes.invalidate(self.work.remote_user(&self.side), key, By::Remote) else {
+            return Ok(());
+        };
         drop(changes);
         self.side.refused_rkey(&fault);
         let syndrome = Some(Syndrome::REMOTE_INVAL_REQ_ERR);

@@ -142,14 +142,14 @@ pub(super) struct QpConfig {
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
-    /// Fast register work requests are allowed.
-    pub(super) fast_register: bool,
     /// Port, from 1.
     pub(super) port: u8,
     /// Makes an XRC target of a domain.
     pub(super) xrcd: Option<u16>,
     /// The queues' memory isn't where the HCA is told.
     pub(super) lost: bool,
+    /// Fast register work requests are allowed.
+    pub(super) fast_register: bool,
 }
 
 impl QpConfig {
@@ -172,10 +172,10 @@ impl QpConfig {
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
-            fast_register: false,
             port: 1,
             xrcd: None,
             lost: false,
+            fast_register: false,
         }
     }
 }
