@@ -10,6 +10,7 @@
 //! - the rest: the attacks
 
 mod builder;
+mod connections;
 mod contexts;
 mod datagram;
 mod datagrams;

@@ -48,6 +48,9 @@ fn present(rig: &Rig, guest: &mut Guest, pd: u32, start: u64, bytes: u64) -> Res
     pages_of(rig, region.lkey.get())
 }
 
+/// First word of a slot that isn't posted.
+const NOT_POSTED: [u8; 4] = 0x8000_0000u32.to_be_bytes();
+
 /// A NOP that completes, in the first pass of a ring.
 fn nop() -> CtrlSeg {
     let mut ctrl = CtrlSeg::new_zeroed();
@@ -79,23 +82,30 @@ fn run_off_the_send_queue(rig: &Rig, behind: Behind) -> Result<(u32, Option<Even
     }
     mine.connect(&mut guest)?;
     rig.hook.clear();
-    for slot in 0..QP_RING_BYTES / STRIDE {
-        guest.memory.write(QP_RING + slot * STRIDE, nop().as_bytes())?;
+    // The rest of the ring, as if it were unposted slots; two requests behind it, and one that nobody posted.
+    let half = SLOTS * STRIDE;
+    for slot in 0..SLOTS {
+        guest.memory.write(QP_RING + half + slot * STRIDE, &NOT_POSTED)?;
     }
-    // Behind the ring are two more, then one that nobody posted.
     for slot in 0..2 {
         guest.memory.write(BEHIND + slot * STRIDE, nop().as_bytes())?;
     }
-    guest.memory.write(BEHIND + 2 * STRIDE, &0x8000_0000u32.to_be_bytes())?;
-    ring(&guest, mine.pairs[0].slot, 0)?;
-    let expected = match behind {
-        Behind::Unasked => SLOTS,
-        Behind::Guard => QP_RING_BYTES / STRIDE,
-        Behind::Memory => QP_RING_BYTES / STRIDE + 2,
+    guest.memory.write(BEHIND + 2 * STRIDE, &NOT_POSTED)?;
+    // In two steps, since the CQ has no room for all.
+    let second = match behind {
+        Behind::Unasked => 0,
+        Behind::Guard => SLOTS,
+        Behind::Memory => SLOTS + 2,
     };
-    for number in 0..expected {
-        let done = mine.completion(&guest)?;
-        ensure!(done.is_none(), "request {number} ended in {done:x?}");
+    for (start, expected) in [(0, SLOTS), (half, second)] {
+        for slot in (0..SLOTS).rev() {
+            guest.memory.write(QP_RING + start + slot * STRIDE, nop().as_bytes())?;
+        }
+        ring(&guest, mine.pairs[0].slot, 0)?;
+        for number in 0..expected {
+            let done = mine.completion(&guest)?;
+            ensure!(done.is_none(), "request {number} ended in {done:x?}");
+        }
     }
     let told = if behind == Behind::Guard {
         let told = event(&mut guest)?;
