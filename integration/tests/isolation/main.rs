@@ -21,6 +21,7 @@ mod records;
 mod regions;
 mod rig;
 mod rings;
+mod teardown;
 
 /// The guest written by hand is the one of `hostile_guest`; each binary uses a part of it.
 #[path = "../hostile_guest/guest.rs"]

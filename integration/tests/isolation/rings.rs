@@ -38,7 +38,7 @@ enum Behind {
 fn pages_of(rig: &Rig, key: u32) -> Result<RingPages> {
     let index = key_to_mpt_index(key) & 0xff_ffff;
     let entry: MptEntry = rig.hook.last(Command::SW2HW_MPT, index).context("the region wasn't seen")?;
-    RingPages::new(12, entry.mtt_base()).context("pages of a ring")
+    RingPages::new(u8::try_from(entry.log2_page.number())?, entry.mtt_base()).context("pages of a ring")
 }
 
 /// Registers a ring's memory and what is to be behind it: translation entries in which it is all present.

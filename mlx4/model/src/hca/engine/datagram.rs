@@ -2,6 +2,7 @@
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::ctx::path::FORCE_SGID;
 use mlx4_wire::mad::LID_PERMISSIVE;
 use mlx4_wire::wqe::DatagramSeg;
 use vm_memory::VolatileSlice;
@@ -92,11 +93,14 @@ fn headers(
     let (lid, lmc) = port.lid_and_lmc();
     let pkey = port.pkey(usize::from(side.attrs.path.pkey_index & 0x7f)).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
     let qkey = segment.qkey.get();
+    // What the context forces counts, whatever the work request says.
+    let own = side.attrs.path.sgid_index;
+    let sgid_index = if own & FORCE_SGID != 0 { own } else { av.sgid_index };
     let grh = av.source.grh().then(|| Grh {
         traffic_class: av.traffic_class.traffic_class(),
         flow_label: av.traffic_class.flow_label(),
         hop_limit: av.hop_limit,
-        sgid: port.gid(usize::from(av.sgid_index & 0x7f)).unwrap_or_default(),
+        sgid: port.gid(usize::from(sgid_index & 0x7f)).unwrap_or_default(),
         dgid: av.remote_gid,
     });
     Ok(Headers {

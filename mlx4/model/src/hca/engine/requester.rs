@@ -183,7 +183,8 @@ impl Requester<'_, '_> {
     fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
         let Some((peer, _)) = &self.far else { return };
         let grh = self.side.attrs.path.source.grh();
-        let [mut there, back] = runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
+        let [mut there, back] =
+            runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
         let answered = self.side.attrs.is_reliable();
         if self.side.attrs.service == ServiceType::XRC {
             there.extended += there.packets * XRC_ETH;
