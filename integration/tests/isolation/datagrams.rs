@@ -73,15 +73,9 @@ fn forge(rig: &Rig, victim: &mut Victim, raw: bool) -> Result<(Option<u8>, Optio
     pair.post(&guest, &packet)?;
     let (_, syndrome) = completion(&guest, &mut mine)?;
     // A datagram to the own port has arrived when its send completes.
-    let received = match victim.objects.poll(&victim.guest)? {
-        None => None,
-        Some(_) => {
-            let last = victim.objects.consumer - 1;
-            let bytes = victim.guest.memory.read(super::objects::CQ_RING + 32 * u64::from(last), 32)?;
-            Some(u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]]))
-        }
-    };
-    Ok((syndrome, received))
+    let received = victim.objects.take(&victim.guest)?;
+    let from = received.map(|bytes| u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]]));
+    Ok((syndrome, from))
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod regions;
 mod rig;
 mod rings;
 mod teardown;
+mod xrc;
 
 /// The guest written by hand is the one of `hostile_guest`; each binary uses a part of it.
 #[path = "../hostile_guest/guest.rs"]

@@ -6,6 +6,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use mlx4_wire::cmd::Opcode as Command;
+use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::mpt::{MptEntry, key_to_mpt_index};
 use mlx4_wire::wqe::{Completion, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, Opcode};
@@ -13,7 +14,7 @@ use virtio_rdma::event::EventType;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::guest::{Guest, at};
-use super::objects::{CQ_ENTRIES, CQ_RING, Objects, QP_RING, QP_RING_BYTES, SPARE, reg_mr, ring};
+use super::objects::{CQ_RING, Objects, QP_RING, QP_RING_BYTES, SPARE, reg_mr, ring};
 use super::rig::{Rig, Victim, event, expect_events};
 
 /// Slots of a send queue, as the guest asked for them, and bytes of each.
@@ -82,24 +83,26 @@ fn run_off_the_send_queue(rig: &Rig, behind: Behind) -> Result<(u32, Option<Even
     }
     mine.connect(&mut guest)?;
     rig.hook.clear();
-    // The rest of the ring, as if it were unposted slots; two requests behind it, and one that nobody posted.
+    // The rest of the ring, as if it were unposted slots, and what is behind it too.
     let half = SLOTS * STRIDE;
     for slot in 0..SLOTS {
         guest.memory.write(QP_RING + half + slot * STRIDE, &NOT_POSTED)?;
     }
-    for slot in 0..2 {
-        guest.memory.write(BEHIND + slot * STRIDE, nop().as_bytes())?;
-    }
     guest.memory.write(BEHIND + 2 * STRIDE, &NOT_POSTED)?;
-    // In two steps, since the CQ has no room for all.
-    let second = match behind {
-        Behind::Unasked => 0,
-        Behind::Guard => SLOTS,
-        Behind::Memory => SLOTS + 2,
+    // In steps, since the CQ has no room for all: the two halves of the ring, then what is behind it.
+    let [second, third] = match behind {
+        Behind::Unasked => [0, 0],
+        Behind::Guard => [SLOTS, 0],
+        Behind::Memory => [SLOTS, 2],
     };
-    for (start, expected) in [(0, SLOTS), (half, second)] {
-        for slot in (0..SLOTS).rev() {
-            guest.memory.write(QP_RING + start + slot * STRIDE, nop().as_bytes())?;
+    for slot in 0..2 {
+        guest.memory.write(BEHIND + slot * STRIDE, &NOT_POSTED)?;
+    }
+    for (start, slots, expected) in
+        [(QP_RING, SLOTS, SLOTS), (QP_RING + half, SLOTS, second), (BEHIND, 2, third)]
+    {
+        for slot in (0..slots).rev() {
+            guest.memory.write(start + slot * STRIDE, nop().as_bytes())?;
         }
         ring(&guest, mine.pairs[0].slot, 0)?;
         for number in 0..expected {
@@ -166,7 +169,7 @@ fn run_off_the_cq(rig: &Rig, behind: Behind) -> Result<Last> {
     let mut mine = Objects::connected(&mut guest)?;
     rig.hook.clear();
     guest.memory.zero(BEHIND, usize::try_from(PAGE)?)?;
-    for _ in 0..CQ_ENTRIES {
+    for _ in 0..mine.entries {
         mine.post(&guest, 0, Opcode::NOP, &[])?;
         ensure!(mine.completion(&guest)?.is_none());
     }
@@ -183,8 +186,9 @@ fn run_off_the_cq(rig: &Rig, behind: Behind) -> Result<Last> {
             Ok(Last::Nowhere(told))
         }
         Behind::Memory => {
+            let place = BEHIND + u64::from(mine.cqe_bytes - CQE_BYTES);
             super::rig::eventually("a completion behind the ring", || {
-                Ok(guest.memory.read(BEHIND, 4)? == qpn)
+                Ok(guest.memory.read(place, 4)? == qpn)
             })?;
             Ok(Last::Behind)
         }
