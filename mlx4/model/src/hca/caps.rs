@@ -1,7 +1,7 @@
 //! The limits and capabilities of this ConnectX-3, in one place: QUERY_DEV_CAP and QUERY_PORT report them,
 //! and the commands hold the driver to them.
 //!
-//! Not offered, and so reported absent: BlueFlame, 64-byte CQEs and EQEs, memory windows, fast-register
+//! Not offered, and so reported absent: BlueFlame, memory windows, fast-register
 //! work requests, path migration, LSO and checksum offload, Ethernet, counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
@@ -131,6 +131,8 @@ fn flags(cap: &mut QueryDevCap) {
     cap.flags.set_ud_av_port(true);
     cap.flags.set_ud_mcast(true);
     cap.ext_flags.set_port_mng_chg_ev(true);
+    cap.ext_flags.set_cqe_64b(true);
+    cap.ext_flags.set_eqe_64b(true);
 }
 
 fn entry_sizes(cap: &mut QueryDevCap) {

@@ -118,6 +118,7 @@ pub struct Hca {
     counters: Counters,
     /// Transaction id of the next trap.
     traps: AtomicU64,
+    key_traps: port::KeyTraps,
     fault: OnceLock<Arc<dyn Fault>>,
 }
 
@@ -149,6 +150,7 @@ impl Hca {
             half_doorbell: Mutex::default(),
             counters: Counters::default(),
             traps: AtomicU64::new(1),
+            key_traps: port::KeyTraps::default(),
             fault: OnceLock::new(),
         });
         let plugs = (1..=hca.config.ports)

@@ -15,7 +15,7 @@ use super::caps;
 use super::cq::Cq;
 use super::eq::Eq;
 use super::qp::Qp;
-use super::ring::RingBudget;
+use super::ring::{EntryFormat, RingBudget};
 use super::srq::Srq;
 use super::table::Table;
 
@@ -134,6 +134,16 @@ impl Running {
             contexts: context_tables(p, &logs),
             init: *init,
         })
+    }
+
+    /// How completions lie in CQs.
+    pub(crate) fn cqe_format(&self) -> EntryFormat {
+        EntryFormat::new(self.init.params.eqe_cqe.cqe_64b())
+    }
+
+    /// How events lie in EQs.
+    pub(crate) fn eqe_format(&self) -> EntryFormat {
+        EntryFormat::new(self.init.params.eqe_cqe.eqe_64b())
     }
 
     /// The ICM address of an object's context, where every piece of ICM that the hardware needs for the

@@ -66,7 +66,11 @@ impl<'a> Side<'a> {
 
     /// Writes a completion. A queue that can't take it is fatal to the queue pair, and to the CQ.
     pub(super) fn complete(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
-        let Err(failed) = cq.push(self.burst, cqe, solicited) else { return };
+        let failed = match cq.push(self.burst, cqe, solicited) {
+            Ok(false) => return,
+            Ok(true) => return self.hca.engine.ring_cq(cq.cqn),
+            Err(failed) => failed,
+        };
         if let Some(syndrome) = failed.first {
             log::info!("CQ {:#x} failed: {syndrome:?}", cq.cqn);
             self.hca.counters.cq_overruns.add(1);

@@ -32,14 +32,14 @@ const MEMORY_BYTES: u64 = 64 << 20;
 const MTT: u64 = 0x1000_0000;
 const DMPT: u64 = 0x2000_0000;
 const MC: u64 = 0x3000_0000;
-const TABLE_LOG2_PAGES: u32 = 8;
+const TABLE_LOG2_PAGES: u32 = 10;
 /// log2 of the entries of an EQ.
 const LOG2_EVENTS: u8 = 9;
 /// The EQ for everything.
 const EQN: u32 = 8;
 /// The UAR page of all queues.
 pub(super) const UAR: u32 = 200;
-/// The only port.
+/// The port that all use, where a test doesn't say otherwise.
 pub(super) const PORT: u8 = 1;
 /// The protection domain, unless a test says otherwise.
 pub(super) const PD: u32 = 0x1_0005;
@@ -62,9 +62,11 @@ pub(super) struct Machine {
     next_mtt: Cell<u64>,
     next_key: Cell<u32>,
     next_number: Cell<u32>,
+    /// Size of CQEs and EQEs.
+    pub(super) entry_bytes: u64,
     events: u64,
     consumed: Cell<u32>,
-    seen: RefCell<Vec<(EventType, u32)>>,
+    seen: RefCell<Vec<Eqe>>,
 }
 
 /// What a region may be used for.
@@ -88,14 +90,14 @@ pub(super) struct Buffer {
 }
 
 impl Machine {
-    pub(super) fn new(fabric: &Arc<Fabric>, node_guid: u64) -> Self {
+    pub(super) fn new(fabric: &Arc<Fabric>, node_guid: u64, ports: u8, large_entries: bool) -> Self {
         let dma = Arc::new(DmaSpace::new());
         let file: File = tempfile::tempfile().unwrap();
         file.set_len(MEMORY_BYTES).unwrap();
         dma.map_fd(MEMORY, MEMORY_BYTES, &file, 0, true).unwrap();
         dma.set_enabled(true);
         let interrupts = Arc::new(Counted::default());
-        let config = HcaConfig { node_guid, ports: 1, trace: None };
+        let config = HcaConfig { node_guid, ports, trace: None };
         let hca = Hca::new(config, dma.clone(), interrupts.clone(), fabric).unwrap();
         let mut machine = Self {
             hca,
@@ -105,41 +107,46 @@ impl Machine {
             next_mtt: Cell::new(8),
             next_key: Cell::new(0x100),
             next_number: Cell::new(0x80),
+            entry_bytes: 0,
             events: 0,
             consumed: Cell::new(0),
             seen: RefCell::default(),
         };
-        machine.init_hca();
+        machine.init_hca(large_entries);
         machine
     }
 
     /// MAP_ICM and INIT_HCA, and an EQ that all events go to.
-    fn init_hca(&mut self) {
+    fn init_hca(&mut self, large_entries: bool) {
         let tables = [MTT, DMPT, MC].map(|icm| (icm, self.pages(1 << TABLE_LOG2_PAGES), TABLE_LOG2_PAGES));
         self.hca.icm.map(&tables).unwrap();
         let mut init = InitHca::new_zeroed();
         let p = &mut init.params;
         p.qpc = IcmTable::new(0, 16).unwrap();
-        p.srqc = IcmTable::new(0, 10).unwrap();
-        p.cqc = IcmTable::new(0, 12).unwrap();
+        p.srqc = IcmTable::new(0, 15).unwrap();
+        p.cqc = IcmTable::new(0, 15).unwrap();
         p.eqc = IcmTable::new(0, 5).unwrap();
         p.flags.set_ud_av_port_check(true);
+        p.eqe_cqe.set_cqe_64b(large_entries);
+        p.eqe_cqe.set_eqe_64b(large_entries);
+        self.entry_bytes = if large_entries { 64 } else { 32 };
         p.mtt_base = U64::new(MTT);
         p.dmpt_base = U64::new(DMPT);
-        p.dmpt.set_log2_entries(13);
+        p.dmpt.set_log2_entries(15);
         p.mc_base = U64::new(MC);
         p.mc_entry_sz.set_log2(8);
         p.mc_hash_sz.set_log2(6);
         p.mc_table.set_log2_table_sz(7);
         p.uar.set_log2_max_uars(10);
         self.hca.running.store(Some(Arc::new(Running::new(&init).unwrap())));
-        self.events = self.pages(4);
+        let pages = (self.entry_bytes << LOG2_EVENTS) / PAGE;
+        self.events = self.pages(pages);
         let mut context = EqContext::new_zeroed();
         context.size.set_log2_entries(LOG2_EVENTS);
         context.flags.set_state(EqState::ALWAYS_ARMED);
-        context.pages = self.ring_pages(self.events, 4);
+        context.pages = self.ring_pages(self.events, pages);
         let running = self.running();
-        let eq = Eq::new(&self.burst(), &running.rings, EQN, &context, self.interrupts.clone()).unwrap();
+        let eq = Eq::new(&self.burst(), &running, EQN, &context, self.interrupts.clone()).unwrap();
         running.eqs.insert(EQN, Arc::new(eq));
         running.route_events(!0, Some(EQN));
     }
@@ -157,7 +164,11 @@ impl Machine {
     }
 
     pub(super) fn port(&self) -> &PortState {
-        self.hca.node.port(PORT).unwrap()
+        self.port_number(PORT)
+    }
+
+    pub(super) fn port_number(&self, number: u8) -> &PortState {
+        self.hca.node.port(number).unwrap()
     }
 
     /// Memory of whole pages, all zero; its bus address.
@@ -289,16 +300,21 @@ impl Machine {
 
     /// Takes the events that have come; each with the number of its object.
     pub(super) fn take_events(&self) -> Vec<(EventType, u32)> {
+        let number = |eqe: &Eqe| u32::from_be_bytes([0, eqe.data[1], eqe.data[2], eqe.data[3]]);
+        self.take_eqes().iter().map(|eqe| (eqe.event_type(), number(eqe))).collect()
+    }
+
+    /// Takes the entries of the event queue that have come.
+    pub(super) fn take_eqes(&self) -> Vec<Eqe> {
         loop {
             let index = self.consumed.get();
             let slot = u64::from(index & ((1 << LOG2_EVENTS) - 1));
-            let eqe: Eqe = self.load(self.events + 32 * slot);
+            let eqe: Eqe = self.load(self.events + self.entry_bytes * (slot + 1) - 32);
             if eqe.owner.owner() != (index >> LOG2_EVENTS & 1 != 0) {
                 return self.seen.take();
             }
             self.consumed.set(index + 1);
-            let number = u32::from_be_bytes([0, eqe.data[1], eqe.data[2], eqe.data[3]]);
-            self.seen.borrow_mut().push((eqe.event_type(), number));
+            self.seen.borrow_mut().push(eqe);
         }
     }
 
