@@ -30,6 +30,8 @@ pub(crate) const SECRET: u8 = 0xa5;
 pub(crate) const SINK: u64 = DATA + DATA_BYTES / 2;
 /// Bytes that an attack reads or writes.
 pub(crate) const LOOT: u32 = 256;
+/// How long a reset of the HCA and all that follows may take on a busy machine.
+const BRING_UP: Duration = Duration::from_secs(120);
 /// Where events arrive, and how many fit.
 const EVENTS: u64 = SPARE + 0x10_0000;
 const EVENT_BUFFERS: u16 = 8;
@@ -103,7 +105,7 @@ impl Rig {
         let lives = || self.hook.commands().iter().filter(|opcode| **opcode == Opcode::INIT_HCA).count();
         let before = lives();
         self.model()?.fail_firmware(0x1234);
-        eventually("the HCA works again", || {
+        within(BRING_UP, "the HCA works again", || {
             let active = self.daemon.status().ports.iter().all(|port| port.active);
             Ok(lives() > before && self.is_running() && active)
         })
@@ -192,10 +194,14 @@ pub(crate) fn event(guest: &mut Guest) -> Result<AsyncEvent> {
 }
 
 /// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn eventually(what: &str, so: impl FnMut() -> Result<bool>) -> Result<()> {
+    within(PATIENCE, what, so)
+}
+
+fn within(patience: Duration, what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while !so()? {
-        ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        ensure!(Instant::now() < deadline, "not within {patience:?}: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

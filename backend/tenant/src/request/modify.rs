@@ -178,7 +178,7 @@ impl CarryOut for ModifyQp {
         let result = hca.modify_qp(id, &modify);
         match (result, link) {
             (Ok(()), _) if matches!(modify.to, QpState::Reset | QpState::Err) => {
-                host.links().disconnect(number)
+                host.links().disconnect(number);
             }
             (Err(error), Some(pending)) if !error.leaves_open() => host.links().withdraw(pending),
             _ => {}
