@@ -20,7 +20,7 @@
 //!
 //! How requests reach the device is a transport's matter; there is one so far, vhost-user spoken directly to
 //! the daemon's socket ([`Context::connect`]). What it does not: UD and UC queue pairs, SRQs, memory windows,
-//! MADs, doorbells mapped into the guest.
+//! MADs. Doorbells are stores to memory that the daemon has mapped, where it offers that ([`Context::doorbells`]).
 //!
 //! ```no_run
 //! use paraverbs_verbs::{Access, Context, QpInit, RecvWr, Wc};
@@ -69,6 +69,7 @@ pub use attr::{AtomicCap, DeviceAttr, Gid, LinkLayer, Mtu, PortAttr, PortState};
 pub use channel::{CompChannel, CqEvent};
 pub use context::Context;
 pub use cq::Cq;
+pub use device::Doorbells;
 pub use error::{Error, Result};
 pub use event::{AsyncEvent, EventElement, EventType};
 pub use mr::Mr;
