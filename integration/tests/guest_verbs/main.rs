@@ -3,10 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod datagrams;
 mod errors;
 mod events;
+mod groups;
 mod limits;
 mod loss;
+mod regions;
 mod scene;
+mod shared_receive;
+mod states;
 mod threads;
 mod transfer;
+mod unreliable;

@@ -106,10 +106,15 @@ pub struct Done {
     pub syndrome: Option<u8>,
 }
 
+/// Opcode of the mark that ends a ring.
+const MARK: u8 = 0x16;
+
 /// A completion queue.
 pub struct CompletionRing {
     pub offset: usize,
     pub entries: usize,
+    /// Bytes of an entry, of which the last 32 tell.
+    pub stride: usize,
     pub record: usize,
     pub consumer: usize,
     /// Sequence number of arm requests: one more with each event.
@@ -119,7 +124,7 @@ pub struct CompletionRing {
 impl CompletionRing {
     /// Takes a completion, if there is one.
     pub fn poll(&mut self, memory: &HostMemory) -> Option<Done> {
-        let at = self.offset + (self.consumer % self.entries) * CQE_BYTES as usize;
+        let at = self.entry(self.consumer);
         let owner = memory.load_u8(at + usize::try_from(CQE_OWNER).unwrap()).unwrap();
         if (owner & 0x80 != 0) != (self.consumer & self.entries != 0) {
             return None;
@@ -138,6 +143,29 @@ impl CompletionRing {
             bytes: cqe.byte_count.get(),
             syndrome: cqe.owner.is_error().then_some(bytes[SYNDROME]),
         })
+    }
+
+    fn entry(&self, index: usize) -> usize {
+        self.offset + (index % self.entries) * self.stride + self.stride - CQE_BYTES as usize
+    }
+
+    /// Goes on in another ring, to which the HCA has moved the queue: takes over what is in front of the mark, each
+    /// entry one index further on.
+    pub fn moved(&mut self, memory: &HostMemory, offset: usize, entries: usize) {
+        let new = Self { offset, entries, ..*self };
+        let owner = |ring: &Self, index| ring.entry(index) + usize::try_from(CQE_OWNER).unwrap();
+        for index in self.consumer..self.consumer + self.entries {
+            let last = memory.load_u8(owner(self, index)).unwrap();
+            if last & 0x1f == MARK {
+                *self = Self { consumer: self.consumer + 1, ..new };
+                return;
+            }
+            let mut bytes = [0; CQE_BYTES as usize];
+            memory.read(self.entry(index), &mut bytes).unwrap();
+            bytes[31] = last & 0x7f | if (index + 1) & entries != 0 { 0x80 } else { 0 };
+            memory.write(new.entry(index + 1), &bytes).unwrap();
+        }
+        panic!("no mark");
     }
 
     /// Asks for the next event; what the doorbell is to carry, with a number that isn't this queue's.

@@ -4,6 +4,7 @@
 //! takes in changes when a flag says that there are some. Before it sleeps it asks each area for kicks and the
 //! engine for its waker, and looks again (`docs/virtio-rdma.md`, 10.2).
 
+use std::hint;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,6 +19,35 @@ use super::direct::Direct;
 use super::turns::Turns;
 use super::{Engine, Progress, RelayConfig};
 use crate::memory::mapping_of;
+
+/// Looks in vain between two looks at the clock.
+const LOOKS: u32 = 32;
+/// How long the thread keeps its core while it looks in vain. Then it lets others have it from time to time: whoever
+/// has work for this thread may wait for the very same core.
+const KEEP: Duration = Duration::from_micros(20);
+
+/// How long the thread has looked in vain.
+#[derive(Debug, Default)]
+struct Idle {
+    looks: u32,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// Notes another look in vain. False if they have been going on for so long.
+    fn goes_on(&mut self, spin: Duration) -> bool {
+        self.looks += 1;
+        if !self.looks.is_multiple_of(LOOKS) {
+            hint::spin_loop();
+            return true;
+        }
+        let past = self.since.get_or_insert_with(Instant::now).elapsed();
+        if past >= KEEP {
+            thread::yield_now();
+        }
+        past < spin
+    }
+}
 
 /// What the thread and the others share.
 struct Shared {
@@ -55,7 +85,7 @@ impl Shared {
 
     fn run(&self) {
         let mut turns = Turns::default();
-        let mut idle_since = None;
+        let mut idle = Idle::default();
         while !self.stop.load(Ordering::Acquire) {
             if self.changed.load(Ordering::Relaxed) && self.changed.swap(false, Ordering::Acquire) {
                 turns = Turns::of(&self.areas());
@@ -63,16 +93,14 @@ impl Shared {
             }
             let (worked, next_timer) = self.round(&mut turns);
             if worked {
-                idle_since = None;
+                idle = Idle::default();
                 continue;
             }
-            let since = *idle_since.get_or_insert_with(Instant::now);
-            if !self.spin.is_zero() && since.elapsed() < self.spin {
-                // Whoever has work for this thread may wait for the very same core.
-                thread::yield_now();
+            if !self.spin.is_zero() && idle.goes_on(self.spin) {
                 continue;
             }
             self.sleep(&turns, next_timer);
+            idle = Idle::default();
         }
     }
 

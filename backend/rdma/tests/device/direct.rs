@@ -26,6 +26,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use zerocopy::FromZeros;
 
 use crate::guest::{BASE, BYTES, Guest, Memory, VERSION_1, config, connect, memfd, wait_until};
+use crate::hostile::Stopping;
 use crate::objects::{Process, alloc_uar};
 use crate::scene::Scene;
 
@@ -409,6 +410,7 @@ fn nonsense_in_the_region_costs_only_its_writer() {
     let process = Process::in_uar(&mut honest.guest, 0, 0, &quiet);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stopping = Stopping(&stop);
         scope.spawn(|| {
             // All of the region, whatever lies in it: header, flag, summaries, slots, and what is behind the areas.
             while !stop.load(Ordering::Relaxed) {
@@ -430,10 +432,13 @@ fn nonsense_in_the_region_costs_only_its_writer() {
             honest.guest.call(&QueryDevice {}, &[]).unwrap();
         }
         let refused = || sockets[0].status().stats.unwrap().bad_doorbells.get();
-        wait_until(|| refused() >= u64::from(SLOTS) - 2);
+        wait_until(|| {
+            hostile.guest.kick(FIRST_KICK);
+            refused() >= u64::from(SLOTS) - 2
+        });
         sockets[0].disconnect();
         wait_until(|| !sockets[0].status().connected);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
     });
     // Its own queue pair was rung: that it may.
     assert!(scene.hca.sends(mine.qpn).0 > 0);
@@ -450,6 +455,7 @@ fn uar_is_closed_while_others_ring_in_it() {
     let kicks = guest.guest.queues[usize::from(FIRST_KICK)].kick.try_clone().unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stopping = Stopping(&stop);
         for thread in 0..2 {
             let (area, kicks, stop) = (&area, &kicks, &stop);
             scope.spawn(move || {
@@ -469,7 +475,7 @@ fn uar_is_closed_while_others_ring_in_it() {
         }
         let process = Process::in_uar(&mut guest.guest, 0, 0, &uar);
         wait_until(|| scene.hca.sends(process.qpn).0 > 0);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
     });
     assert_eq!(guest.log(), ["map"]);
 }

@@ -2,7 +2,7 @@
 //! and the commands hold the driver to them.
 //!
 //! Not offered, and so reported absent: BlueFlame, 64-byte CQEs and EQEs, memory windows, fast-register
-//! work requests, XRC, path migration, LSO and checksum offload, Ethernet, counters, flow steering.
+//! work requests, path migration, LSO and checksum offload, Ethernet, counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use zerocopy::FromZeros;
@@ -30,6 +30,8 @@ pub(crate) const LOG2_MAX_MESSAGE: u8 = 30;
 pub(crate) const MAX_SEND_DESCRIPTOR: u16 = 1008;
 /// Largest receive WQE in bytes.
 pub(crate) const MAX_RECEIVE_DESCRIPTOR: u16 = 512;
+/// XRC domains; every number of a context's field is one.
+pub(crate) const LOG2_MAX_XRCDS: u8 = 16;
 /// Pieces in a scatter or gather list.
 pub(crate) const MAX_SGES: u8 = 32;
 pub(crate) const LOG2_RESERVED_QPS: u8 = 6;
@@ -101,6 +103,7 @@ fn objects(cap: &mut QueryDevCap) {
     cap.mcg.set_log2_max_qp_mcg(8);
     cap.pd_xrcd.set_num_rsvd_pds(4);
     cap.pd_xrcd.set_log2_max_pds(15);
+    cap.pd_xrcd.set_log2_max_xrcds(LOG2_MAX_XRCDS);
 }
 
 fn rings(cap: &mut QueryDevCap) {
@@ -121,6 +124,7 @@ fn flags(cap: &mut QueryDevCap) {
     cap.flags.set_uc(true);
     cap.flags.set_ud(true);
     cap.flags.set_srq(true);
+    cap.flags.set_xrc(true);
     cap.flags.set_bad_pkey_cntr(true);
     cap.flags.set_bad_qkey_cntr(true);
     cap.flags.set_atomic(true);

@@ -18,6 +18,9 @@ use super::burst::Burst;
 use super::eq::{Eq, INDEX_MASK};
 use super::ring::{RingBudget, RingMemory};
 
+/// The owner bit in the last byte of an entry.
+const CQE_OWNER_BIT: u8 = 0x80;
+
 /// A completion queue in hardware ownership.
 pub(crate) struct Cq {
     pub(crate) cqn: u32,
@@ -70,8 +73,11 @@ impl Cq {
         eq: Option<Arc<Eq>>,
         initialised: bool,
     ) -> Result<Self, Status> {
-        let memory = ring(burst, rings, context, initialised)?;
         let consumer = context.consumer_index.number();
+        let memory = ring(burst, rings, context)?;
+        if !initialised {
+            fill_ring(burst, &memory, context.size.log2_entries(), consumer);
+        }
         Ok(Self {
             cqn,
             uar_page: context.size.uar_page(),
@@ -183,11 +189,16 @@ impl Cq {
         rings: &RingBudget,
         request: &CqContext,
     ) -> Result<(), Status> {
-        let memory = ring(burst, rings, request, false)?;
+        let memory = ring(burst, rings, request)?;
         let mut state = self.lock();
         let mut marker = Cqe::new_zeroed();
         marker.owner.set_opcode(CqeOpcode::RESIZE);
-        if state.failed || !self.has_room(burst, &mut state) || state.write(burst, &marker).is_err() {
+        if state.failed || !self.has_room(burst, &mut state) {
+            return Err(Status::BAD_RES_STATE);
+        }
+        // First: whoever meets the marker turns to the new ring at once.
+        fill_ring(burst, &memory, request.size.log2_entries(), state.producer + 1);
+        if state.write(burst, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }
         state.memory = memory;
@@ -246,23 +257,26 @@ impl State {
     }
 }
 
-fn ring(
-    burst: &Burst,
-    rings: &RingBudget,
-    context: &CqContext,
-    initialised: bool,
-) -> Result<RingMemory, Status> {
+fn ring(burst: &Burst, rings: &RingBudget, context: &CqContext) -> Result<RingMemory, Status> {
     let log2_entries = context.size.log2_entries();
     let log2_page = context.pages.log2_page();
     if log2_entries > super::caps::LOG2_MAX_CQ_ENTRIES || log2_page > 31 || context.page_offset.bytes() != 0 {
         return Err(Status::BAD_PARAM);
     }
     let bytes = u64::from(CQE_BYTES) << log2_entries;
-    let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
-    if !initialised {
-        memory.fill(burst, CQE_FILL);
-    }
-    Ok(memory)
+    RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)
+}
+
+/// Makes every entry of a ring the hardware's, whose first completion goes to index `producer`: a ring begins in
+/// the middle of a pass when a queue is moved to it.
+fn fill_ring(burst: &Burst, memory: &RingMemory, log2_entries: u8, producer: u32) {
+    let entries = 1u32 << log2_entries;
+    let byte = |pass: bool| if pass { CQE_FILL & !CQE_OWNER_BIT } else { CQE_FILL };
+    let pass = producer & entries != 0;
+    let bytes = |entries: u32| u64::from(entries) * u64::from(CQE_BYTES);
+    let begin = bytes(producer & (entries - 1));
+    memory.fill(burst, begin..bytes(entries), byte(pass));
+    memory.fill(burst, 0..begin, byte(!pass));
 }
 
 fn fail(state: &mut State, status: CqStatus, syndrome: CqErrorSyndrome) -> CqFailed {

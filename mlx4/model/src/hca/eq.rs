@@ -70,7 +70,7 @@ impl Eq {
         }
         let bytes = u64::from(EQE_BYTES) << log2_entries;
         let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
-        memory.fill(burst, 0x80);
+        memory.fill(burst, 0..u64::MAX, 0x80);
         let armed = match context.flags.state() {
             EqState::ARMED => Armed::Once,
             EqState::ALWAYS_ARMED => Armed::Always,

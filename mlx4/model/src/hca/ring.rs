@@ -2,6 +2,7 @@
 //! range and a page size. The addresses are resolved once, when the queue goes to hardware; an entry of
 //! the MTT that wasn't present then stays absent, and the access that needs it fails.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -124,15 +125,17 @@ impl RingMemory {
         Ok(())
     }
 
-    /// Fills the whole ring with a byte; pages that aren't there are passed over.
-    pub(crate) fn fill(&self, burst: &Burst, byte: u8) {
+    /// Fills bytes of the ring, as far as it goes; pages that aren't there are passed over.
+    pub(crate) fn fill(&self, burst: &Burst, range: Range<u64>, byte: u8) {
         let chunk = [byte; 512];
-        let mut offset = 0;
-        while offset < self.bytes {
-            let left = usize::try_from(self.bytes - offset).unwrap_or(usize::MAX);
-            let n = chunk.len().min(left);
+        let end = range.end.min(self.bytes);
+        let mut offset = range.start;
+        while offset < end {
+            let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
+            let mut n = chunk.len().min(left);
             if let Ok((bus, run)) = self.translate(offset) {
-                let _unreachable_page = burst.dma.write(bus, &chunk[..n.min(run)]);
+                n = n.min(run);
+                let _unreachable_page = burst.dma.write(bus, &chunk[..n]);
             }
             offset += n as u64;
         }

@@ -107,9 +107,23 @@ pub(crate) struct Region {
     /// `None`: a physical region, whose virtual address is the bus address.
     pages: Option<(u64, u8)>,
     access: Access,
-    /// Bus address of the page last looked up, with its page-aligned virtual address.
-    page: Option<(u64, u64)>,
+    /// The pages last looked up.
+    run: Run,
 }
+
+/// Pages that follow each other both in virtual addresses and on the bus.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    /// Virtual address of the first byte.
+    va: u64,
+    /// Its bus address.
+    bus: u64,
+    /// Bytes; 0: none.
+    len: u64,
+}
+
+/// MTT entries that are read at once.
+const BATCH: usize = 32;
 
 /// Checks an access of `len` bytes at `va` through `key` by a user of protection domain `pd`.
 ///
@@ -149,7 +163,7 @@ pub(crate) fn check(
         }
         Some((mpt.mtt_base(), u8::try_from(shift).unwrap_or(PAGE_SHIFT_MIN)))
     };
-    Ok(Region { va, left: len, start, pages, access: rights.dma(), page: None })
+    Ok(Region { va, left: len, start, pages, access: rights.dma(), run: Run::default() })
 }
 
 impl Region {
@@ -172,21 +186,40 @@ impl Region {
         Ok(slice)
     }
 
+    /// The bus address of the next byte, and how many bytes from there follow each other on the bus; at least
+    /// one, perhaps more than are left.
     fn translate(&mut self, burst: &Burst, want: u64) -> Result<(u64, u64), KeyFault> {
         let Some((table, shift)) = self.pages else { return Ok((self.va, want)) };
+        let mut deep = self.va.wrapping_sub(self.run.va);
+        if deep >= self.run.len {
+            self.run = self.look_up(burst, table, shift, want)?;
+            deep = self.va.wrapping_sub(self.run.va);
+        }
+        Ok((self.run.bus.wrapping_add(deep), self.run.len - deep))
+    }
+
+    /// Looks up the page of the next byte, and those of the bytes behind it that follow it on the bus.
+    fn look_up(&self, burst: &Burst, table: u64, shift: u8, want: u64) -> Result<Run, KeyFault> {
         let size = 1u64 << shift;
         let inside = self.va & (size - 1);
-        let page_va = self.va - inside;
-        let bus = match self.page {
-            Some((va, bus)) if va == page_va => bus,
-            _ => {
-                let index = (self.va >> shift).wrapping_sub(self.start >> shift);
-                let bus = mtt(burst, table.wrapping_add(index.wrapping_mul(8)), shift)
-                    .ok_or(KeyFault::NotPresent(self.va))?;
-                self.page = Some((page_va, bus));
-                bus
+        let index = (self.va >> shift).wrapping_sub(self.start >> shift);
+        let first = table.wrapping_add(index.wrapping_mul(8));
+        let bus = mtt(burst, first, shift).ok_or(KeyFault::NotPresent(self.va))?;
+        let mut run = Run { va: self.va - inside, bus, len: size };
+        let wanted = inside.saturating_add(want).div_ceil(size) - 1;
+        let mut more = [MttEntry::new_zeroed(); BATCH];
+        let more = &mut more[..usize::try_from(wanted).unwrap_or(BATCH).min(BATCH)];
+        let next = burst.tables.mtt_base.wrapping_add(first.wrapping_add(8) & !7);
+        if more.is_empty() || burst.icm_read(next, more.as_mut_bytes()).is_err() {
+            return Ok(run);
+        }
+        for entry in more {
+            let address = entry.address() & !(size - 1);
+            if !entry.is_present() || address != run.bus.wrapping_add(run.len) {
+                break;
             }
-        };
-        Ok((bus + inside, size - inside))
+            run.len += size;
+        }
+        Ok(run)
     }
 }

@@ -95,11 +95,14 @@ pub(super) fn query_cq(hca: &Hca, running: &Running, command: &Command) -> Outco
 }
 
 pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
-    let burst = hca.command_burst(running);
     let cq = live(&running.cqs, command.modifier)?;
-    let request: CqContext = read_mailbox(&burst, command.input)?;
+    let request: CqContext = read_mailbox(&hca.command_burst(running), command.input)?;
     match ModifyCqOp(command.opmod) {
-        ModifyCqOp::RESIZE => cq.resize(&burst, &running.rings, &request)?,
+        ModifyCqOp::RESIZE => {
+            // A burst that is under way may complete here next: it must see what was mapped for the new ring.
+            hca.dma.quiesce();
+            cq.resize(&hca.command_burst(running), &running.rings, &request)?;
+        }
         ModifyCqOp::MODERATION => cq.set_moderation(&request),
         _ => return Err(Status::BAD_OP),
     }
@@ -111,7 +114,7 @@ pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let burst = hca.command_burst(running);
     let context: SrqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
-    let srq = Srq::new(&burst, &running.rings, command.modifier, &context)?;
+    let srq = Srq::new(&burst, running, command.modifier, &context)?;
     running.srqs.insert(command.modifier, Arc::new(srq));
     Ok(0)
 }

@@ -162,7 +162,7 @@ fn receive(side: &Side<'_>, work: &mut ReceiveWork, packet: &Packet<'_>, arrival
 }
 
 fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u64, KeyFault> {
-    let user = (ReceiveWork::pd(side), Rights::LocalWrite);
+    let user = (work.pd(side), Rights::LocalWrite);
     let payload = packet.payload_len() as u64;
     let walk = |from, len| Walk::start(side.burst, &work.list, empty(), user, from, len);
     // All keys are checked before the first byte is written.
@@ -210,5 +210,5 @@ fn complete(side: &Side<'_>, work: &mut ReceiveWork, headers: &Headers, bytes: u
     cqe.slid = U16::new(headers.slid);
     cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
     work.msn = work.msn.wrapping_add(1) & Number24::MAX;
-    side.receive_done(&cqe, headers.solicited);
+    work.done(side, cqe, headers.solicited);
 }

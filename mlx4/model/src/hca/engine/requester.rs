@@ -19,7 +19,7 @@ use super::traffic::Run;
 use super::wqe::{AtomicOp, Remote, Request};
 use crate::hca::tpt::Rights;
 
-/// Executes the send queue of an RC or UC queue pair.
+/// Executes the send queue of an RC, UC or XRC queue pair.
 pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
     let mut budget = Budget::default();
     if let Err(next) = work.advance(side, &mut budget) {
@@ -52,6 +52,9 @@ impl Requester<'_, '_> {
     /// Executes a part of the WQE in hand, and sees to the next.
     fn step(&mut self) -> Result<(), Next> {
         let current = self.work.current.ok_or(Next::Idle)?;
+        if let Some((_, far)) = &mut self.far {
+            far.srqn = current.header.remote_srqn;
+        }
         match current.header.request {
             Request::Nop => self.work.finish(self.side, 0),
             Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
@@ -119,7 +122,7 @@ impl Requester<'_, '_> {
 
     /// Acts on an answer. On UC there is none, and what was sent is done.
     fn answered(&mut self, answer: Answer) -> Result<(), Next> {
-        let reliable = self.side.attrs.service == ServiceType::RC;
+        let reliable = self.side.attrs.is_reliable();
         let syndrome = match answer {
             Answer::Local(fault) => {
                 self.side.refused_lkey(&fault);
@@ -180,8 +183,12 @@ impl Requester<'_, '_> {
     fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
         let Some((peer, _)) = &self.far else { return };
         let grh = self.side.attrs.path.source.grh();
-        let [there, back] = runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
-        let answered = self.side.attrs.service == ServiceType::RC;
+        let [mut there, back] =
+            runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
+        let answered = self.side.attrs.is_reliable();
+        if self.side.attrs.service == ServiceType::XRC {
+            there.extended += there.packets * XRC_ETH;
+        }
         let none = Run { packets: 0, payload: 0, extended: 0, grh };
         peer.count(self.side, there, if answered { back } else { none });
     }
@@ -193,3 +200,4 @@ const AETH: u64 = 1;
 const ATOMIC_ETH: u64 = 7;
 const ATOMIC_ACK_ETH: u64 = 2;
 const IMMEDIATE: u64 = 1;
+const XRC_ETH: u64 = 1;

@@ -7,14 +7,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx4_wire::cqe::{CqeOwner, CqeSl, CqeSource, ReceiveOpcode, Syndrome};
-use mlx4_wire::ctx::qp::{QpState, ServiceType};
+use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::{Number24, U32};
 use vm_memory::VolatileMemory;
 
 use super::peer::is_receiving;
 use super::receive::{Message, MessageKind, NoWqe, ReceiveWork};
-use super::sg::{CopyFault, RegionWalk, Walk, copy, empty};
+use super::sg::{CopyFault, RegionWalk, Walk, copy_counted, empty};
 use super::side::Side;
 use super::wqe::{AtomicOp, Remote};
 use crate::hca::tpt::{self, KeyFault, Region, Rights};
@@ -77,12 +77,14 @@ pub(super) struct Responder<'a> {
     side: Side<'a>,
     work: &'a mut ReceiveWork,
     reliable: bool,
+    /// XRC: the SRQ that requests name.
+    pub(super) srqn: u32,
 }
 
 impl<'a> Responder<'a> {
     pub(super) fn new(side: Side<'a>, work: &'a mut ReceiveWork) -> Self {
-        let reliable = side.attrs.service == ServiceType::RC;
-        Self { side, work, reliable }
+        let reliable = side.attrs.is_reliable();
+        Self { side, work, reliable, srqn: 0 }
     }
 
     /// A part of a SEND.
@@ -102,10 +104,10 @@ impl<'a> Responder<'a> {
             let event = Some(EventType::WQ_INVALID_REQUEST);
             return Err(self.end(Some(Syndrome::LOCAL_LENGTH_ERR), event, Nak::InvalidRequest));
         }
-        let user = (ReceiveWork::pd(&self.side), Rights::LocalWrite);
+        let user = (self.work.pd(&self.side), Rights::LocalWrite);
         let copied = Walk::start(self.side.burst, &self.work.list, empty(), user, part.done, part.len)
             .map_err(CopyFault::Target)
-            .and_then(|mut to| copy(from, &mut to, part.len));
+            .and_then(|mut to| copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes));
         match copied {
             Ok(()) => {}
             Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
@@ -154,7 +156,7 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = region {
             let mut to = RegionWalk { burst: self.side.burst, region };
-            match copy(from, &mut to, part.len) {
+            match copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
                 Err(CopyFault::Target(fault)) => return Err(self.no_access(&fault)),
@@ -187,7 +189,7 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = self.check(part, remote, Rights::RemoteRead)? {
             let mut from = RegionWalk { burst: self.side.burst, region };
-            match copy(&mut from, to, part.len) {
+            match copy_counted(&mut from, to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(self.no_access(&fault)),
                 Err(CopyFault::Target(fault)) => return Err(Answer::Local(fault)),
@@ -240,6 +242,7 @@ impl<'a> Responder<'a> {
             }
         }
         self.establish();
+        self.find_shared()?;
         if !self.reliable && part.is_first() {
             self.work.message = None;
         }
@@ -252,6 +255,25 @@ impl<'a> Responder<'a> {
             return Ok(true);
         }
         Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+    }
+
+    /// XRC: finds the SRQ that a request names. One that isn't there or belongs to another domain is an
+    /// invalid request (IBTA vol. 1, annex A14).
+    fn find_shared(&mut self) -> Result<(), Answer> {
+        let Some(xrcd) = self.side.attrs.xrcd else { return Ok(()) };
+        if self.work.shared.as_ref().is_some_and(|srq| srq.srqn == self.srqn && srq.is_live()) {
+            return Ok(());
+        }
+        match self.side.running.srqs.get(self.srqn).filter(|srq| srq.is_in_domain(xrcd)) {
+            Some(srq) if srq.srqn == self.srqn => {
+                self.work.shared = Some(srq);
+                Ok(())
+            }
+            _ => {
+                log::debug!("QP {:#x}: SRQ {:#x} isn't of its domain", self.side.attrs.qpn, self.srqn);
+                Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+            }
+        }
     }
 
     /// UC: packets are lost. The next message that begins is taken (IBTA vol. 1, 9.8.2.2).
@@ -285,7 +307,7 @@ impl<'a> Responder<'a> {
             return Ok(None);
         }
         let (va, len) = (remote.va.wrapping_add(part.done), part.total - part.done);
-        tpt::check(self.side.burst, remote.rkey, self.side.attrs.pd, va, len, rights)
+        tpt::check(self.side.burst, remote.rkey, self.work.remote_pd(&self.side), va, len, rights)
             .map(Some)
             .map_err(|fault| self.no_access(&fault))
     }
@@ -357,7 +379,7 @@ impl<'a> Responder<'a> {
         cqe.slid = attrs.path.remote_lid;
         cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
         self.side.hca.counters.receive_wqes.add(1);
-        self.side.receive_done(&cqe, notice.solicited);
+        self.work.done(&self.side, cqe, notice.solicited);
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { bytes: 64 << 10, wqes: 32 }
+        Self { bytes: 256 << 10, wqes: 32 }
     }
 }
 
@@ -106,7 +106,7 @@ impl SendWork {
             }
         }
         match side.attrs.service {
-            ServiceType::RC | ServiceType::UC => requester::run(side, self),
+            ServiceType::RC | ServiceType::UC | ServiceType::XRC => requester::run(side, self),
             _ => datagram::run(side, self),
         }
     }
@@ -123,6 +123,10 @@ impl SendWork {
         }
         if self.current.is_none() && state == QpState::SQ_DRAINING {
             self.drained(side);
+            return Err(Next::Idle);
+        }
+        if side.attrs.xrcd.is_some() {
+            // An XRC target has a send queue that nobody posts to.
             return Err(Next::Idle);
         }
         if budget.bytes == 0 || (self.current.is_none() && budget.wqes == 0) {
@@ -190,8 +194,7 @@ impl SendWork {
         log::debug!("QP {:#x}: WQE {:#x} fails: {syndrome:?}", side.attrs.qpn, self.counter);
         side.error(true, self.counter, syndrome);
         self.step(side);
-        let reliable = side.attrs.service == ServiceType::RC;
-        side.fail(if reliable { QpState::ERR } else { QpState::SQER });
+        side.fail(if side.attrs.is_reliable() { QpState::ERR } else { QpState::SQER });
     }
 
     fn step(&mut self, side: &Side<'_>) {

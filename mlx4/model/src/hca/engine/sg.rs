@@ -10,6 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use vm_memory::VolatileSlice;
 
 use crate::hca::burst::Burst;
+use crate::hca::counters::Counter;
 use crate::hca::tpt::{self, KeyFault, Region, Rights};
 
 /// One entry of a list.
@@ -216,26 +217,47 @@ impl CopyFault {
 /// arrives there.
 const TAIL: usize = 8;
 
+/// Copies `len` bytes, and counts what it copies. What was copied before a fault stays.
+pub(super) fn copy_counted<'s, 't>(
+    source: &mut impl Pieces<'s>,
+    target: &mut impl Pieces<'t>,
+    len: u64,
+    counter: &Counter,
+) -> Result<(), CopyFault> {
+    let mut left = len;
+    let result = copy_left(source, target, &mut left);
+    counter.add(len - left);
+    result
+}
+
 /// Copies `len` bytes. What was copied before a fault stays.
 pub(super) fn copy<'s, 't>(
     source: &mut impl Pieces<'s>,
     target: &mut impl Pieces<'t>,
     len: u64,
 ) -> Result<(), CopyFault> {
-    let mut left = len;
-    while left != 0 {
-        let mut from = source.next(left).map_err(CopyFault::Source)?;
+    copy_left(source, target, &mut { len })
+}
+
+/// Copies bytes until none are left to copy; `left` is how many are.
+fn copy_left<'s, 't>(
+    source: &mut impl Pieces<'s>,
+    target: &mut impl Pieces<'t>,
+    left: &mut u64,
+) -> Result<(), CopyFault> {
+    while *left != 0 {
+        let mut from = source.next(*left).map_err(CopyFault::Source)?;
         if from.is_empty() {
             return Ok(());
         }
-        while !from.is_empty() && left != 0 {
-            let to = target.next(left.min(from.len() as u64)).map_err(CopyFault::Target)?;
+        while !from.is_empty() && *left != 0 {
+            let to = target.next((*left).min(from.len() as u64)).map_err(CopyFault::Target)?;
             if to.is_empty() {
                 return Ok(());
             }
             let n = to.len().min(from.len());
-            left -= n as u64;
-            if left == 0 {
+            *left -= n as u64;
+            if *left == 0 {
                 copy_tail_last(from, to, n);
             } else {
                 from.copy_to_volatile_slice(to);

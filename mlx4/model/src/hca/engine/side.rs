@@ -50,23 +50,22 @@ impl<'a> Side<'a> {
     pub(super) fn send_done(&self, counter: u16, opcode: Opcode, bytes: u32) {
         let mut cqe = self.cqe(counter, CqeOwner::send(opcode));
         cqe.byte_count = U32::new(bytes);
-        self.push(&self.attrs.send_cq, &cqe, false);
+        self.complete(&self.attrs.send_cq, &cqe, false);
     }
 
-    /// Completes a receive work request.
-    pub(super) fn receive_done(&self, cqe: &Cqe, solicited: bool) {
-        self.push(&self.attrs.receive_cq, cqe, solicited);
-    }
-
-    /// Completes a work request with an error.
+    /// Completes a work request of the queue pair's own queues with an error.
     pub(super) fn error(&self, is_send: bool, wqe_index: u16, syndrome: Syndrome) {
-        let cqe = ErrorCqe::new(self.cqe_qp(), wqe_index, is_send, syndrome, vendor_error(syndrome));
         let cq = if is_send { &self.attrs.send_cq } else { &self.attrs.receive_cq };
-        self.push(cq, &cqe.into(), true);
+        self.complete(cq, &self.failed(is_send, wqe_index, syndrome), true);
+    }
+
+    /// The completion of a work request with an error.
+    pub(super) fn failed(&self, is_send: bool, wqe_index: u16, syndrome: Syndrome) -> Cqe {
+        ErrorCqe::new(self.cqe_qp(), wqe_index, is_send, syndrome, vendor_error(syndrome)).into()
     }
 
     /// Writes a completion. A queue that can't take it is fatal to the queue pair, and to the CQ.
-    fn push(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
+    pub(super) fn complete(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
         let Err(failed) = cq.push(self.burst, cqe, solicited) else { return };
         if let Some(syndrome) = failed.first {
             log::info!("CQ {:#x} failed: {syndrome:?}", cq.cqn);

@@ -52,6 +52,8 @@ pub(super) struct Header {
     pub(super) signalled: bool,
     pub(super) solicited: bool,
     pub(super) force_loopback: bool,
+    /// XRC: the SRQ at the other end.
+    pub(super) remote_srqn: u32,
     /// Immediate data, where the opcode has some.
     pub(super) immediate: Option<[u8; 4]>,
     pub(super) request: Request,
@@ -127,6 +129,7 @@ impl WqeCopy {
             signalled: ctrl.flags.completion() == Completion::ALWAYS,
             solicited: ctrl.flags.solicited(),
             force_loopback: ctrl.flags.force_loopback(),
+            remote_srqn: ctrl.flags.remote_srqn(),
             immediate: has_immediate.then(|| ctrl.immediate.to_bytes()),
             request,
         })
@@ -134,7 +137,7 @@ impl WqeCopy {
 
     /// The request of an opcode, where the service has it, and the offset of its data segments.
     fn request(&self, service: ServiceType, opcode: Opcode) -> Option<(Request, usize)> {
-        let reliable = service == ServiceType::RC;
+        let reliable = [ServiceType::RC, ServiceType::XRC].contains(&service);
         let connected = reliable || service == ServiceType::UC;
         let after = self.bytes.get(CTRL_BYTES..)?;
         match opcode {

@@ -40,9 +40,11 @@ pub(crate) struct Attrs {
     pub(crate) send_cq: Arc<Cq>,
     pub(crate) receive_cq: Arc<Cq>,
     pub(crate) srq: Option<Arc<Srq>>,
+    /// The domain of an XRC target; each request names an SRQ of it.
+    pub(crate) xrcd: Option<u16>,
     pub(crate) memory: Arc<RingMemory>,
     pub(crate) sq: Queue,
-    /// `None` where receive work requests come from an SRQ, or not at all.
+    /// `None` where receive work requests come from SRQs, or not at all.
     pub(crate) rq: Option<Queue>,
     /// Bus address of the receive queue's doorbell record.
     pub(crate) record: u64,
@@ -71,6 +73,11 @@ impl Attrs {
         ![ServiceType::UD, ServiceType::MLX].contains(&self.service)
     }
 
+    /// Whether its service is one with acknowledgements.
+    pub(crate) fn is_reliable(&self) -> bool {
+        [ServiceType::RC, ServiceType::XRC].contains(&self.service)
+    }
+
     /// Decodes a context; `before` is what was decoded at the last transition, whose queues stay.
     ///
     /// # Errors
@@ -84,18 +91,20 @@ impl Attrs {
         before: Option<&Attrs>,
     ) -> Result<Self, Status> {
         let service = context.flags.service();
-        if ![ServiceType::RC, ServiceType::UC, ServiceType::UD, ServiceType::MLX].contains(&service) {
+        use ServiceType as S;
+        if ![S::RC, S::UC, S::UD, S::XRC, S::MLX].contains(&service) {
             log::debug!("QP {qpn:#x}: service type {service:?} isn't offered");
             return Err(Status::BAD_PARAM);
         }
-        let srq = match context.srq.enable() {
+        let xrc = service == S::XRC;
+        let srq = match context.srq.enable() && !xrc {
             true => Some(running.srqs.get(context.srq.srqn()).ok_or(Status::BAD_RESOURCE)?),
             false => None,
         };
         let cq = |number| running.cqs.get(number).ok_or(Status::BAD_RESOURCE);
         let (memory, sq, rq) = match before {
             Some(before) => (before.memory.clone(), before.sq, before.rq),
-            None => queues(burst, &running.rings, context, srq.is_some())?,
+            None => queues(burst, &running.rings, context, srq.is_some() || xrc)?,
         };
         let special = special(running, qpn);
         Ok(Self {
@@ -105,6 +114,7 @@ impl Attrs {
             send_cq: cq(context.send_cqn.number())?,
             receive_cq: cq(context.receive_cqn.number())?,
             srq,
+            xrcd: (xrc && qpn & XRC_TARGET != 0).then(|| context.xrcd.xrcd()),
             memory,
             sq,
             rq,
@@ -126,6 +136,9 @@ impl Attrs {
     }
 }
 
+/// Set in the number of a queue pair of service XRC that receives.
+const XRC_TARGET: u32 = 1 << 23;
+
 /// Which special queue pair a number is, and its port.
 fn special(running: &Running, qpn: u32) -> Option<(u32, u8)> {
     let base = running.special_base();
@@ -138,12 +151,12 @@ fn queues(
     burst: &Burst,
     rings: &RingBudget,
     context: &QpContext,
-    has_srq: bool,
+    no_receive_queue: bool,
 ) -> Result<(Arc<RingMemory>, Queue, Option<Queue>), Status> {
     let log2_page = context.pages.log2_page();
     let queue = |size: WqSize| Queue { offset: 0, entries: size.entries(), stride: size.stride() };
     let mut sq = queue(context.sq_size);
-    let mut rq = (!has_srq && context.rq_size != NO_RQ).then(|| queue(context.rq_size));
+    let mut rq = (!no_receive_queue && context.rq_size != NO_RQ).then(|| queue(context.rq_size));
     let too_many = |q: &Queue| q.entries > 1 << caps::LOG2_MAX_QP_ENTRIES;
     if log2_page > 31 || too_many(&sq) || rq.as_ref().is_some_and(too_many) {
         return Err(Status::BAD_PARAM);

@@ -308,7 +308,7 @@ impl TestSrq {
         context.pd = Number24::wrapping(pd);
         context.record_address = U64::new(record);
         let srqn = machine.number();
-        let srq = Arc::new(Srq::new(&machine.burst(), &machine.running().rings, srqn, &context).unwrap());
+        let srq = Arc::new(Srq::new(&machine.burst(), &machine.running(), srqn, &context).unwrap());
         machine.running().srqs.insert(srqn, srq.clone());
         Self { srqn, srq, ring, record, head: Cell::new(0), posted: Cell::new(0) }
     }
