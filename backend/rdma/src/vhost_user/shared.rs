@@ -86,6 +86,11 @@ impl SharedRegion {
         })
     }
 
+    /// Its memory.
+    pub(crate) fn memory(&self) -> &Arc<RegionMemory> {
+        &self.memory
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

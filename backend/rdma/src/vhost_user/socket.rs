@@ -295,13 +295,8 @@ impl Shared {
     fn serve_one(&self, listener: &mut Listener) -> Result<(), ServeError> {
         let wake = Arc::new(Wake::new()?);
         let region = self.region()?;
-        let (direct, exposure, region) = match region {
-            Some((memory, region)) => {
-                let exposure: Arc<dyn Exposure> = Arc::<SharedRegion>::clone(&region);
-                (Some(Direct::new(memory, Arc::clone(&exposure))), Some(exposure), Some(region))
-            }
-            None => (None, None, None),
-        };
+        let exposure = region.clone().map(|region| region as Arc<dyn Exposure>);
+        let direct = region.clone().map(|region| Direct::new(Arc::clone(region.memory()), region));
         let tenant = self.host.admit(self.config.guest.clone(), Arc::clone(&wake) as _, direct)?;
         let device = Device::new(tenant, self.host.relay(), exposure);
         let (who, host) = ((Arc::clone(&self.name), Arc::clone(&self.log)), Arc::clone(&self.host));
@@ -318,14 +313,13 @@ impl Shared {
     }
 
     /// The region of a device, if it may have one: no page of it is ever another connection's.
-    fn region(&self) -> Result<Option<(Arc<RegionMemory>, Arc<SharedRegion>)>, ServeError> {
+    fn region(&self) -> io::Result<Option<Arc<SharedRegion>>> {
         if self.config.doorbells == Doorbells::Relayed {
             return Ok(None);
         }
         let limits = &self.config.guest.limits;
         let memory = Arc::new(RegionMemory::new(limits.uars, limits.slots)?);
-        let region = SharedRegion::new(Arc::clone(&self.name), Arc::clone(&memory));
-        Ok(Some((memory, region)))
+        Ok(Some(SharedRegion::new(Arc::clone(&self.name), memory)))
     }
 
     /// Speaks vhost-user until the guest has gone, and tears its device down.
