@@ -42,7 +42,7 @@ pub use host::Host;
 pub use limits::Limits;
 pub use log_limit::LogLimit;
 pub use memory::{ChunkSize, FileId, GuestFault, GuestMemory, GuestPiece, GuestRegion, MemoryError};
-pub use relay::{Relay, RelayArea};
+pub use relay::{DirectArea, Relay, RelayArea};
 pub use stats::Counters;
 pub use teardown::TeardownReport;
 pub use tenant::{Surroundings, Tenant};
