@@ -4,6 +4,7 @@
 
 mod console;
 mod edges;
+mod fuzz;
 mod licences;
 mod test;
 mod unsafe_code;
@@ -26,6 +27,8 @@ struct Cli {
 enum Task {
     /// Check the edges, prepare the rig, and run the workspace's tests
     Test(test::Args),
+    /// Run the fuzz targets, each for a time
+    Fuzz(fuzz::Args),
     /// Start a rig of VMs, for a shell in one or to run commands
     Vm(vm::Args),
     /// Attach the terminal to a VM's console
@@ -44,6 +47,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test(args) => test::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Console { socket } => console::attach(&socket),
         Task::Edges => edges::run(),

@@ -93,7 +93,8 @@ impl Guest {
         let at = |offset: usize| Iova(window + offset as u64);
         let length = (MEMORY - DATA) as u64;
         let remote = RemoteAccess { read: true, write: true, atomic: true };
-        let access = RegionAccess { local_write: true, remote, mw_bind: true };
+        let mw_bind = hca.device().features.mw_type1;
+        let access = RegionAccess { local_write: true, remote, mw_bind };
         let pages = [Piece { iova: at(DATA), length }];
         let mr = hca.create_mr(&MrSpec { pd, access, start: ADDRESS, length, pages: &pages })?;
         let geometry = CqGeometry { entries: CQ_ENTRIES };

@@ -74,7 +74,7 @@ impl Scene {
         let _answer = match input.u8() % 8 {
             0 | 1 => {
                 let (region, offset) = place(input);
-                let length = usize::from(input.pick(&[1, 2, 4, 4, 4, 8, 64, 255]));
+                let length = usize::from(input.pick(&[1u8, 2, 4, 4, 4, 8, 64, 255]));
                 backend.region_write(region, offset, input.bytes(length))
             }
             2 => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use paraverbs_fuzz::Target;
 
 /// Inputs of bytes from a generator, for each target: so the test shows something before anything is found.
-const RANDOM: u64 = 200;
+const RANDOM: u64 = 50;
 
 fn replay(name: &str) {
     let target = paraverbs_fuzz::target(name).expect("a target");
