@@ -111,6 +111,7 @@ fn device_that_cannot_be_used_ends_in_one_line() {
         fails(&mut with(&format!("vfio:{other}")), &[&other]);
     }
     fails(with("vfio:0000:01:00.0").arg("--fabric-socket=x"), &["fabric sockets need the model"]);
+    fails(with("vfio:0000:01:00.0").arg("--doorbells=direct"), &["direct doorbells", "\"auto\""]);
     assert!(!free.exists());
 }
 
@@ -237,6 +238,7 @@ fn command_line_without_sense_is_a_usage_error() {
         &["--config", "x", "--device", "model"],
         &["--guest", "a=b", "--socket-path", "c"],
         &["--kind", "pod"],
+        &["--doorbells", "mapped"],
     ] {
         let output = paraverbsd().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -20,4 +20,4 @@ mod vhost_user;
 
 pub use host::RdmaHost;
 pub use relay::{Engine, Progress, RelayConfig};
-pub use vhost_user::{GuestSocket, GuestSocketConfig, GuestStatus, ListenError};
+pub use vhost_user::{Doorbells, GuestSocket, GuestSocketConfig, GuestStatus, ListenError};

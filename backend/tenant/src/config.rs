@@ -65,6 +65,13 @@ pub(crate) fn capabilities(info: &DeviceInfo, config: &GuestConfig) -> Capabilit
 }
 
 impl State {
+    /// What the guest can do through the transport that it has.
+    pub(crate) fn offered(&self) -> Capabilities {
+        let direct =
+            if self.relay.has_region() { Capabilities::DOORBELLS_DIRECT } else { Capabilities::NONE };
+        self.capabilities | direct
+    }
+
     /// The configuration space.
     pub(crate) fn config_space(&self) -> Config {
         let limits = &self.config.limits;
@@ -83,7 +90,7 @@ impl State {
             completion_vectors: self.config.completion_vectors,
             kick_queues: self.config.kick_queues,
             queue_format: AbiFormat::MLX4,
-            capabilities: self.capabilities,
+            capabilities: self.offered(),
             max_request_bytes: U32::new(limits.request_bytes),
             max_segments: U32::new(limits.segments),
             max_registered_bytes: U64::new(limits.registered_bytes),

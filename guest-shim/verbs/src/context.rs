@@ -12,7 +12,7 @@ use zerocopy::FromZeros;
 use crate::attr::{DeviceAttr, Gid, PortAttr};
 use crate::channel::CompChannel;
 use crate::cq::Cq;
-use crate::device::Open;
+use crate::device::{Doorbells, Open};
 use crate::error::Result;
 use crate::event::AsyncEvent;
 use crate::pd::Pd;
@@ -78,6 +78,14 @@ impl Context {
     /// Number of completion vectors, at least 1.
     pub fn num_comp_vectors(&self) -> u32 {
         self.open.config().completion_vectors.into()
+    }
+
+    /// How the queue pairs and CQs that are made now ring. The daemon's configuration decides.
+    ///
+    /// # Errors
+    /// There are too many UARs (`ENOMEM`); the device is lost.
+    pub fn doorbells(&self) -> Result<Doorbells> {
+        self.open.doorbells()
     }
 
     /// Makes a protection domain (`ibv_alloc_pd`).

@@ -20,8 +20,8 @@
 //! connect again.
 //!
 //! How requests reach the device is a transport's matter; there is one so far, vhost-user spoken directly to
-//! the daemon's socket ([`Context::connect`]). What it does not: MADs, time stamps of
-//! completions, fast registration.
+//! the daemon's socket ([`Context::connect`]). Doorbells are stores to memory that the daemon has mapped, where it
+//! offers that ([`Context::doorbells`]). What it does not: MADs, time stamps of completions, fast registration.
 //!
 //! ```no_run
 //! use paraverbs_verbs::{Access, Context, QpInit, RecvWr, Wc};
@@ -75,6 +75,7 @@ pub use attr::{AtomicCap, DeviceAttr, Gid, LinkLayer, Mtu, PortAttr, PortState};
 pub use channel::{CompChannel, CqEvent};
 pub use context::Context;
 pub use cq::Cq;
+pub use device::Doorbells;
 pub use error::{Error, Result};
 pub use event::{AsyncEvent, EventElement, EventType};
 pub use mr::{Mr, Rereg};

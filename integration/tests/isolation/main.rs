@@ -10,6 +10,7 @@
 //! - the rest: the attacks
 
 mod builder;
+mod connections;
 mod contexts;
 mod datagram;
 mod datagrams;
@@ -20,6 +21,8 @@ mod records;
 mod regions;
 mod rig;
 mod rings;
+mod teardown;
+mod xrc;
 
 /// The guest written by hand is the one of `hostile_guest`; each binary uses a part of it.
 #[path = "../hostile_guest/guest.rs"]

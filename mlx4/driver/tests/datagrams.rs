@@ -193,6 +193,80 @@ fn queue_pair_with_a_gid_of_its_own_sends_no_datagram_with_another() {
     pair.close();
 }
 
+/// A TCP segment of IP over InfiniBand, whose lengths the device fills in.
+fn tcp_header(sequence: u32) -> Vec<u8> {
+    let mut header = vec![0x08, 0x00, 0, 0];
+    header.extend([0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    header.extend([0, 80, 1, 0]);
+    header.extend(sequence.to_be_bytes());
+    header.extend([0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    header
+}
+
+#[test]
+fn long_message_is_cut_into_datagrams_with_a_header_each() {
+    let pair = Pair::new(0x0002_c903_0019_0000);
+    let rights = QpRights { lso: true, ..QpRights::default() };
+    let near = End::of(&pair.hosts[0].hca, Service::Ud, rights);
+    let far = End::new(&pair.hosts[1].hca, Service::Ud);
+    [&near, &far].iter().for_each(|end| end.start_datagrams(QKEY));
+    let payload: Vec<u8> = (0..=250u8).cycle().take(2500).collect();
+    near.memory.write(0, &payload).unwrap();
+    for (id, offset) in (0..3).zip((0..).step_by(4096)) {
+        far.qp.post_receive([(id, &[far.memory.piece(offset, 4096)][..])]).unwrap();
+    }
+    let av = pair.hosts[0].hca.address_vector(&near.pd, &Path::local(1, pair.lids[1], 0)).unwrap();
+    let to = Destination { av, qpn: far.qp.number(), qkey: QKEY };
+    let (header, pieces) = (tcp_header(1000), [near.memory.piece(0, 1000), near.memory.piece(1000, 1500)]);
+    let data = Data::Segmented { header: &header, segment: 1000, pieces: &pieces };
+    near.qp.post_send(&[datagram(1, data, &to)]).unwrap();
+    sent(&near, 1);
+    for (packet, part) in payload.chunks(1000).enumerate() {
+        let completion = far.completion();
+        assert_eq!(completion.wr_id, packet as u64);
+        let bytes = received(&completion).bytes as usize;
+        assert_eq!(bytes, 40 + header.len() + part.len());
+        let mut message = vec![0; bytes - 40];
+        far.memory.read(packet * 4096 + 40, &mut message).unwrap();
+        let (head, body) = message.split_at(header.len());
+        assert_eq!(body, part);
+        let sequence = u32::from_be_bytes([head[28], head[29], head[30], head[31]]);
+        assert_eq!(sequence, 1000 + 1000 * u32::try_from(packet).unwrap());
+        assert_eq!(usize::from(u16::from_be_bytes([head[6], head[7]])), 40 + part.len());
+    }
+    [near, far].into_iter().for_each(End::destroy);
+    pair.close();
+}
+
+#[test]
+fn only_datagrams_are_cut_out_of_long_messages_and_have_a_forced_gid() {
+    let pair = Pair::new(0x0002_c903_001a_0000);
+    let hca = &pair.hosts[0].hca;
+    let end = End::new(hca, Service::Rc);
+    let config = QueuePairConfig {
+        service: Service::Rc,
+        pd: &end.pd,
+        uar: &end.uar,
+        send_cq: &end.cq,
+        receive_cq: &end.cq,
+        send: SendSize { requests: 4, sges: 1, inline: 0 },
+        receives: 1,
+        receive_sges: 1,
+        srq: None,
+    };
+    for rights in [
+        QpRights { lso: true, ..QpRights::default() },
+        QpRights { forced_gid: Some(0), ..QpRights::default() },
+    ] {
+        assert!(hca.queue_pair_with(&config, rights).is_err(), "{rights:?}");
+    }
+    let ud = QueuePairConfig { service: Service::Ud, ..config };
+    let far = QpRights { forced_gid: Some(0x80), ..QpRights::default() };
+    assert!(hca.queue_pair_with(&ud, far).is_err());
+    end.destroy();
+    pair.close();
+}
+
 #[test]
 fn many_groups_share_chains_and_all_can_be_left() {
     let pair = Pair::new(0x0002_c903_0013_0000);

@@ -12,11 +12,13 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use paraverbs_tenant::hca::Hca;
-use paraverbs_tenant::{Relay, RelayArea, SlotTable};
+use paraverbs_tenant::{DirectArea, Relay, RelayArea, SlotTable};
 
 use super::area::{Area, GuestNumber};
+use super::direct::Direct;
 use super::turns::Turns;
 use super::{Engine, Progress, RelayConfig};
+use crate::memory::mapping_of;
 
 /// Looks in vain between two looks at the clock.
 const LOOKS: u32 = 32;
@@ -128,9 +130,23 @@ impl Shared {
 pub(crate) struct RelayHandle {
     shared: Arc<Shared>,
     guest: GuestNumber,
+    direct: Option<Arc<Direct>>,
 }
 
+/// One thread reads all areas, so one kick queue serves them.
+const KICK_QUEUE: u16 = 0;
+
 impl RelayHandle {
+    /// The same, for a guest with a region for areas.
+    pub(crate) fn with_region(self, direct: Option<Arc<Direct>>) -> Self {
+        Self { direct, ..self }
+    }
+
+    fn read(&self, area: Area) {
+        self.shared.areas().push(Arc::new(area));
+        self.shared.tell_change();
+    }
+
     /// Somebody has rung while the thread was asleep.
     pub(crate) fn kick(&self) {
         self.shared.wake();
@@ -139,20 +155,38 @@ impl RelayHandle {
 
 impl Relay for RelayHandle {
     fn open(&self, area: RelayArea) -> u16 {
-        match Area::new(self.guest, &area) {
-            Some(area) => {
-                self.shared.areas().push(Arc::new(area));
-                self.shared.tell_change();
-            }
+        let place = mapping_of(&area.region).map(|mapping| (mapping, area.offset));
+        match place.and_then(|place| Area::new(self.guest, place, area.slots, &area.table)) {
+            Some(area) => self.read(area),
             None => log::error!("a doorbell area is not in mapped guest memory: it is not read"),
         }
-        // One thread reads all areas, so one kick queue serves them.
-        0
+        KICK_QUEUE
+    }
+
+    fn has_region(&self) -> bool {
+        self.direct.as_ref().is_some_and(|direct| direct.exposure().is_known())
+    }
+
+    fn open_direct(&self, slots: u32, table: &Arc<SlotTable>) -> Option<DirectArea> {
+        let direct = self.direct.as_ref()?;
+        let place = direct.take(slots)?;
+        let offset = u64::from(place.offset);
+        let Some(area) = Area::new(self.guest, (place.mapping, offset), slots, table) else {
+            direct.give_back(place.offset);
+            return None;
+        };
+        self.read(area.at(place.offset));
+        Some(DirectArea { offset, kick_queue: KICK_QUEUE })
     }
 
     fn close(&self, table: &Arc<SlotTable>) {
         let closed: Vec<_> = self.shared.areas().extract_if(.., |area| area.is_of(table)).collect();
-        closed.iter().for_each(|area| area.close());
+        for area in &closed {
+            area.close();
+            if let (Some(direct), Some(offset)) = (&self.direct, area.direct()) {
+                direct.give_back(offset);
+            }
+        }
         // The thread lets go of the area's memory.
         self.shared.tell_change();
     }
@@ -199,7 +233,7 @@ impl RelayThread {
     /// The relay, for a guest that wasn't there before.
     pub(crate) fn handle(&self) -> RelayHandle {
         let guest = GuestNumber(self.shared.guests.fetch_add(1, Ordering::Relaxed));
-        RelayHandle { shared: Arc::clone(&self.shared), guest }
+        RelayHandle { shared: Arc::clone(&self.shared), guest, direct: None }
     }
 }
 

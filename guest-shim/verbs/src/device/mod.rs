@@ -31,6 +31,7 @@ use crate::transport::Transport;
 use crate::virtqueue::Layout;
 
 pub(crate) use asynchronous::ObjectKind;
+pub use doorbell::Doorbells;
 pub(crate) use doorbell::{Bell, Uar};
 pub(crate) use vector::{Pending, Subscriber, Vector};
 

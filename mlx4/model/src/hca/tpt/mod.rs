@@ -1,9 +1,11 @@
-//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM at each use, since
-//! the driver may edit both in place. What work requests change in them is in [`change`].
+//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM anew in each burst,
+//! since the driver may edit both in place. What work requests change in them is in [`change`]; [`cache`] has
+//! what a burst remembers.
 //!
 //! The order of the checks is the hardware's: slot, key, status, protection domain, queue pair, rights,
 //! bounds.
 
+mod cache;
 mod change;
 
 use std::sync::atomic::{Ordering, fence};
@@ -15,6 +17,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::{Burst, IcmFault};
 use crate::mem::{Access, DmaFault};
+pub(crate) use cache::KeyCache;
+use cache::Place;
 pub(crate) use change::{By, Changes};
 
 /// Why an access through a memory key was refused.
@@ -119,6 +123,20 @@ pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(
     Ok(())
 }
 
+/// The entry of a key, and its place in the burst's cache.
+fn valid_mpt(burst: &Burst, key: u32) -> Result<(Place, MptEntry), KeyFault> {
+    let changes = burst.icm_changes();
+    if let Some(found) = burst.keys.find(key, changes) {
+        return Ok(found);
+    }
+    let index = key_to_mpt_index(key);
+    let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
+    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
+        return Err(KeyFault::Invalid(key));
+    }
+    Ok((burst.keys.insert(key, changes, &mpt), mpt))
+}
+
 /// Where in its slot an entry that work requests change has the count of its changes: in the part behind the
 /// entry, which is the hardware's own. Odd while a change is under way.
 const CHANGES_OFFSET: u64 = 0x40;
@@ -161,6 +179,8 @@ pub(crate) struct Region {
     access: Access,
     /// The pages last looked up.
     run: Run,
+    /// Where the key is in the burst's cache.
+    place: Place,
 }
 
 /// Pages that follow each other both in virtual addresses and on the bus.
@@ -189,11 +209,7 @@ pub(crate) fn check(
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let index = key_to_mpt_index(key);
-    let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
-    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
-        return Err(KeyFault::Invalid(key));
-    }
+    let (place, mpt) = valid_mpt(burst, key)?;
     check_owner(&mpt, key, user)?;
     // A window has no local rights, so its key is of no use here.
     if !rights.granted(&mpt) {
@@ -201,7 +217,7 @@ pub(crate) fn check(
     }
     check_bounds(&mpt, key, va, len)?;
     let pages = if mpt.flags.physical() { None } else { Some((mpt.mtt_base(), page_shift(&mpt, key)?)) };
-    Ok(Region { va, left: len, start: mpt.start.get(), pages, access: rights.dma(), run: Run::default() })
+    Ok(Region { va, left: len, start: mpt.start.get(), pages, access: rights.dma(), run: burst.keys.run(place), place })
 }
 
 /// Checks the protection domain of an entry, and of a window of type 2 the queue pair.
@@ -256,6 +272,7 @@ impl Region {
         let mut deep = self.va.wrapping_sub(self.run.va);
         if deep >= self.run.len {
             self.run = self.look_up(burst, table, shift, want)?;
+            burst.keys.set_run(self.place, self.run);
             deep = self.va.wrapping_sub(self.run.va);
         }
         Ok((self.run.bus.wrapping_add(deep), self.run.len - deep))
