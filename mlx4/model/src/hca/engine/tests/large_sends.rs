@@ -163,12 +163,12 @@ fn large_send_that_does_not_fit_is_refused() {
 fn large_send_of_many_packets_takes_several_bursts() {
     let lab = Lab::new(2);
     let (a, b) = (ud(&lab, 0, large()), ud(&lab, 1, large()));
-    let data = lab.machine(&a).buffer(4096);
+    let data = lab.machine(&a).buffer(16384);
     let before = lab.machine(&b).hca.counters().dropped_datagrams.get();
-    a.qp.post(lab.machine(&a), head(), &wqe(&to(&lab, &b), lso(b"head", 16), &units(&part(&data, 0, 4096))));
+    a.qp.post(lab.machine(&a), head(), &wqe(&to(&lab, &b), lso(b"head", 16), &units(&part(&data, 0, 16384))));
     lab.machine(&a).hca.run();
     assert!(a.send.peek(lab.machine(&a)).is_none());
     assert_eq!(a.sent(&lab), good(Opcode::LSO, 0));
     // Nobody has posted a buffer.
-    assert_eq!(lab.machine(&b).hca.counters().dropped_datagrams.get() - before, 256);
+    assert_eq!(lab.machine(&b).hca.counters().dropped_datagrams.get() - before, 1024);
 }
