@@ -18,6 +18,7 @@ use crate::event::AsyncEvent;
 use crate::pd::Pd;
 use crate::signal::Deadline;
 use crate::transport::VhostUser;
+use crate::xrc::Xrcd;
 
 /// An open device (`ibv_context`). A clone is the same one; it is closed when all clones and all objects of it
 /// are dropped.
@@ -104,6 +105,14 @@ impl Context {
     /// too many (`ENOMEM`); the device is lost.
     pub fn create_cq(&self, cqe: u32, channel: Option<&CompChannel>) -> Result<Cq> {
         Cq::new(&self.open, cqe, channel)
+    }
+
+    /// Makes an XRC domain (`ibv_open_xrcd`, without a file: who shares it shares this value).
+    ///
+    /// # Errors
+    /// There are too many (`ENOMEM`); the device has no XRC (`EOPNOTSUPP`); the device is lost.
+    pub fn open_xrcd(&self) -> Result<Xrcd> {
+        Xrcd::new(&self.open)
     }
 
     /// The next asynchronous event (`ibv_get_async_event`); `None` if there is none before `timeout` ends.

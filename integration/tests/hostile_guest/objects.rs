@@ -60,7 +60,7 @@ pub(crate) struct Pair {
     pub(crate) created: QpCreated,
     pub(crate) ring: u64,
     pub(crate) slot: u32,
-    head: u32,
+    pub(crate) head: u32,
 }
 
 /// One of each kind, and two queue pairs that are connected to each other.
@@ -72,7 +72,7 @@ pub(crate) struct Objects {
     pub(crate) cq: CqCreated,
     pub(crate) mr: MrRegistered,
     pub(crate) pairs: [Pair; 2],
-    consumer: u32,
+    pub(crate) consumer: u32,
 }
 
 /// The request for a doorbell area.
@@ -241,16 +241,22 @@ impl Objects {
 
     /// Takes a completion, if there is one: its syndrome if it is an error's.
     pub(crate) fn poll(&mut self, guest: &Guest) -> Result<Option<Option<u8>>> {
+        let Some(bytes) = self.take(guest)? else { return Ok(None) };
+        let cqe = Cqe::read_from_bytes(&bytes).ok().context("a CQE")?;
+        Ok(Some(cqe.owner.is_error().then_some(bytes[0x1b])))
+    }
+
+    /// Takes the bytes of a completion, if there is one.
+    pub(crate) fn take(&mut self, guest: &Guest) -> Result<Option<Vec<u8>>> {
         let offset = CQ_RING + u64::from(self.consumer % CQ_ENTRIES) * u64::from(CQE_BYTES);
         let bytes = guest.memory.read(offset, CQE_BYTES as usize)?;
-        let cqe = Cqe::read_from_bytes(&bytes).ok().context("a CQE")?;
         let owner = bytes.last().is_some_and(|owner| owner & 0x80 != 0);
         if owner != (self.consumer & CQ_ENTRIES != 0) || bytes[31] & 0x1f == 0x0c {
             return Ok(None);
         }
         self.consumer += 1;
         guest.memory.write(RECORDS, &(self.consumer & 0xff_ffff).to_be_bytes())?;
-        Ok(Some(cqe.owner.is_error().then_some(bytes[0x1b])))
+        Ok(Some(bytes))
     }
 
     /// A write that succeeds: the guest's objects work.

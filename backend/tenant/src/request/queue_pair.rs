@@ -128,6 +128,11 @@ fn srq(state: &State, parents: &Parents) -> Result<Option<crate::hca::SrqId>, Re
     srq.base.live().map(Some)
 }
 
+/// The GID that all datagrams of the guest have as their source, if it has GIDs of its own.
+fn own_gid(state: &State) -> Option<u16> {
+    state.config.own_gids.as_ref().and_then(|own| own.first().copied())
+}
+
 impl CarryOut for CreateQp {
     fn carry_out(&self, state: &mut State, request: &Request<'_>) -> Result<QpCreated, Reason> {
         let kind = kind(state, self.qp_type)?;
@@ -165,6 +170,7 @@ impl CarryOut for CreateQp {
             memory: ring.memory(),
             lso: self.flags.contains(QpFlags::UD_LSO),
             block_loopback: self.flags.contains(QpFlags::BLOCK_SELF_MCAST_LB),
+            forced_gid: if kind == QpKind::Ud { own_gid(state) } else { None },
         });
         let (qp, held) = state.settle(held, &parents, result).inspect_err(|_| {
             if let (Some(slots), Some(slot)) = (slots, slot) {

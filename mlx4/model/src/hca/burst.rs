@@ -5,6 +5,7 @@
 //! given back is touched afterwards. A burst is short, and whoever holds one waits for nobody.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arc_swap::Guard;
 
@@ -90,6 +91,18 @@ impl Burst {
             done += n;
         }
         Ok(())
+    }
+
+    /// Loads an aligned word of ICM at once, in host order.
+    pub(crate) fn icm_load_u32(&self, addr: u64, order: Ordering) -> Result<u32, IcmFault> {
+        let (bus, _) = self.icm_piece(addr, 0, 4)?;
+        Ok(self.dma.load_u32(bus, order)?)
+    }
+
+    /// Stores an aligned word of ICM at once, in host order.
+    pub(crate) fn icm_store_u32(&self, addr: u64, value: u32, order: Ordering) -> Result<(), IcmFault> {
+        let (bus, _) = self.icm_piece(addr, 0, 4)?;
+        Ok(self.dma.store_u32(bus, value, order)?)
     }
 
     fn icm_piece(&self, addr: u64, done: usize, len: usize) -> Result<(u64, usize), IcmFault> {

@@ -13,7 +13,7 @@ pub const COMMAND: Table = &[
 ];
 
 pub const COMPLETION: Table = &[
-    (&["event_type"], Refused),
+    (&["event_type"], RefusedOr(NOTHING)),
     (&["owner.owner"], Ends(NOTHING, "the entry isn't the driver's yet, so it waits")),
     (&["cqn.number"], RefusedOr(NOTHING)),
     (&["subtype", "function"], Unread),
@@ -41,13 +41,13 @@ pub const SHARED_QUEUE: Table = &[
 ];
 
 pub const PORT_CHANGE: Table = &[
-    (&["event_type", "subtype", "port.port"], Refused),
+    (&["event_type", "subtype", "port.port"], RefusedOr(NOTHING)),
     (&["owner.owner"], Ends(NOTHING, "the entry isn't the driver's yet, so it waits")),
     (&["function"], Unread),
 ];
 
 pub const PORT_INFO: Table = &[
-    (&["event_type", "subtype", "port"], Refused),
+    (&["event_type", "subtype", "port"], RefusedOr(NOTHING)),
     (&["changed.sm_sl"], Ends(&[], "tells the same as sm_lid, which is set too")),
     (&["owner.owner"], Ends(NOTHING, "the entry isn't the driver's yet, so it waits")),
     (&["changed.client_reregister", "changed.lid", "changed.gid_prefix", "changed.sm_lid"], Free(CODES)),
@@ -55,7 +55,7 @@ pub const PORT_INFO: Table = &[
 ];
 
 pub const TABLE: Table = &[
-    (&["event_type", "subtype", "port"], Refused),
+    (&["event_type", "subtype", "port"], RefusedOr(NOTHING)),
     (&["owner.owner"], Ends(NOTHING, "the entry isn't the driver's yet, so it waits")),
     (&["function", "block", "entries"], Unread),
 ];

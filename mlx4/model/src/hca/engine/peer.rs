@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use mlx4_wire::ctx::path::AddressPath;
-use mlx4_wire::ctx::qp::QpState;
+use mlx4_wire::ctx::qp::{QpState, ServiceType};
 
 use super::datagram::own_lid;
 use super::receive::ReceiveWork;
 use super::responder::Responder;
 use super::side::Side;
 use super::traffic::Run;
+use super::violations;
 use crate::hca::Hca;
 use crate::hca::burst::Burst;
 use crate::hca::qp::{Half, Qp};
@@ -70,15 +71,18 @@ impl<'s> Peer<'s> {
         };
         let side = Side { hca, burst, running, qp: &self.qp, attrs };
         let (from, to) = (own.port()?, hca.node.port(self.port)?);
-        let same = attrs.service == own.attrs.service && attrs.port == self.port && attrs.special.is_none();
+        let xrc = own.attrs.service == ServiceType::XRC;
+        let same = attrs.service == own.attrs.service
+            && attrs.xrcd.is_some() == xrc
+            && attrs.port == self.port
+            && attrs.special.is_none();
         if !same || !is_receiving(self.qp.state()) || !self.is_from(own, from, &attrs.path, to) {
             return None;
         }
         let key = |port: &PortState, path: &AddressPath| port.pkey(usize::from(path.pkey_index & 0x7f));
-        if !attrs.path.pkey_check.disable()
-            && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?)
-        {
-            to.p_key_violations.count();
+        let pkey = key(from, &own.attrs.path)?;
+        if !attrs.path.pkey_check.disable() && !p_keys_match(pkey, key(to, &attrs.path)?) {
+            violations::connection(own, from, self.slid, pkey, hca, self.port);
             return None;
         }
         Some(Responder::new(side, work))

@@ -32,7 +32,7 @@ impl Noise {
     }
 }
 
-const OPCODES: [Opcode; 9] = [
+const OPCODES: [Opcode; 14] = [
     Opcode::NOP,
     Opcode::SEND,
     Opcode::SEND_IMM,
@@ -41,7 +41,12 @@ const OPCODES: [Opcode; 9] = [
     Opcode::RDMA_READ,
     Opcode::ATOMIC_CS,
     Opcode::ATOMIC_FA,
+    Opcode::SEND_INVALIDATE,
+    Opcode::MASKED_ATOMIC_CS,
+    Opcode::MASKED_ATOMIC_FA,
     Opcode::BIND_MW,
+    Opcode::LOCAL_INVALIDATE,
+    Opcode::FAST_REGISTER,
 ];
 
 const ROUNDS: usize = 240;
