@@ -170,13 +170,13 @@ fn thousands_lose_nothing(doorbells: Doorbells, way: Way) {
                     // Before the completion is there, or perhaps after it.
                     if round % 2 == 0 {
                         many.arm();
-                        many.post(round);
+                        many.post(round.into());
                     } else {
-                        many.post(round);
+                        many.post(round.into());
                         many.arm();
                     }
                     many.take_events();
-                    many.take_completions(round);
+                    many.take_completions(round.into());
                 }
             });
         }
