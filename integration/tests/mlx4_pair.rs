@@ -120,13 +120,21 @@ fn two_stock_drivers_exchange_data() {
     }
 
     ip_over_infiniband(&vms);
-    for program in ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong"] {
+    for program in
+        ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong", "ibv_xsrq_pingpong"]
+    {
         ping_pong(&vms, &format!("{program} -d mlx4_0"));
     }
     ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
     ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -g 0");
     ping_pong(&vms, "ibv_uc_pingpong -d mlx4_0 -g 0");
     ping_pong(&vms, "ibv_ud_pingpong -d mlx4_0 -s 1024");
+    for options in ["", " -e"] {
+        let program = format!("ibv_xsrq_pingpong -d mlx4_0 -n 1000{options}");
+        for output in both(&vms, "18515", &program) {
+            assert!(output.contains("success"), "{program}: {output}");
+        }
+    }
     for test in ["send", "write", "read"] {
         perftest(&vms, &format!("ib_{test}_lat"), 8, 1000);
         perftest(&vms, &format!("ib_{test}_bw"), 65536, 1000);

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod console;
 mod edges;
+mod fuzz;
 mod licences;
 mod test;
 mod unsafe_code;
@@ -26,6 +28,10 @@ struct Cli {
 enum Task {
     /// Check the edges, prepare the rig, and run the workspace's tests
     Test(test::Args),
+    /// Measure and count what messages cost (`paraverbs bench`, as a release build)
+    Bench(bench::Args),
+    /// Run the fuzz targets, each for a time
+    Fuzz(fuzz::Args),
     /// Start a rig of VMs, for a shell in one or to run commands
     Vm(vm::Args),
     /// Attach the terminal to a VM's console
@@ -44,6 +50,8 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Console { socket } => console::attach(&socket),
         Task::Edges => edges::run(),

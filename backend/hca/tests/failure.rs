@@ -196,23 +196,6 @@ fn region_whose_change_fails_is_lost_with_both_memories() {
 }
 
 #[test]
-fn region_to_which_windows_are_bound_stays_as_it_is() {
-    let rig = Rig::new(0x0002_c903_00b8_0000, impatient());
-    let breaker = Breaker::install(&rig);
-    let hca = Arc::clone(&rig.hca);
-    let guest = Guest::new(&hca, 0);
-    breaker.fail(Opcode::HW2SW_MPT, How::Status(Status::REG_BOUND));
-    let change = MrChange { pd: None, access: Some(RegionAccess::default()), memory: None };
-    let objects = hca.driver(mlx4::Hca::objects).unwrap();
-    assert_eq!(hca.modify_mr(guest.mr, &change), Err(HcaError::Busy));
-    assert_eq!(hca.driver(mlx4::Hca::objects), Ok(objects), "what was to take its place is gone");
-    breaker.fail(Opcode::HW2SW_MPT, How::Status(Status::REG_BOUND));
-    assert_eq!(hca.destroy_mr(guest.mr), Err(HcaError::Busy));
-    guest.destroy();
-    rig.close();
-}
-
-#[test]
 fn queue_pair_that_may_be_in_a_group_keeps_its_number() {
     let profile = Profile { log2_qps: 8, log2_mcgs: 8, ..Profile::default() };
     let rig = Rig::new(0x0002_c903_00b5_0000, common::impatient_with(profile));

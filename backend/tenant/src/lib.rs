@@ -19,6 +19,7 @@ mod doorbell;
 mod events;
 mod host;
 mod limits;
+mod links;
 mod log_limit;
 mod memory;
 mod objects;

@@ -147,6 +147,7 @@ impl State {
         self.silence_all();
         self.close_areas();
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.pins.abandon();
         let hca = self.hca();
         let stuck = self.pins.clear(&*hca);
@@ -180,6 +181,7 @@ impl State {
         }
         self.stop();
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.objects = Objects::new(&self.config.limits);
         let hca = self.hca();
         self.pins.absolve(&*hca);
@@ -196,6 +198,7 @@ impl State {
         self.stop();
         self.phase = Phase::Failed;
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.generation = generation;
         self.events.device_lost(generation);
     }

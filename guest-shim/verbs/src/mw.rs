@@ -90,8 +90,6 @@ pub struct MwBind<'a> {
     pub length: u64,
     /// What the other side may do.
     pub access: Access,
-    /// Addresses of the window count from zero; they are the region's otherwise.
-    pub zero_based: bool,
     /// Switches of the request.
     pub flags: SendFlags,
 }
@@ -175,7 +173,7 @@ impl Mw {
         let operation = Operation::Bind(Bind {
             type_2: self.mw_type == MwType::Type2,
             access,
-            zero_based: bind.zero_based,
+            zero_based: false,
             rkey,
             lkey: bind.mr.lkey(),
             address: bind.mr.addr().wrapping_add(bind.offset),

@@ -107,7 +107,7 @@ pub enum SendData<'a> {
     /// at most [`QpCap::max_inline_data`](crate::QpCap::max_inline_data) of them.
     Inline(&'a [&'a [u8]]),
     /// Of a send of a UD queue pair: payload that the HCA cuts into packets, each with a copy of the header before
-    /// it, whose IP and TCP fields it mends (LSO).
+    /// it, whose IP and TCP fields it mends, checksums included (LSO).
     Segmented {
         /// The header, at most [`QpInit::max_lso_header`](crate::QpInit::max_lso_header) bytes.
         header: &'a [u8],

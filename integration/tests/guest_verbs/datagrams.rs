@@ -1,8 +1,8 @@
 //! UD: datagrams, and the addresses that they come with.
 
 use paraverbs_verbs::{
-    AhAttr, Context, GRH_BYTES, Grh, QpType, SendData, SendFlags, SendOp, SendWr, UdDest, Wc, WcOpcode,
-    WcStatus,
+    AhAttr, Context, GRH_BYTES, Grh, QpInit, QpType, SendData, SendFlags, SendOp, SendWr, UdDest, Wc,
+    WcOpcode, WcStatus,
 };
 
 use crate::scene::{End, Fence, Scene, errno};
@@ -176,5 +176,68 @@ fn addresses_that_are_none_are_refused() {
     let mut wcs = [Wc::default()];
     assert_eq!(one.cq.poll(&mut wcs).unwrap(), 0);
     drop((ah, one, other));
+    scene.stop();
+}
+
+/// The header of IP over InfiniBand, IPv4 and TCP, without lengths and checksums.
+fn header() -> [u8; 44] {
+    let mut header = [0; 44];
+    header[..2].copy_from_slice(&[0x08, 0x00]);
+    (header[4], header[12], header[13]) = (0x45, 64, 6);
+    header[16..24].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    header[28..32].copy_from_slice(&1_000_000u32.to_be_bytes());
+    header[36] = 0x50;
+    header
+}
+
+/// The sum of 16-bit words in ones' complement: all ones where the checksum in it is right.
+fn sum(words: &[&[u8]]) -> u16 {
+    let words = words
+        .iter()
+        .flat_map(|bytes| bytes.chunks(2))
+        .map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum.to_le_bytes()[0..2].try_into().map(u16::from_le_bytes).unwrap()
+}
+
+#[test]
+fn long_message_is_cut_into_packets_with_headers_that_are_right() {
+    const MSS: u16 = 1500;
+    const LENGTH: u32 = 4000;
+    let scene = Scene::new();
+    let [guest, peer] = scene.guests();
+    assert!(guest.query_device().unwrap().max_tso >= LENGTH);
+    let pd = guest.alloc_pd().unwrap();
+    let one = End::with(&guest, pd, |init| QpInit { qp_type: QpType::Ud, max_lso_header: 44, ..init });
+    one.qp.to_datagrams(1, QKEY).unwrap();
+    let other = end(&peer);
+    let ah = one.ah(&other, false);
+    let payload: Vec<u8> = (0..LENGTH).map(|at| (at * 7 / 3).to_le_bytes()[0]).collect();
+    one.mr.write(0, &payload).unwrap();
+    for id in 0..3 {
+        other.receive(id, usize::try_from(id).unwrap() * 4096, 4096);
+    }
+    let (header, sges) = (header(), [one.mr.sge(0, 1000), one.mr.sge(1000, LENGTH - 1000)]);
+    let data = SendData::Segmented { header: &header, mss: MSS, sges: &sges };
+    let wr = SendWr { wr_id: 9, op: SendOp::Send, data, flags: SendFlags::SIGNALED };
+    one.qp.post_send_ud(&wr, &to(&ah, &other)).unwrap();
+    assert_eq!(one.done(9).opcode, WcOpcode::Tso);
+    let mut received = Vec::new();
+    for (id, bytes) in (0..).zip([1500, 1500, 1000usize]) {
+        assert_eq!(other.done(id).byte_len as usize, GRH_BYTES + 44 + bytes);
+        let packet = other.bytes(usize::try_from(id).unwrap() * 4096 + GRH_BYTES, 44 + bytes);
+        let (ip, tcp) = (&packet[4..24], &packet[24..]);
+        assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), 40 + bytes);
+        assert_eq!(sum(&[ip]), 0xffff, "checksum of the IP header");
+        assert_eq!(tcp[4..8], (1_000_000 + received.len() as u32).to_be_bytes());
+        let length = u16::try_from(tcp.len()).unwrap().to_be_bytes();
+        assert_eq!(sum(&[&ip[12..], &[0, 6], &length, tcp]), 0xffff, "checksum of TCP");
+        received.extend_from_slice(&packet[44..]);
+    }
+    assert_eq!(received, payload);
+    drop((ah, one, other, guest, peer));
     scene.stop();
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod completion_queues;
 mod datagrams;
 mod errors;
 mod events;
@@ -16,3 +17,5 @@ mod states;
 mod threads;
 mod transfer;
 mod unreliable;
+mod windows;
+mod xrc;

@@ -127,6 +127,13 @@ impl End {
         Self::with(guest, guest.alloc_pd().unwrap(), |init| QpInit { qp_type, ..init })
     }
 
+    /// An end of RC whose queue pair and memory are in a domain that others use too.
+    pub(crate) fn sharing(guest: &Context, pd: &Pd) -> Self {
+        let end = Self::new(guest);
+        let qp = pd.create_qp(&QpInit { cap: CAP, ..QpInit::new(&end.cq) }).unwrap();
+        Self { qp, mr: pd.alloc_mr(MEMORY, Access::ALL).unwrap(), ..end }
+    }
+
     /// An end of a type that receives by an SRQ.
     pub(crate) fn of_srq(guest: &Context, qp_type: QpType, srq: &Srq) -> Self {
         let cq = guest.create_cq(100, None).unwrap();

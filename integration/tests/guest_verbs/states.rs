@@ -152,3 +152,34 @@ fn first_message_on_a_queue_pair_that_is_not_ready_to_send_is_an_event() {
     drop((one, other));
     scene.stop();
 }
+
+#[test]
+fn each_type_needs_and_takes_the_attributes_of_its_own() {
+    let scene = Scene::new();
+    let guest = scene.open("a");
+    let [rc, uc, ud] = [QpType::Rc, QpType::Uc, QpType::Ud].map(|qp_type| End::of_type(&guest, qp_type));
+    let init = QpAttr { port_num: Some(1), pkey_index: Some(0), ..QpAttr::state(QpState::Init) };
+    let access = QpAttr { qp_access_flags: Some(Access::ALL), ..init };
+    let qkey = QpAttr { qkey: Some(QKEY), ..init };
+    for (end, good, bad) in [(&rc, access, qkey), (&uc, access, qkey), (&ud, qkey, access)] {
+        assert_eq!(errno(end.qp.modify(&bad)), EINVAL);
+        assert_eq!(errno(end.qp.modify(&init)), EINVAL);
+        end.qp.modify(&good).unwrap();
+        assert_eq!(end.qp.query().unwrap().qp_state, Some(QpState::Init));
+    }
+    // What RC needs is too much for UC.
+    assert_eq!(errno(uc.qp.to_rtr(rc.rtr())), EINVAL);
+    assert_eq!(errno(rc.qp.modify(&QpAttr::state(QpState::Rtr))), EINVAL);
+    ud.qp.modify(&QpAttr::state(QpState::Rtr)).unwrap();
+    let rts = QpAttr { sq_psn: Some(7), ..QpAttr::state(QpState::Rts) };
+    assert_eq!(errno(ud.qp.modify(&QpAttr { timeout: Some(1), ..rts })), EINVAL);
+    ud.qp.modify(&rts).unwrap();
+    ud.qp.modify(&QpAttr { qkey: Some(QKEY + 1), ..QpAttr::state(QpState::Rts) }).unwrap();
+    let attr = ud.qp.query().unwrap();
+    assert_eq!((attr.qkey, attr.qp_state), (Some(QKEY + 1), Some(QpState::Rts)));
+    // A wrong idea of the present state changes nothing.
+    let wrong = QpAttr { cur_qp_state: Some(QpState::Sqd), ..QpAttr::state(QpState::Rts) };
+    assert_eq!(errno(ud.qp.modify(&wrong)), EINVAL);
+    drop((rc, uc, ud, guest));
+    scene.stop();
+}

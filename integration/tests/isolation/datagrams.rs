@@ -2,11 +2,13 @@
 
 use anyhow::{Result, ensure};
 use mlx4_wire::U32 as Be32;
+use mlx4_wire::ctx::path::FORCE_SGID;
 use mlx4_wire::ctx::qp::ServiceType;
 use virtio_rdma::request::SegmentMode;
-use virtio_rdma::request::query::QueryPort;
-use virtio_rdma::request::queue_pair::{CreateQp, QpType};
-use virtio_rdma::{Reason, U32};
+use virtio_rdma::request::datagram::CreateAh;
+use virtio_rdma::request::query::{QueryGid, QueryPort};
+use virtio_rdma::request::queue_pair::{AhAttributes, CreateQp, QpType};
+use virtio_rdma::{Reason, U16, U32};
 use zerocopy::FromZeros;
 
 use super::datagram::{
@@ -22,6 +24,8 @@ const LOCAL_OPERATION: u8 = 0x02;
 const GENERAL_MANAGEMENT: u32 = 1;
 /// Its Q_Key.
 const MANAGEMENT_QKEY: u32 = 0x8001_0000;
+/// Where an address vector has the index of the source GID.
+const SGID_INDEX: usize = 9;
 /// Bytes of a datagram's payload here: a MAD.
 const PAYLOAD: u32 = 256;
 
@@ -69,15 +73,9 @@ fn forge(rig: &Rig, victim: &mut Victim, raw: bool) -> Result<(Option<u8>, Optio
     pair.post(&guest, &packet)?;
     let (_, syndrome) = completion(&guest, &mut mine)?;
     // A datagram to the own port has arrived when its send completes.
-    let received = match victim.objects.poll(&victim.guest)? {
-        None => None,
-        Some(_) => {
-            let last = victim.objects.consumer - 1;
-            let bytes = victim.guest.memory.read(super::objects::CQ_RING + 32 * u64::from(last), 32)?;
-            Some(u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]]))
-        }
-    };
-    Ok((syndrome, received))
+    let received = victim.objects.take(&victim.guest)?;
+    let from = received.map(|bytes| u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]]));
+    Ok((syndrome, from))
 }
 
 #[test]
@@ -192,6 +190,49 @@ fn address_vector_of_another_domain_is_refused() -> Result<()> {
     ensure!(syndrome == Some(LOCAL_OPERATION), "a vector of another domain ended in {syndrome:x?}");
     let syndrome = send_by_vector_of(&rig, None)?;
     ensure!(syndrome.is_none(), "a vector of the own domain ended in {syndrome:x?}");
+    rig.stop()
+}
+
+/// The attacker sends a datagram whose address vector names another source GID than its own. The source that the
+/// receiver sees.
+fn source_gid(rig: &Rig, forced: bool) -> Result<[u8; 16]> {
+    const OTHER: u8 = 3;
+    let mut guest = rig.attacker()?;
+    let mut mine = Objects::new(&mut guest)?;
+    let mut pair = Datagrams::new(&mut guest, &mine, 0)?;
+    if forced {
+        rig.hook.queue_pair(pair.qpn(), |mailbox| mailbox.context.primary_path.sgid_index = FORCE_SGID);
+    }
+    pair.start(&mut guest, QKEY, 0)?;
+    rig.hook.clear();
+    let payload = pair.post_receive(&guest, &mine)?;
+    let attributes = AhAttributes {
+        dlid: U16::new(lid(&mut guest)?),
+        port_num: 1,
+        is_global: 1,
+        dgid: [0xfe; 16],
+        ..AhAttributes::new_zeroed()
+    };
+    let verb = CreateAh { pd: U32::new(mine.pd), attributes, ..CreateAh::new_zeroed() };
+    let mut vector = guest.must(&verb, &[])?.vector;
+    vector[SGID_INDEX] = OTHER;
+    let data = data(mine.mr.lkey.get(), at(SINK), PAYLOAD);
+    pair.post(&guest, &[&datagram(vector, pair.qpn(), QKEY)[..], &data].concat())?;
+    for _ in 0..2 {
+        let (_, syndrome) = completion(&guest, &mut mine)?;
+        ensure!(syndrome.is_none(), "a datagram ended in {syndrome:x?}");
+    }
+    Ok(guest.memory.read(payload - GRH + 8, 16)?.try_into().unwrap_or_default())
+}
+
+#[test]
+fn source_gid_is_what_the_address_vector_names_unless_the_context_forces_one() -> Result<()> {
+    let rig = Rig::start()?;
+    let mut guest = rig.attacker()?;
+    let own = guest.must(&QueryGid { port: 1, ..QueryGid::new_zeroed() }, &[])?.gid;
+    drop(guest);
+    ensure!(own != [0; 16] && source_gid(&rig, false)? != own, "the address vector isn't looked at");
+    ensure!(source_gid(&rig, true)? == own, "the context isn't looked at");
     rig.stop()
 }
 

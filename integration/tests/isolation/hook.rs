@@ -1,12 +1,14 @@
-//! Between daemon and HCA: every command's mailbox is seen, and can be changed before the HCA reads it.
+//! Between daemon and HCA: every command's mailbox is seen, and can be changed before the HCA reads it; and a command
+//! that was carried out can look as if it had failed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_model::hca::Fault;
-use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::cq::CqContext;
 use mlx4_wire::ctx::mpt::MptEntry;
 use mlx4_wire::ctx::qp::QpMailbox;
+use mlx4_wire::eqe::EventType;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The commands that take a queue pair from RESET to RTS, in order.
@@ -31,10 +33,25 @@ impl Seen {
 
 type Change = Box<dyn Fn(Opcode, u32, &mut [u8]) + Send>;
 
+/// Where an entry of an event queue has its type, and the status of the command that it ends.
+const EVENT_TYPE: usize = 0x01;
+const EVENT_STATUS: usize = 0x0f;
+
+/// A failure that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// The next command of this kind.
+    Of(Opcode, Status),
+    /// The command that ends next.
+    Now(Status),
+}
+
 #[derive(Default)]
 struct State {
     changes: Vec<Change>,
     seen: Vec<Seen>,
+    commands: Vec<Opcode>,
+    failure: Option<Failure>,
 }
 
 /// The hook. Tests only: the daemon has nothing like it.
@@ -85,6 +102,21 @@ impl Hook {
         self.state().changes.clear();
     }
 
+    /// The next command of this kind is carried out, and the daemon told that it failed.
+    pub(crate) fn fail(&self, opcode: Opcode, status: Status) {
+        self.state().failure = Some(Failure::Of(opcode, status));
+    }
+
+    /// Whether what was to fail has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state().failure.is_none()
+    }
+
+    /// All commands so far, in order.
+    pub(crate) fn commands(&self) -> Vec<Opcode> {
+        self.state().commands.clone()
+    }
+
     /// All commands so far that have a mailbox, as the daemon gave them.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.state().seen.clone()
@@ -102,13 +134,35 @@ impl Hook {
 
 impl Fault for Hook {
     fn request(&self, opcode: Opcode, modifier: u32, mailbox: &mut [u8]) {
+        let (mut state, number) = (self.state(), modifier & NUMBER);
+        state.commands.push(opcode);
         if mailbox.is_empty() {
             return;
         }
-        let (mut state, number) = (self.state(), modifier & NUMBER);
         state.seen.push(Seen { opcode, number, mailbox: mailbox.to_vec() });
         for change in &state.changes {
             change(opcode, number, mailbox);
+        }
+    }
+
+    fn answer(&self, opcode: Opcode, _: &mut [u8], _: &mut u64) {
+        let mut state = self.state();
+        match state.failure {
+            Some(Failure::Of(wanted, status)) if wanted == opcode => {
+                state.failure = Some(Failure::Now(status));
+            }
+            _ => {}
+        }
+    }
+
+    fn event(&self, eqe: &mut [u8]) {
+        if eqe[EVENT_TYPE] != EventType::COMMAND.0 {
+            return;
+        }
+        let mut state = self.state();
+        if let Some(Failure::Now(status)) = state.failure {
+            eqe[EVENT_STATUS] = status.0;
+            state.failure = None;
         }
     }
 }

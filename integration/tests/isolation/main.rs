@@ -10,16 +10,20 @@
 //! - the rest: the attacks
 
 mod builder;
+mod connections;
 mod contexts;
 mod datagram;
 mod datagrams;
 mod document;
 mod doorbells;
 mod hook;
+mod keys;
 mod records;
 mod regions;
 mod rig;
 mod rings;
+mod teardown;
+mod xrc;
 
 /// The guest written by hand is the one of `hostile_guest`; each binary uses a part of it.
 #[path = "../hostile_guest/guest.rs"]

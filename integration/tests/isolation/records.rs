@@ -36,7 +36,7 @@ fn record_outside_memory_can_not_be_named() -> Result<()> {
         (at(RECORDS) + 1, Reason::MISALIGNED),
         (BASE + BYTES - 2, Reason::MISALIGNED),
     ] {
-        guest.refused(&create_cq(mine.uar, 128, place), &[(at(CQ_RING), 4096)], reason)?;
+        guest.refused(&create_cq(mine.uar, 64, place), &[(at(CQ_RING), 4096)], reason)?;
         let verb = create_qp(mine.pd, mine.uar, mine.cq.cq.get(), place);
         guest.refused(&verb, &[(at(QP_RING + 2 * QP_RING_BYTES), QP_RING_BYTES)], reason)?;
     }

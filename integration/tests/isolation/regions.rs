@@ -109,7 +109,7 @@ fn domain_of_another_guest_can_not_be_named() -> Result<()> {
     ensure!(entry.key.get().rotate_left(8) == own.lkey.get() && entry.pd.pd() == mine.pdn);
     ensure!(entry.pd.pd() != theirs.pdn, "two guests share a domain");
     guest.refused(
-        &create_cq(theirs.uar | 1 << 31, 128, at(RECORDS)),
+        &create_cq(theirs.uar | 1 << 31, 64, at(RECORDS)),
         &[(at(CQ_RING), 4096)],
         Reason::BAD_HANDLE,
     )?;

@@ -30,6 +30,8 @@ pub(crate) const SECRET: u8 = 0xa5;
 pub(crate) const SINK: u64 = DATA + DATA_BYTES / 2;
 /// Bytes that an attack reads or writes.
 pub(crate) const LOOT: u32 = 256;
+/// How long a reset of the HCA and all that follows may take on a busy machine.
+const BRING_UP: Duration = Duration::from_secs(120);
 /// Where events arrive, and how many fit.
 const EVENTS: u64 = SPARE + 0x10_0000;
 const EVENT_BUFFERS: u16 = 8;
@@ -46,7 +48,7 @@ impl Rig {
         let _already = env_logger::builder().is_test(true).try_init();
         let folder = tempfile::tempdir()?;
         let entry = |name: &str| GuestEntry::new(name, folder.path().join(name), GuestKind::Vm);
-        let guests = ["attacker", "victim"].map(entry).to_vec();
+        let guests = ["attacker", "victim", "probe"].map(entry).to_vec();
         let config = Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: None };
         let daemon = Daemon::start(&config)?;
         let hook = install(daemon.model().context("the device is no model")?);
@@ -93,6 +95,32 @@ impl Rig {
         eq["dropped"].as_u64().context("a count")
     }
 
+    /// Bytes of memory of guests that are gone, which the HCA may still use.
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.daemon.status().quarantined_bytes
+    }
+
+    /// The HCA's firmware fails, and the daemon resets it and brings it up again.
+    pub(crate) fn fail_hca(&self) -> Result<()> {
+        let lives = || self.hook.commands().iter().filter(|opcode| **opcode == Opcode::INIT_HCA).count();
+        let before = lives();
+        self.model()?.fail_firmware(0x1234);
+        within(BRING_UP, "the HCA works again", || {
+            let active = self.daemon.status().ports.iter().all(|port| port.active);
+            Ok(lives() > before && self.is_running() && active)
+        })
+    }
+
+    /// Waits until the daemon has done with a guest that has gone: before that it answers no other one.
+    pub(crate) fn gone(&self, name: &str) -> Result<()> {
+        Guest::bare(&self.folder.path().join(name), Seals::Shrink).map(drop)
+    }
+
+    /// Whether the HCA works.
+    pub(crate) fn is_running(&self) -> bool {
+        self.daemon.status().state == paraverbsd::HcaState::Running
+    }
+
     /// Accesses to memory that the HCA tried and was refused.
     pub(crate) fn refused_accesses(&self) -> u64 {
         self.daemon.refused_accesses()
@@ -100,7 +128,7 @@ impl Rig {
 
     /// Ends everything: the HCA has gone on through it all, and nothing is left in it.
     pub(crate) fn stop(self) -> Result<()> {
-        ensure!(self.daemon.status().state == paraverbsd::HcaState::Running, "the HCA has failed");
+        ensure!(self.is_running(), "the HCA has failed");
         let model = Arc::clone(self.daemon.model().context("the device is no model")?);
         self.daemon.stop()?;
         let left: serde_json::Value = serde_json::from_str(&model.dump())?;
@@ -166,10 +194,14 @@ pub(crate) fn event(guest: &mut Guest) -> Result<AsyncEvent> {
 }
 
 /// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn eventually(what: &str, so: impl FnMut() -> Result<bool>) -> Result<()> {
+    within(PATIENCE, what, so)
+}
+
+fn within(patience: Duration, what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while !so()? {
-        ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        ensure!(Instant::now() < deadline, "not within {patience:?}: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())

@@ -6,6 +6,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use mlx4_wire::cmd::Opcode as Command;
+use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::mpt::{MptEntry, key_to_mpt_index};
 use mlx4_wire::wqe::{Completion, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, Opcode};
@@ -13,7 +14,7 @@ use virtio_rdma::event::EventType;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::guest::{Guest, at};
-use super::objects::{CQ_ENTRIES, CQ_RING, Objects, QP_RING, QP_RING_BYTES, SPARE, reg_mr, ring};
+use super::objects::{CQ_RING, Objects, QP_RING, QP_RING_BYTES, SPARE, reg_mr, ring};
 use super::rig::{Rig, Victim, event, expect_events};
 
 /// Slots of a send queue, as the guest asked for them, and bytes of each.
@@ -38,7 +39,7 @@ enum Behind {
 fn pages_of(rig: &Rig, key: u32) -> Result<RingPages> {
     let index = key_to_mpt_index(key) & 0xff_ffff;
     let entry: MptEntry = rig.hook.last(Command::SW2HW_MPT, index).context("the region wasn't seen")?;
-    RingPages::new(12, entry.mtt_base()).context("pages of a ring")
+    RingPages::new(u8::try_from(entry.log2_page.number())?, entry.mtt_base()).context("pages of a ring")
 }
 
 /// Registers a ring's memory and what is to be behind it: translation entries in which it is all present.
@@ -47,6 +48,9 @@ fn present(rig: &Rig, guest: &mut Guest, pd: u32, start: u64, bytes: u64) -> Res
     let region = guest.must(&reg_mr(pd, 0, bytes + 2 * PAGE), &segments)?;
     pages_of(rig, region.lkey.get())
 }
+
+/// First word of a slot that isn't posted.
+const NOT_POSTED: [u8; 4] = 0x8000_0000u32.to_be_bytes();
 
 /// A NOP that completes, in the first pass of a ring.
 fn nop() -> CtrlSeg {
@@ -79,23 +83,32 @@ fn run_off_the_send_queue(rig: &Rig, behind: Behind) -> Result<(u32, Option<Even
     }
     mine.connect(&mut guest)?;
     rig.hook.clear();
-    for slot in 0..QP_RING_BYTES / STRIDE {
-        guest.memory.write(QP_RING + slot * STRIDE, nop().as_bytes())?;
+    // The rest of the ring, as if it were unposted slots, and what is behind it too.
+    let half = SLOTS * STRIDE;
+    for slot in 0..SLOTS {
+        guest.memory.write(QP_RING + half + slot * STRIDE, &NOT_POSTED)?;
     }
-    // Behind the ring are two more, then one that nobody posted.
-    for slot in 0..2 {
-        guest.memory.write(BEHIND + slot * STRIDE, nop().as_bytes())?;
-    }
-    guest.memory.write(BEHIND + 2 * STRIDE, &0x8000_0000u32.to_be_bytes())?;
-    ring(&guest, mine.pairs[0].slot, 0)?;
-    let expected = match behind {
-        Behind::Unasked => SLOTS,
-        Behind::Guard => QP_RING_BYTES / STRIDE,
-        Behind::Memory => QP_RING_BYTES / STRIDE + 2,
+    guest.memory.write(BEHIND + 2 * STRIDE, &NOT_POSTED)?;
+    // In steps, since the CQ has no room for all: the two halves of the ring, then what is behind it.
+    let [second, third] = match behind {
+        Behind::Unasked => [0, 0],
+        Behind::Guard => [SLOTS, 0],
+        Behind::Memory => [SLOTS, 2],
     };
-    for number in 0..expected {
-        let done = mine.completion(&guest)?;
-        ensure!(done.is_none(), "request {number} ended in {done:x?}");
+    for slot in 0..2 {
+        guest.memory.write(BEHIND + slot * STRIDE, &NOT_POSTED)?;
+    }
+    for (start, slots, expected) in
+        [(QP_RING, SLOTS, SLOTS), (QP_RING + half, SLOTS, second), (BEHIND, 2, third)]
+    {
+        for slot in (0..slots).rev() {
+            guest.memory.write(start + slot * STRIDE, nop().as_bytes())?;
+        }
+        ring(&guest, mine.pairs[0].slot, 0)?;
+        for number in 0..expected {
+            let done = mine.completion(&guest)?;
+            ensure!(done.is_none(), "request {number} ended in {done:x?}");
+        }
     }
     let told = if behind == Behind::Guard {
         let told = event(&mut guest)?;
@@ -156,7 +169,7 @@ fn run_off_the_cq(rig: &Rig, behind: Behind) -> Result<Last> {
     let mut mine = Objects::connected(&mut guest)?;
     rig.hook.clear();
     guest.memory.zero(BEHIND, usize::try_from(PAGE)?)?;
-    for _ in 0..CQ_ENTRIES {
+    for _ in 0..mine.entries {
         mine.post(&guest, 0, Opcode::NOP, &[])?;
         ensure!(mine.completion(&guest)?.is_none());
     }
@@ -173,8 +186,9 @@ fn run_off_the_cq(rig: &Rig, behind: Behind) -> Result<Last> {
             Ok(Last::Nowhere(told))
         }
         Behind::Memory => {
+            let place = BEHIND + u64::from(mine.cqe_bytes - CQE_BYTES);
             super::rig::eventually("a completion behind the ring", || {
-                Ok(guest.memory.read(BEHIND, 4)? == qpn)
+                Ok(guest.memory.read(place, 4)? == qpn)
             })?;
             Ok(Last::Behind)
         }

@@ -1,12 +1,14 @@
 //! Completion queues through the driver on the model: another size, moderation, overrun.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::end::{End, request};
-use common::{Pair, eventually};
-use mlx4::{Attributes, Error, Event};
+use common::{Card, Pair, config, eventually, fabric};
+use mlx4::{Attributes, Config, Error, Event, Hca, Profile};
+use mlx4_pci::PciDevice;
 use mlx4_queue::Notify;
 use mlx4_queue::geometry::Service;
 use mlx4_queue::request::{Data, Operation};
@@ -135,6 +137,37 @@ fn moderated_queue_notifies_of_completions_that_are_fewer_than_its_count_too() {
     near.destroy();
     far.destroy();
     pair.close();
+}
+
+#[test]
+fn entries_of_either_size_tell_the_same() {
+    for wide_cqes in [false, true] {
+        let fabric = fabric();
+        let card = Card::new(&fabric, 0x0002_c903_0027_0000, 1);
+        let profile = Profile { wide_cqes, ..config().profile };
+        let hca = Hca::open(card.seam(), &Config { profile, ports: false, ..config() }).unwrap();
+        assert_eq!(hca.profile().wide_cqes, wide_cqes, "the model has both");
+        let end = End::new(&hca, Service::Ud);
+        end.start_datagrams(1);
+        for size in [40, 400] {
+            end.cq.resize(size).unwrap();
+            for id in 0..20 {
+                end.qp.post_receive([(id, &[end.memory.piece(0, 64)][..])]).unwrap();
+            }
+            end.qp.modify(QpState::ERR, &Attributes::default()).unwrap();
+            let mut found = Vec::new();
+            eventually("completions", || {
+                found.extend(ids(&end));
+                (found.len() == 20).then_some(())
+            });
+            assert_eq!(found, (0..20).collect::<Vec<_>>());
+            end.qp.modify(QpState::RST, &Attributes::default()).unwrap();
+            end.start_datagrams(1);
+        }
+        end.destroy();
+        hca.close().unwrap();
+        assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl Guest {
         let send = SendGeometry::new(Service::Rc, size, &limits).unwrap();
         let receive = ReceiveGeometry::new(32, 1, &limits).unwrap();
         let layout = QpLayout { send, receive: Some(receive) };
-        let geometry = CqGeometry::new(100, &limits).unwrap();
+        let geometry = CqGeometry::new(100, &limits).unwrap().with_wide_entries(hca.profile().wide_cqes);
 
         let place = |offset| Place { memory: memory.clone(), offset };
         let cq_pages = pages(CQ_RING, geometry.bytes() as usize);

@@ -32,6 +32,7 @@ pub(crate) fn build<M: RingMemory>(wqe: &mut WqeWriter<'_, M>, request: &SendReq
 
 fn control(request: &SendRequest<'_>, remote_srqn: u32) -> CtrlSeg {
     let (opcode, immediate) = opcode(&request.operation);
+    let segmented = matches!(request.data, Data::Segmented { .. });
     let (opcode, large_header) = match request.data {
         Data::Segmented { header, .. } => (Opcode::LSO, lso_bytes(header) > WQE_CHUNK_BYTES as usize),
         Data::Pieces(_) | Data::Inline(_) => (opcode, false),
@@ -48,6 +49,9 @@ fn control(request: &SendRequest<'_>, remote_srqn: u32) -> CtrlSeg {
         flags: CtrlFlags::new()
             .with_remote_srqn(remote_srqn)
             .with_strong_order(strong_order)
+            // Only the HCA can tell the checksums of packets that it makes.
+            .with_ip_checksum(segmented)
+            .with_l4_checksum(segmented)
             .with_completion(completion)
             .with_solicited(request.flags.solicited),
         immediate: U32::from_bytes(immediate),

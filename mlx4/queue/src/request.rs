@@ -178,7 +178,7 @@ pub enum Data<'a> {
     /// The bytes themselves, copied into the queue; the pieces are strung together.
     Inline(&'a [&'a [u8]]),
     /// Of a SEND of UD: payload that the HCA cuts into packets, each with a copy of the header before it,
-    /// whose IP and TCP fields it mends (LSO).
+    /// whose IP and TCP fields it mends, checksums included (LSO).
     Segmented {
         /// The header, at least one byte.
         header: &'a [u8],

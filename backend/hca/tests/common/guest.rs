@@ -166,7 +166,12 @@ impl Guest {
     }
 
     fn of(hca: &Arc<Mlx4Hca>, n: u64, kind: QpKind, send_last: bool) -> Self {
-        let bare = Bare::new(hca, n);
+        Self::on(Bare::new(hca, n), kind, send_last)
+    }
+
+    /// One on memory that is there already.
+    pub fn on(bare: Bare, kind: QpKind, send_last: bool) -> Self {
+        let hca = &Arc::clone(&bare.hca);
         let pd = hca.alloc_pd(bare.id).unwrap().id;
         let uar = hca.alloc_uar(bare.id).unwrap();
         let (mr, keys) = bare.mr(pd, ALL).unwrap();

@@ -63,13 +63,23 @@ impl SendRing {
         self.post_as(memory, opcode, body, units);
     }
 
+    /// Posts a request of an extended connection to a shared receive queue.
+    pub fn post_to(&mut self, memory: &HostMemory, opcode: Opcode, body: &[u8], srqn: u32) {
+        let units = u32::try_from((16 + body.len()) / 16).unwrap();
+        self.write(memory, (opcode, units), body, srqn);
+    }
+
     /// Posts a request that says to be of so many units.
     pub fn post_as(&mut self, memory: &HostMemory, opcode: Opcode, body: &[u8], units: u32) {
+        self.write(memory, (opcode, units), body, 0);
+    }
+
+    fn write(&mut self, memory: &HostMemory, (opcode, units): (Opcode, u32), body: &[u8], srqn: u32) {
         let slot = self.offset + (self.head % self.entries) * self.stride;
         let mut ctrl = CtrlSeg::new_zeroed();
         ctrl.opcode = CtrlOpcode::new().with_owner(self.head & self.entries != 0).with_opcode(opcode);
         ctrl.size = CtrlSize::new().with_units(units);
-        ctrl.flags = CtrlFlags::new().with_completion(Completion::ALWAYS);
+        ctrl.flags = CtrlFlags::new().with_completion(Completion::ALWAYS).with_remote_srqn(srqn);
         memory.write(slot + 16, body).unwrap();
         memory.write(slot + 4, &ctrl.as_bytes()[4..]).unwrap();
         memory.store_be32(slot, ctrl.opcode.into_bits().get()).unwrap();

@@ -21,6 +21,7 @@ use crate::hca::{
     Cookie, Migration, QpAttributes, QpGeometry, QpKind, QpSpec, QpState, QueueGeometry, RemoteAccess,
     SrqKind, Target,
 };
+use crate::links;
 use crate::objects::{Base, Parents, Qp, found};
 use crate::state::State;
 
@@ -190,6 +191,10 @@ impl CarryOut for CreateQp {
             groups: BTreeSet::new(),
         };
         let handle = state.objects.qps.insert(object).ok_or(Reason::OBJECT_LIMIT)?;
+        if links::is_connected(kind) {
+            let end = links::End::new(state.guest, qp.id, Cookie(handle), &state.events);
+            state.host.links().insert(qp.number, end);
+        }
         state.let_ring(&parents, slot, Target::Send(qp.id));
         let send = slot.map_or(DoorbellPlace::NONE, DoorbellPlace::of_slot);
         Ok(QpCreated { qp: U32::new(handle), qpn: U32::new(qp.number), send })

@@ -66,7 +66,7 @@ impl End {
         Self::of(hca, Service::Rc, rights)
     }
 
-    fn of(hca: &Hca, service: Service, rights: QpRights) -> Self {
+    pub fn of(hca: &Hca, service: Service, rights: QpRights) -> Self {
         let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
         let notified = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&notified);
@@ -155,20 +155,29 @@ impl End {
 
 /// Takes a queue pair to RTS, connected to another one.
 pub fn connect(qp: &QueuePair, lid: u16, qpn: u32) {
-    connect_by(|to, attributes| qp.modify(to, attributes), lid, qpn);
+    connect_from(qp, 1, lid, qpn);
+}
+
+/// Takes a queue pair of a port to RTS, connected to another one.
+pub fn connect_from(qp: &QueuePair, port: u8, lid: u16, qpn: u32) {
+    connect_by(|to, attributes| qp.modify(to, attributes), (port, lid), qpn);
 }
 
 /// As [`connect`], for a queue pair in anybody's memory.
 pub fn connect_object(qp: &Qp, lid: u16, qpn: u32) {
-    connect_by(|to, attributes| qp.modify(to, attributes), lid, qpn);
+    connect_by(|to, attributes| qp.modify(to, attributes), (1, lid), qpn);
 }
 
-fn connect_by(modify: impl Fn(QpState, &Attributes) -> mlx4::Result<()>, lid: u16, qpn: u32) {
-    let init =
-        Attributes { port: Some(1), pkey_index: Some(0), access: Some(Access::ALL), ..Attributes::default() };
+fn connect_by(modify: impl Fn(QpState, &Attributes) -> mlx4::Result<()>, (port, lid): (u8, u16), qpn: u32) {
+    let init = Attributes {
+        port: Some(port),
+        pkey_index: Some(0),
+        access: Some(Access::ALL),
+        ..Attributes::default()
+    };
     modify(QpState::INIT, &init).unwrap();
     let rtr = Attributes {
-        path: Some(Path::local(1, lid, 0)),
+        path: Some(Path::local(port, lid, 0)),
         mtu: Some(Mtu::MTU_2048),
         remote_qpn: Some(qpn),
         receive_psn: Some(0x1000),

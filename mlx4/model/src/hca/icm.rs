@@ -4,6 +4,7 @@
 //! than are mapped (the Linux driver unmaps whole chunks), and mappings may lie past the size that
 //! SET_ICM_SIZE announced. Readers take a snapshot and no lock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -48,6 +49,8 @@ impl Extent {
 pub(crate) struct IcmMap {
     extents: Vec<Extent>,
     hints: Hints,
+    /// Writes by the HCA itself; all maps of an ICM count together.
+    changes: Arc<AtomicU64>,
 }
 
 impl IcmMap {
@@ -73,6 +76,16 @@ impl IcmMap {
         let extent = self.extents.get(place).filter(|extent| page < extent.end())?;
         self.hints.set(page, place);
         Some(extent)
+    }
+
+    /// Count of changes that the HCA itself has made.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The HCA has changed something.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Number of pages mapped.

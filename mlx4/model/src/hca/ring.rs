@@ -44,6 +44,43 @@ impl Drop for Share {
     }
 }
 
+/// How the entries of an EQ or a CQ, of 32 bytes, lie in its ring: one after the other, or each in the upper
+/// half of 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryFormat {
+    Bytes32,
+    Bytes64,
+}
+
+impl EntryFormat {
+    /// The format that a bit of INIT_HCA chooses.
+    pub(crate) fn new(large: bool) -> Self {
+        if large { Self::Bytes64 } else { Self::Bytes32 }
+    }
+
+    /// Size of a ring in bytes.
+    pub(crate) fn ring_bytes(self, log2_entries: u8) -> u64 {
+        self.stride() << log2_entries
+    }
+
+    /// Offset of a slot.
+    pub(crate) fn slot(self, slot: u32) -> u64 {
+        u64::from(slot) * self.stride()
+    }
+
+    /// Offset of the 32 bytes of a slot.
+    fn offset(self, slot: u32) -> u64 {
+        self.slot(slot) + self.stride() - 32
+    }
+
+    fn stride(self) -> u64 {
+        match self {
+            Self::Bytes32 => 32,
+            Self::Bytes64 => 64,
+        }
+    }
+}
+
 /// A queue's memory.
 #[derive(Debug)]
 pub(crate) struct RingMemory {
@@ -115,9 +152,15 @@ impl RingMemory {
         Ok(burst.dma.load_u32(bus, Ordering::Acquire)?.to_ne_bytes())
     }
 
-    /// Writes an entry of 32 bytes, its last word (which holds the owner bit) after all others.
-    pub(crate) fn write_entry(&self, burst: &Burst, offset: u64, entry: &[u8; 32]) -> Result<(), RingFault> {
-        let (bus, _) = self.translate(offset)?;
+    /// Writes the entry of a slot, its last word (which holds the owner bit) after all others.
+    pub(crate) fn write_entry(
+        &self,
+        burst: &Burst,
+        format: EntryFormat,
+        slot: u32,
+        entry: &[u8; 32],
+    ) -> Result<(), RingFault> {
+        let (bus, _) = self.translate(format.offset(slot))?;
         let (body, owner) = entry.split_at(28);
         burst.dma.write(bus, body)?;
         let word = u32::from_ne_bytes([owner[0], owner[1], owner[2], owner[3]]);
@@ -125,16 +168,16 @@ impl RingMemory {
         Ok(())
     }
 
-    /// Fills bytes of the ring, as far as it goes; pages that aren't there are passed over.
-    pub(crate) fn fill(&self, burst: &Burst, range: Range<u64>, byte: u8) {
+    /// Fills a part of the ring with a byte; pages that aren't there are passed over.
+    pub(crate) fn fill(&self, burst: &Burst, part: Range<u64>, byte: u8) {
         let chunk = [byte; 512];
-        let end = range.end.min(self.bytes);
-        let mut offset = range.start;
+        let mut offset = part.start;
+        let end = part.end.min(self.bytes);
         while offset < end {
-            let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
-            let mut n = chunk.len().min(left);
-            if let Ok((bus, run)) = self.translate(offset) {
-                n = n.min(run);
+            let page = 1u64 << self.page_shift;
+            let left = (end - offset).min(page - (offset & (page - 1)));
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+            if let Ok((bus, _)) = self.translate(offset) {
                 let _unreachable_page = burst.dma.write(bus, &chunk[..n]);
             }
             offset += n as u64;

@@ -65,7 +65,11 @@ impl Hca {
     fn ring_cq(&self, page: u64, doorbell: &CqDoorbell) {
         let Some((burst, running)) = self.enter() else { return };
         match running.cqs.get(doorbell.arm.cqn()) {
-            Some(cq) if u64::from(cq.uar_page) == page => cq.arm(&burst, doorbell),
+            Some(cq) if u64::from(cq.uar_page) == page => {
+                if cq.arm(&burst, doorbell) {
+                    self.engine.ring_cq(cq.cqn);
+                }
+            }
             _ => {
                 log::debug!("arm of CQ {:#x} through UAR page {page:#x} refused", doorbell.arm.cqn());
                 self.counters.bad_doorbells.add(1);

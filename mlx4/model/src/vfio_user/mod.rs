@@ -17,6 +17,8 @@
 
 mod backend;
 mod card;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod irqs;
 pub mod socket;
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn large_send_has_its_header_between_datagram_and_data() {
     let data = Data::Segmented { header: &header, segment: 2044, pieces: &[EIGHT] };
     bench.queue.post(&request(Operation::Send, data, Some(&to))).unwrap();
     let wqe = bench.wqe();
-    assert_eq!(wqe[..16], [0, 0, 0, 0x0e, 0, 0, 0, 9, 0, 0, 0, 0x0c, 0, 0, 0, 0]);
+    assert_eq!(wqe[..16], [0, 0, 0, 0x0e, 0, 0, 0, 9, 0, 0, 0, 0x3c, 0, 0, 0, 0]);
     assert_eq!(wqe[48..56], [0, 0x12, 0x34, 0x56, 1, 2, 3, 4]);
     assert_eq!(wqe[64..68], [0x07, 0xfc, 0, 54]);
     assert_eq!(wqe[68..122], header);

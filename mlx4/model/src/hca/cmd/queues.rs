@@ -42,7 +42,7 @@ pub(super) fn sw2hw_eq(hca: &Hca, running: &Running, command: &Command) -> Outco
     let burst = hca.command_burst(running);
     let context: EqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Eq, command.modifier, context.as_bytes())?;
-    let eq = Eq::new(&burst, &running.rings, command.modifier, &context, hca.interrupts.clone())?;
+    let eq = Eq::new(&burst, running, command.modifier, &context, hca.interrupts.clone())?;
     running.eqs.insert(command.modifier, Arc::new(eq));
     Ok(0)
 }
@@ -77,7 +77,7 @@ pub(super) fn sw2hw_cq(hca: &Hca, running: &Running, command: &Command) -> Outco
     running.store_context(&burst, Kind::Cq, command.modifier, context.as_bytes())?;
     // A CQ whose events nobody takes may name an EQ that isn't there.
     let eq = running.eqs.get(context.completion_eq.eqn().into());
-    let cq = Cq::new(&burst, &running.rings, command.modifier, &context, eq, command.opmod & 1 != 0)?;
+    let cq = Cq::new(&burst, running, command.modifier, &context, eq, command.opmod & 1 != 0)?;
     running.cqs.insert(command.modifier, Arc::new(cq));
     Ok(0)
 }
@@ -101,9 +101,9 @@ pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outc
         ModifyCqOp::RESIZE => {
             // A burst that is under way may complete here next: it must see what was mapped for the new ring.
             hca.dma.quiesce();
-            cq.resize(&hca.command_burst(running), &running.rings, &request)?;
+            cq.resize(&hca.command_burst(running), running, &request)?;
         }
-        ModifyCqOp::MODERATION => cq.set_moderation(&request),
+        ModifyCqOp::MODERATION => cq.set_moderation(&hca.command_burst(running), &request),
         _ => return Err(Status::BAD_OP),
     }
     Ok(0)

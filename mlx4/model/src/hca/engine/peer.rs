@@ -11,6 +11,7 @@ use super::receive::ReceiveWork;
 use super::responder::Responder;
 use super::side::Side;
 use super::traffic::Run;
+use super::violations;
 use crate::hca::Hca;
 use crate::hca::burst::Burst;
 use crate::hca::qp::{Half, Qp};
@@ -79,10 +80,9 @@ impl<'s> Peer<'s> {
             return None;
         }
         let key = |port: &PortState, path: &AddressPath| port.pkey(usize::from(path.pkey_index & 0x7f));
-        if !attrs.path.pkey_check.disable()
-            && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?)
-        {
-            to.p_key_violations.count();
+        let pkey = key(from, &own.attrs.path)?;
+        if !attrs.path.pkey_check.disable() && !p_keys_match(pkey, key(to, &attrs.path)?) {
+            violations::connection(own, from, self.slid, pkey, hca, self.port);
             return None;
         }
         Some(Responder::new(side, work))

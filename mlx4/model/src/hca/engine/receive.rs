@@ -12,12 +12,14 @@ use mlx4_wire::wqe::{DataSeg, INVALID_LKEY};
 use zerocopy::FromBytes;
 
 use super::flush::Backoff;
+use super::resources::Resources;
 use super::sg::SgList;
 use super::side::Side;
 use super::wqe::pointer;
 use crate::hca::qp::Queue;
 use crate::hca::ring::RingFault;
 use crate::hca::srq::{self, NEXT_SEGMENT_BYTES, Srq};
+use crate::hca::tpt::User;
 
 /// Where the receive half of a queue pair stands.
 #[derive(Debug, Default)]
@@ -37,6 +39,10 @@ pub(crate) struct ReceiveWork {
     /// XRC target: the SRQ that the last request named.
     pub(super) shared: Option<Arc<Srq>>,
     wqe: Vec<u8>,
+    /// Reads and atomics that were executed.
+    pub(super) resources: Resources,
+    /// A gap in the PSNs was reported, and nothing that was expected has come since.
+    pub(super) gap_reported: bool,
     /// The event of the first packet in RTR has been raised.
     pub(super) established: bool,
     /// The event of the last WQE from the SRQ has been raised.
@@ -88,15 +94,17 @@ impl ReceiveWork {
         self.counter
     }
 
-    /// Protection domain of the receive WQEs' keys.
-    pub(super) fn pd(&self, side: &Side<'_>) -> u32 {
-        self.srq(side).map_or(side.attrs.pd, |srq| srq.pd)
+    /// Whose keys the receive WQEs use: of an SRQ those of its own protection domain.
+    pub(super) fn user(&self, side: &Side<'_>) -> User {
+        let own = side.user();
+        User { pd: self.srq(side).map_or(own.pd, |srq| srq.pd), ..own }
     }
 
-    /// Protection domain of the keys of remote requests: that of an XRC target is its SRQ's, and the queue
+    /// Whose keys remote requests use: those to an XRC target use its SRQ's protection domain, and the queue
     /// pair's own says nothing (IBTA vol. 1, annex A14).
-    pub(super) fn remote_pd(&self, side: &Side<'_>) -> u32 {
-        self.shared.as_ref().map_or(side.attrs.pd, |srq| srq.pd)
+    pub(super) fn remote_user(&self, side: &Side<'_>) -> User {
+        let own = side.user();
+        User { pd: self.shared.as_ref().map_or(own.pd, |srq| srq.pd), ..own }
     }
 
     fn srq<'a>(&'a self, side: &Side<'a>) -> Option<&'a Arc<Srq>> {

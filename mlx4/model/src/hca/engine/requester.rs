@@ -1,22 +1,23 @@
 //! The requester of a connected queue pair: executes WQEs in order, in parts that fit the budget of a burst,
 //! and acts on the answers (IBTA vol. 1, 9.7.5.2 and 9.9.2).
 //!
-//! Requests are answered before the next one starts, so fence and strong order ask for nothing more, and
-//! never is more than one read or atomic under way.
+//! Requests are answered before the next one starts, so fence and strong order ask for nothing more. The
+//! hardware has several reads and atomics under way; that they may be more than the other end has resources
+//! for is seen from what is posted when the first of them starts.
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::ServiceType;
 use vm_memory::VolatileSlice;
 
-use super::Next;
 use super::peer::Peer;
 use super::responder::{Answer, Nak, Notice, Part, Responder};
-use super::send::{Budget, Current, SendWork};
+use super::send::{Budget, Current, Reads, SendWork};
 use super::sg::{Slices, Walk, copy};
 use super::side::Side;
 use super::traffic::Run;
-use super::wqe::{AtomicOp, Remote, Request};
+use super::wqe::{AtomicOp, Header, Remote, Request};
+use super::{Next, keys, wqe};
 use crate::hca::tpt::Rights;
 
 /// Executes the send queue of an RC, UC or XRC queue pair.
@@ -55,13 +56,42 @@ impl Requester<'_, '_> {
         if let Some((_, far)) = &mut self.far {
             far.srqn = current.header.remote_srqn;
         }
+        if current.header.request.takes_resources() {
+            self.take_resource(&current)?;
+        } else {
+            self.work.reads = Reads::default();
+        }
         match current.header.request {
             Request::Nop => self.work.finish(self.side, 0),
             Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
             Request::Atomic(remote, op) => self.atomic(&remote, op)?,
-            Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
+            Request::Bind(_) | Request::LocalInvalidate(_) | Request::FastRegister(_) => {
+                match keys::execute(self.side, &current.header.request) {
+                    Ok(()) => self.work.finish(self.side, 0),
+                    Err(syndrome) => return Err(self.fail(syndrome)),
+                }
+            }
+            Request::Datagram(_) | Request::Segmented(..) | Request::Special(_) => {
+                return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR));
+            }
         }
         self.work.advance(self.side, &mut self.budget)
+    }
+
+    /// Sees to the other end's resources for a read or atomic that begins.
+    fn take_resource(&mut self, current: &Current) -> Result<(), Next> {
+        let own = self.side.attrs.requester_depth;
+        let Some((_, far)) = self.far.as_mut().filter(|(_, far)| far.depth() < own) else { return Ok(()) };
+        if current.done != 0 || self.work.retries() {
+            return Ok(());
+        }
+        let counter = self.work.counter();
+        let earlier = self.work.reads.begin(|| wqe::count_reads(self.side, counter, own));
+        if earlier < far.depth() {
+            return Ok(());
+        }
+        let answer = far.exhausted();
+        self.answered(answer)
     }
 
     fn fail(&mut self, syndrome: Syndrome) -> Next {
@@ -103,11 +133,12 @@ impl Requester<'_, '_> {
     /// Carries a part to the other end, or from there.
     fn exchange(&mut self, current: &Current, part: &Part) -> Answer {
         let header = &current.header;
-        let notice = Notice { immediate: header.immediate, solicited: header.solicited };
+        let Header { immediate, invalidate, solicited, .. } = *header;
+        let notice = Notice { immediate, invalidate, solicited };
         let read = matches!(header.request, Request::Read(_));
         let rights = if read { Rights::LocalWrite } else { Rights::LocalRead };
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, rights);
+        let user = (self.side.user(), rights);
         let mut walk = match Walk::start(self.side.burst, list, inline, user, part.done, part.len) {
             Ok(walk) => walk,
             Err(fault) => return Answer::Local(fault),
@@ -134,6 +165,7 @@ impl Requester<'_, '_> {
                 return Ok(());
             }
             Answer::Silence => return Err(self.work.lost(self.side)),
+            Answer::OutOfSequence => return Err(self.work.resend(self.side)),
             Answer::NotReady(timer) => return Err(self.work.not_ready(self.side, timer)),
             Answer::Nak(Nak::InvalidRequest) => Syndrome::REMOTE_INVAL_REQ_ERR,
             Answer::Nak(Nak::Access) => Syndrome::REMOTE_ACCESS_ERR,
@@ -158,7 +190,7 @@ impl Requester<'_, '_> {
     /// is checked first, since the operation can't be taken back.
     fn operate(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Answer> {
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, Rights::LocalWrite);
+        let user = (self.side.user(), Rights::LocalWrite);
         let mut walk = Walk::start(self.side.burst, list, inline, user, 0, 8).map_err(Answer::Local)?;
         let (_, far) = self.far.as_mut().ok_or(Answer::Silence)?;
         let mut before = far.atomic(self.work.psn, remote, op)?.to_ne_bytes();
@@ -169,7 +201,9 @@ impl Requester<'_, '_> {
     fn count(&self, current: &Current, part: &Part) {
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
-        let immediate = if part.is_last() && current.header.immediate.is_some() { IMMEDIATE } else { 0 };
+        let header = &current.header;
+        let told = header.immediate.is_some() || header.invalidate.is_some();
+        let immediate = if part.is_last() && told { IMMEDIATE } else { 0 };
         self.count_packets(match current.header.request {
             Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
             Request::Write(_) if part.is_first() => {
@@ -199,5 +233,6 @@ const RETH: u64 = 4;
 const AETH: u64 = 1;
 const ATOMIC_ETH: u64 = 7;
 const ATOMIC_ACK_ETH: u64 = 2;
+/// Immediate data, or a key to invalidate.
 const IMMEDIATE: u64 = 1;
 const XRC_ETH: u64 = 1;

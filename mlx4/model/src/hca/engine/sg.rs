@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 
 use crate::hca::burst::Burst;
 use crate::hca::counters::Counter;
-use crate::hca::tpt::{self, KeyFault, Region, Rights};
+use crate::hca::tpt::{self, KeyFault, Region, Rights, User};
 
 /// One entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +89,13 @@ pub(super) struct Walk<'b> {
     skip: u64,
     left: u64,
     current: Option<Region>,
-    pd: u32,
+    user: User,
     rights: Rights,
 }
 
 impl<'b> Walk<'b> {
-    /// Starts at byte `from` of a list, for `len` bytes, by a user of protection domain `pd`. Every key of
-    /// that part is checked before the first byte is handed out.
+    /// Starts at byte `from` of a list, for `len` bytes, by a user. Every key of that part
+    /// is checked before the first byte is handed out.
     ///
     /// # Errors
     /// The first key that doesn't allow it.
@@ -103,13 +103,13 @@ impl<'b> Walk<'b> {
         burst: &'b Burst,
         list: &'b SgList,
         inline: VolatileSlice<'b>,
-        (pd, rights): (u32, Rights),
+        (user, rights): (User, Rights),
         from: u64,
         len: u64,
     ) -> Result<Self, KeyFault> {
         let (index, skip) = list.find(from);
         let elements = &list.elements[..];
-        let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, pd, rights };
+        let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, user, rights };
         walk.current = walk.region(index, skip, len)?;
         let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
         for (later, element) in elements.iter().enumerate().skip(index + 1) {
@@ -128,7 +128,7 @@ impl<'b> Walk<'b> {
             Some(&Element::Pointer { key, va, len: whole }) => {
                 let bytes = (u64::from(whole) - skip).min(len);
                 let va = va.wrapping_add(skip);
-                tpt::check(self.burst, key, self.pd, va, bytes, self.rights).map(Some)
+                tpt::check(self.burst, key, self.user, va, bytes, self.rights).map(Some)
             }
             _ => Ok(None),
         }

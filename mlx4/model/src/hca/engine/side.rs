@@ -13,7 +13,7 @@ use crate::hca::burst::Burst;
 use crate::hca::cq::{self, Cq};
 use crate::hca::qp::{Attrs, Qp};
 use crate::hca::running::Running;
-use crate::hca::tpt::KeyFault;
+use crate::hca::tpt::{KeyFault, User};
 use crate::node::port::PortState;
 
 /// A queue pair at work. Whoever has one holds the lock of one of the queue pair's halves.
@@ -30,6 +30,11 @@ impl<'a> Side<'a> {
     /// The port of the queue pair.
     pub(super) fn port(&self) -> Option<&'a PortState> {
         self.hca.node.port(self.attrs.port)
+    }
+
+    /// Whose keys the queue pair's own work requests, and remote requests to it, use.
+    pub(super) fn user(&self) -> User {
+        User { pd: self.attrs.pd, qpn: self.attrs.qpn & Number24::MAX }
     }
 
     /// The first word of this queue pair's completions.
@@ -66,7 +71,11 @@ impl<'a> Side<'a> {
 
     /// Writes a completion. A queue that can't take it is fatal to the queue pair, and to the CQ.
     pub(super) fn complete(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
-        let Err(failed) = cq.push(self.burst, cqe, solicited) else { return };
+        let failed = match cq.push(self.burst, cqe, solicited) {
+            Ok(false) => return,
+            Ok(true) => return self.hca.engine.ring_cq(cq.cqn),
+            Err(failed) => failed,
+        };
         if let Some(syndrome) = failed.first {
             log::info!("CQ {:#x} failed: {syndrome:?}", cq.cqn);
             self.hca.counters.cq_overruns.add(1);

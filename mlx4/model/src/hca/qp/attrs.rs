@@ -60,6 +60,12 @@ pub(crate) struct Attrs {
     pub(crate) remote_read: bool,
     pub(crate) remote_write: bool,
     pub(crate) remote_atomic: bool,
+    /// RDMA reads and atomics that it may have under way at once.
+    pub(crate) requester_depth: u32,
+    /// RDMA reads and atomics that the other end may have under way at once.
+    pub(crate) responder_depth: u32,
+    /// Fast register work requests are allowed.
+    pub(crate) fast_register: bool,
     pub(crate) retry_count: u8,
     pub(crate) rnr_retry: u8,
     pub(crate) min_rnr_timer: u8,
@@ -128,6 +134,9 @@ impl Attrs {
             remote_read: context.responder.remote_read(),
             remote_write: context.responder.remote_write(),
             remote_atomic: context.responder.remote_atomic(),
+            requester_depth: 1 << context.requester.log2_max_reads().min(caps::LOG2_MAX_REQUESTER_READS),
+            responder_depth: 1 << context.responder.log2_max_reads().min(caps::LOG2_MAX_RESPONDER_READS),
+            fast_register: context.requester.fast_register(),
             retry_count: context.requester.retry_count(),
             rnr_retry: context.requester.rnr_retry(),
             min_rnr_timer: context.rnr_next_psn.min_rnr_timer(),

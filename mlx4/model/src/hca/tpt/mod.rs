@@ -1,9 +1,14 @@
-//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM at each use, since
-//! the driver may edit both in place.
+//! Translation and protection: memory keys (MPT) and page tables (MTT), read from ICM anew in each burst,
+//! since the driver may edit both in place. What work requests change in them is in [`change`]; [`cache`] has
+//! what a burst remembers.
 //!
-//! The order of the checks is the hardware's: slot, key, status, protection domain, rights, bounds.
+//! The order of the checks is the hardware's: slot, key, status, protection domain, queue pair, rights,
+//! bounds.
 
-use std::sync::atomic::Ordering;
+mod cache;
+mod change;
+
+use std::sync::atomic::{Ordering, fence};
 
 use mlx4_wire::ctx::mpt::{MptEntry, MptStatus, key_to_mpt_index};
 use mlx4_wire::ctx::mtt::MttEntry;
@@ -12,6 +17,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::{Burst, IcmFault};
 use crate::mem::{Access, DmaFault};
+pub(crate) use cache::KeyCache;
+use cache::Place;
+pub(crate) use change::{By, Changes};
 
 /// Why an access through a memory key was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,8 +28,18 @@ pub(crate) enum KeyFault {
     Invalid(u32),
     #[error("memory key {key:#x} belongs to protection domain {region}, not {user}")]
     Domain { key: u32, region: u32, user: u32 },
+    #[error("memory key {key:#x} belongs to queue pair {owner:#x}, not {user:#x}")]
+    QueuePair { key: u32, owner: u32, user: u32 },
     #[error("memory key {0:#x} doesn't grant the access")]
     Rights(u32),
+    #[error("memory key {0:#x} isn't in the state that the work request needs")]
+    State(u32),
+    #[error("memory key {0:#x} has windows bound to it")]
+    Bound(u32),
+    #[error(
+        "registration of {pages} pages of 2^{log2_page} bytes isn't one that memory key {key:#x} can hold"
+    )]
+    Pages { key: u32, pages: u64, log2_page: u32 },
     #[error("{len} bytes at {va:#x} are outside the region of memory key {key:#x}")]
     Bounds { key: u32, va: u64, len: u64 },
     #[error("atomic access to {0:#x} isn't aligned in memory")]
@@ -30,6 +48,15 @@ pub(crate) enum KeyFault {
     NotPresent(u64),
     #[error(transparent)]
     Dma(#[from] DmaFault),
+}
+
+/// Who uses a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    /// Protection domain.
+    pub(crate) pd: u32,
+    /// Queue pair.
+    pub(crate) qpn: u32,
 }
 
 /// What an access wants to do.
@@ -86,17 +113,60 @@ pub(crate) fn read_mpt(burst: &Burst, index: u32) -> Result<MptEntry, IcmFault> 
     Ok(entry)
 }
 
-/// Writes the MPT entry of an index, its first word (which holds the status) last.
+/// Writes the MPT entry of an index, its first word (which holds the status) last. Whoever writes one that
+/// others may be reading goes through [`Changes`].
 pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(), IcmFault> {
     let addr = mpt_addr(burst, index);
     burst.icm_write(addr + 4, &entry.as_bytes()[4..])?;
     burst.icm_write(addr, &entry.as_bytes()[..4])?;
-    std::sync::atomic::fence(Ordering::Release);
+    fence(Ordering::Release);
     Ok(())
 }
 
-/// log2 of the smallest page that an MTT entry can name.
+/// The entry of a key, and its place in the burst's cache.
+fn valid_mpt(burst: &Burst, key: u32) -> Result<(Place, MptEntry), KeyFault> {
+    let changes = burst.icm_changes();
+    if let Some(found) = burst.keys.find(key, changes) {
+        return Ok(found);
+    }
+    let index = key_to_mpt_index(key);
+    let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
+    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
+        return Err(KeyFault::Invalid(key));
+    }
+    Ok((burst.keys.insert(key, changes, &mpt), mpt))
+}
+
+/// Where in its slot an entry that work requests change has the count of its changes: in the part behind the
+/// entry, which is the hardware's own. Odd while a change is under way.
+const CHANGES_OFFSET: u64 = 0x40;
+
+/// How often an entry that keeps changing is read before it is taken for invalid.
+const READ_TRIES: u32 = 1000;
+
+/// Reads the MPT entry of an index as it was at one moment.
+fn read_mpt_whole(burst: &Burst, index: u32) -> Result<Option<MptEntry>, IcmFault> {
+    let entry = read_mpt(burst, index)?;
+    if entry.flags.region() && !entry.pd.fast_register() {
+        // Work requests change no more than its status.
+        return Ok(Some(entry));
+    }
+    let count = mpt_addr(burst, index) + CHANGES_OFFSET;
+    for _ in 0..READ_TRIES {
+        let before = burst.icm_load_u32(count, Ordering::Acquire)?;
+        let entry = read_mpt(burst, index)?;
+        fence(Ordering::Acquire);
+        if before & 1 == 0 && burst.icm_load_u32(count, Ordering::Relaxed)? == before {
+            return Ok(Some(entry));
+        }
+        std::hint::spin_loop();
+    }
+    Ok(None)
+}
+
+/// log2 of the smallest page that an MTT entry can name, and of the largest.
 const PAGE_SHIFT_MIN: u8 = 9;
+const PAGE_SHIFT_MAX: u8 = 40;
 
 /// A checked range of a memory region, to be walked page by page.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +179,8 @@ pub(crate) struct Region {
     access: Access,
     /// The pages last looked up.
     run: Run,
+    /// Where the key is in the burst's cache.
+    place: Place,
 }
 
 /// Pages that follow each other both in virtual addresses and on the bus.
@@ -125,45 +197,60 @@ struct Run {
 /// MTT entries that are read at once.
 const BATCH: usize = 32;
 
-/// Checks an access of `len` bytes at `va` through `key` by a user of protection domain `pd`.
+/// Checks an access of `len` bytes at `va` through `key`.
 ///
 /// # Errors
 /// The first check of the hardware's order that fails.
 pub(crate) fn check(
     burst: &Burst,
     key: u32,
-    pd: u32,
+    user: User,
     va: u64,
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let index = key_to_mpt_index(key);
-    let mpt = read_mpt(burst, index).map_err(|_| KeyFault::Invalid(key))?;
-    if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
-        return Err(KeyFault::Invalid(key));
-    }
-    if mpt.pd.pd() != pd {
-        return Err(KeyFault::Domain { key, region: mpt.pd.pd(), user: pd });
-    }
-    if !mpt.flags.region() || !rights.granted(&mpt) {
+    let (place, mpt) = valid_mpt(burst, key)?;
+    check_owner(&mpt, key, user)?;
+    // A window has no local rights, so its key is of no use here.
+    if !rights.granted(&mpt) {
         return Err(KeyFault::Rights(key));
     }
-    let (start, length) = (mpt.start.get(), mpt.length.get());
-    let whole = mpt.options.length_64();
-    let inside = va >= start && len <= length && va - start <= length - len;
-    if len != 0 && !whole && !inside {
-        return Err(KeyFault::Bounds { key, va, len });
+    check_bounds(&mpt, key, va, len)?;
+    let pages = if mpt.flags.physical() { None } else { Some((mpt.mtt_base(), page_shift(&mpt, key)?)) };
+    Ok(Region {
+        va,
+        left: len,
+        start: mpt.start.get(),
+        pages,
+        access: rights.dma(),
+        run: burst.keys.run(place),
+        place,
+    })
+}
+
+/// Checks the protection domain of an entry, and of a window of type 2 the queue pair.
+fn check_owner(mpt: &MptEntry, key: u32, user: User) -> Result<(), KeyFault> {
+    if mpt.pd.pd() != user.pd {
+        return Err(KeyFault::Domain { key, region: mpt.pd.pd(), user: user.pd });
     }
-    let pages = if mpt.flags.physical() {
-        None
-    } else {
-        let shift = mpt.log2_page.number();
-        if !(u32::from(PAGE_SHIFT_MIN)..=40).contains(&shift) {
-            return Err(KeyFault::Invalid(key));
-        }
-        Some((mpt.mtt_base(), u8::try_from(shift).unwrap_or(PAGE_SHIFT_MIN)))
-    };
-    Ok(Region { va, left: len, start, pages, access: rights.dma(), run: Run::default() })
+    let window = !mpt.flags.region();
+    if window && mpt.qp.bound_to_qp() && mpt.qp.qpn() != user.qpn {
+        return Err(KeyFault::QueuePair { key, owner: mpt.qp.qpn(), user: user.qpn });
+    }
+    Ok(())
+}
+
+fn check_bounds(mpt: &MptEntry, key: u32, va: u64, len: u64) -> Result<(), KeyFault> {
+    let (start, length) = (mpt.start.get(), mpt.length.get());
+    let inside = va >= start && len <= length && va - start <= length - len;
+    let good = len == 0 || mpt.options.length_64() || inside;
+    if good { Ok(()) } else { Err(KeyFault::Bounds { key, va, len }) }
+}
+
+/// log2 of the page size of an entry that isn't physical.
+fn page_shift(mpt: &MptEntry, key: u32) -> Result<u8, KeyFault> {
+    let shift = u8::try_from(mpt.log2_page.number()).unwrap_or(u8::MAX);
+    if (PAGE_SHIFT_MIN..=PAGE_SHIFT_MAX).contains(&shift) { Ok(shift) } else { Err(KeyFault::Invalid(key)) }
 }
 
 impl Region {
@@ -193,6 +280,7 @@ impl Region {
         let mut deep = self.va.wrapping_sub(self.run.va);
         if deep >= self.run.len {
             self.run = self.look_up(burst, table, shift, want)?;
+            burst.keys.set_run(self.place, self.run);
             deep = self.va.wrapping_sub(self.run.va);
         }
         Ok((self.run.bus.wrapping_add(deep), self.run.len - deep))
