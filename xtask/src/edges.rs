@@ -35,7 +35,6 @@ const ALLOWED: &[(&str, Targets)] = &[
     ("paraverbs-capi", Targets::These(&["paraverbs-verbs"])),
     ("vmm-config", Targets::These(&[])),
     ("integration", Targets::AllBut(&["xtask"])),
-    ("paraverbs-fuzz", Targets::AllBut(&["integration", "xtask"])),
     ("xtask", Targets::These(&["integration"])),
 ];
 

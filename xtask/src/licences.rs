@@ -16,8 +16,6 @@ const ACCEPTED: &[&str] = &[
     "ISC",
     "MIT",
     "MIT-0",
-    // Of libFuzzer, which only the fuzzing program has.
-    "NCSA",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",

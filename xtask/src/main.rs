@@ -5,7 +5,6 @@
 mod bench;
 mod console;
 mod edges;
-mod fuzz;
 mod licences;
 mod test;
 mod unsafe_code;
@@ -30,8 +29,6 @@ enum Task {
     Test(test::Args),
     /// Measure and count what messages cost (`paraverbs bench`, as a release build)
     Bench(bench::Args),
-    /// Run the fuzz targets, each for a time
-    Fuzz(fuzz::Args),
     /// Start a rig of VMs, for a shell in one or to run commands
     Vm(vm::Args),
     /// Attach the terminal to a VM's console
@@ -51,7 +48,6 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
-        Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Console { socket } => console::attach(&socket),
         Task::Edges => edges::run(),

@@ -10,17 +10,11 @@ use integration::Rig;
 const WITH_VMS: &[&str] =
     &["boot", "driver_stock", "driver_vfio", "mlx4_pair", "mlx4_stock", "witness_guest"];
 
-/// How long each fuzz target runs.
-const FUZZ_SECONDS: u32 = 60;
-
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Leave out the tests that boot VMs
     #[arg(long)]
     no_vm: bool,
-    /// Leave out the minute of each fuzz target
-    #[arg(long)]
-    no_fuzz: bool,
     /// Run only tests with one of these in their own name or their file's
     filter: Vec<String>,
 }
@@ -50,11 +44,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // nextest doesn't run the examples of the documentation, and they have no names to filter by.
     if args.filter.is_empty() {
         crate::cargo(&["test", "--quiet", "--workspace", "--doc"], &envs)?;
-    }
-    if args.no_fuzz {
-        println!("test: the fuzz targets are left out (--no-fuzz)");
-    } else if args.filter.is_empty() {
-        crate::fuzz::run(&crate::fuzz::Args::all(FUZZ_SECONDS))?;
     }
     Ok(())
 }

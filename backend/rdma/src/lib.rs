@@ -12,8 +12,6 @@
 //! may do (`paraverbs-tenant` does), post or poll.
 
 mod device;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 mod host;
 mod mapping;
 mod memory;

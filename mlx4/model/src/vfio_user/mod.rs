@@ -17,8 +17,6 @@
 
 mod backend;
 mod card;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 mod irqs;
 pub mod socket;
 #[cfg(test)]
