@@ -38,6 +38,8 @@ pub(crate) const BASE: u64 = 1 << 32;
 /// Entries of queues, bytes between them, and where buffers are.
 const QUEUE_SIZE: u16 = 16;
 const QUEUE_BYTES: u64 = 0x3000;
+/// Bytes of the first three queues.
+const QUEUES_BYTES: usize = 0x9000;
 const REQUEST: u64 = 0x4_0000;
 const REPLY: u64 = 0x5_0000;
 const EVENTS: u64 = 0x6_0000;
@@ -163,7 +165,7 @@ impl Guest<'_> {
             }
             Step::Raw(bytes) => drop(self.ask(bytes)),
             Step::Queue { at, bytes, serve } => {
-                let at = usize::from(*at) % (QUEUE_BYTES as usize * 3);
+                let at = usize::from(*at) % QUEUES_BYTES;
                 self.put(at as u64, &bytes[..bytes.len().min(0x1000)]);
                 self.device.serve(u16::from(*serve) % QUEUES);
             }
@@ -225,7 +227,8 @@ impl Guest<'_> {
         self.scene.memory.read(usize::try_from(REPLY).unwrap(), &mut reply).unwrap();
         let (header, answer) = ReplyHeader::ref_from_prefix(&reply).unwrap();
         let answer = u32::from_le_bytes(*answer.first_chunk().unwrap());
-        (header.status == Status::OK && header.length.get() > HEADER_BYTES as u32).then_some(answer)
+        let length = usize::try_from(header.length.get()).unwrap();
+        (header.status == Status::OK && length > HEADER_BYTES).then_some(answer)
     }
 }
 
