@@ -62,10 +62,10 @@ impl BareDevice {
     /// # Errors
     /// The host has no room for him, or is down.
     pub fn new(host: &Arc<RdmaHost>, config: GuestConfig) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let tenant = host.admit(config, Arc::new(Unasked))?;
+        let tenant = host.admit(config, Arc::new(Unasked), None)?;
         let queues = (0..QUEUES).map(|_| SplitQueue::new(MAX_QUEUE_SIZE).map(Mutex::new));
         let queues = queues.collect::<Result<_, _>>()?;
-        let device = Device::new(tenant, host.relay());
+        let device = Device::new(tenant, host.relay(), None);
         Ok(Self { host: Arc::clone(host), device, memory: Mutex::default(), queues })
     }
 
