@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const THREADS: usize = 4;
 const PAIRS: usize = 250;
 /// How often each queue pair is posted to.
-const ROUNDS: u64 = 4;
+const ROUNDS: u32 = 4;
 /// CQs that nobody uses: with them the objects don't fit into one doorbell area.
 const IDLE: usize = 300;
 
@@ -72,9 +72,9 @@ struct End {
 
 impl End {
     fn new(guest: &Context, pd: &Pd, channel: &CompChannel) -> Self {
-        let cq = guest.create_cq(ROUNDS as u32, Some(channel)).unwrap();
+        let cq = guest.create_cq(ROUNDS, Some(channel)).unwrap();
         let cap = QpCap {
-            max_send_wr: ROUNDS as u32,
+            max_send_wr: ROUNDS,
             max_recv_wr: 1,
             max_send_sge: 1,
             max_recv_sge: 1,
@@ -170,20 +170,20 @@ fn thousands_lose_nothing(doorbells: Doorbells, way: Way) {
                     // Before the completion is there, or perhaps after it.
                     if round % 2 == 0 {
                         many.arm();
-                        many.post(round);
+                        many.post(round.into());
                     } else {
-                        many.post(round);
+                        many.post(round.into());
                         many.arm();
                     }
                     many.take_events();
-                    many.take_completions(round);
+                    many.take_completions(round.into());
                 }
             });
         }
     });
     // A ring that comes before the last one of its slot was read is one with it: here each was waited for.
     let stats = scene.daemon.status().guests[0].stats.unwrap();
-    let rings = ROUNDS * (2 * THREADS * PAIRS) as u64;
+    let rings = u64::from(ROUNDS) * (2 * THREADS * PAIRS) as u64;
     assert_eq!((stats.send_doorbells.get(), stats.arm_doorbells.get()), (rings, rings));
     assert_eq!(stats.bad_doorbells.get(), 0);
     drop(idle);

@@ -5,6 +5,7 @@
 mod bench;
 mod console;
 mod edges;
+mod fuzz;
 mod licences;
 mod test;
 mod unsafe_code;
@@ -36,6 +37,8 @@ enum Task {
         /// The console's socket, as `vm` printed it
         socket: PathBuf,
     },
+    /// Run fuzz targets under LLVM's fuzzer
+    Fuzz(fuzz::Args),
     /// Hold the dependencies between the workspace's crates to the table
     Edges,
     /// Hold the licences of everything that is linked in to a list
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Console { socket } => console::attach(&socket),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Edges => edges::run(),
         Task::Licences => licences::run(),
         Task::Unsafe => unsafe_code::run(),

@@ -1,4 +1,5 @@
 //! Completion queues of guests: another size, moderation.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Memory windows of guests.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

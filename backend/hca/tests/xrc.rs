@@ -1,4 +1,5 @@
 //! Extended reliable connections of guests.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -232,7 +232,7 @@ fn long_message_is_cut_into_packets_with_headers_that_are_right() {
         let (ip, tcp) = (&packet[4..24], &packet[24..]);
         assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), 40 + bytes);
         assert_eq!(sum(&[ip]), 0xffff, "checksum of the IP header");
-        assert_eq!(tcp[4..8], (1_000_000 + received.len() as u32).to_be_bytes());
+        assert_eq!(tcp[4..8], (1_000_000 + u32::try_from(received.len()).unwrap()).to_be_bytes());
         let length = u16::try_from(tcp.len()).unwrap().to_be_bytes();
         assert_eq!(sum(&[&ip[12..], &[0, 6], &length, tcp]), 0xffff, "checksum of TCP");
         received.extend_from_slice(&packet[44..]);

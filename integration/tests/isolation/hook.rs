@@ -149,7 +149,7 @@ impl Fault for Hook {
         let mut state = self.state();
         match state.failure {
             Some(Failure::Of(wanted, status)) if wanted == opcode => {
-                state.failure = Some(Failure::Now(status))
+                state.failure = Some(Failure::Now(status));
             }
             _ => {}
         }

@@ -17,6 +17,7 @@ mod datagrams;
 mod document;
 mod doorbells;
 mod hook;
+mod keys;
 mod records;
 mod regions;
 mod rig;

@@ -7,7 +7,7 @@ use mlx4_pci::DmaBuffer;
 use mlx4_queue::request::{Operation, Register};
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, mpt_index_to_key};
-use mlx4_wire::ctx::mtt::{MTT_ENTRY_BYTES, MttEntry};
+use mlx4_wire::ctx::mtt::MttEntry;
 use mlx4_wire::wqe::RegisterAccess;
 use mlx4_wire::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
@@ -42,7 +42,7 @@ impl FastRegion {
         if !shared.caps.has_fast_registration || most == 0 || most > MAX_FAST_PAGES {
             return Err(Error::argument("pages of a fast-register region", most));
         }
-        let list = shared.device.dma().allocate(most as usize * MTT_ENTRY_BYTES as usize, LIST_ALIGN)?;
+        let list = shared.device.dma().allocate(most as usize * size_of::<MttEntry>(), LIST_ALIGN)?;
         match Self::over(shared, pd, most) {
             Ok((live, mtt, key)) => Ok(Self { live, _pd: pd.clone(), key, mtt, list, most }),
             Err(error) => {
@@ -83,7 +83,7 @@ impl FastRegion {
     ) -> Result<Operation> {
         self.check((address, length), pages, log2_page)?;
         for (index, page) in pages.iter().enumerate() {
-            self.list.write(index * MTT_ENTRY_BYTES as usize, MttEntry::present(*page).as_bytes())?;
+            self.list.write(index * size_of::<MttEntry>(), MttEntry::present(*page).as_bytes())?;
         }
         self.key = self.key & !0xff | self.key.wrapping_add(1) & 0xff;
         let access = RegisterAccess::new()

@@ -1,4 +1,5 @@
 //! Completion queues through the driver on the model: another size, moderation, overrun.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

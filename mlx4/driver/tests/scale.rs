@@ -1,4 +1,5 @@
 //! Tens of thousands of objects at once, through the driver on the model.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Memory windows through the driver on the model.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Extended reliable connections through the driver on the model.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

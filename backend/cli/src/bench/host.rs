@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use paraverbsd::Daemon;
-use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
+use paraverbsd::config::{Config, Device, Doorbells, GuestEntry, GuestKind};
 use tempfile::TempDir;
 
 /// Names of the guests.
@@ -30,7 +30,12 @@ impl Host {
             .tempdir()
             .context("make a temporary folder; set TMPDIR to one that you may write to")?;
         let sockets = NAMES.map(|name| folder.path().join(format!("{name}.sock")));
-        let guest = |(name, socket): (&&str, &PathBuf)| GuestEntry::new(name, socket, GuestKind::Process);
+        // The way that works with every VMM; `Way::doorbell` says so.
+        let doorbells = Doorbells::Relayed;
+        let guest = |(name, socket): (&&str, &PathBuf)| GuestEntry {
+            doorbells,
+            ..GuestEntry::new(name, socket, GuestKind::Process)
+        };
         let config = Config {
             device: Device::default(),
             fabric_sockets: Vec::new(),

@@ -7,6 +7,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use super::plan::{Operation, Way, size};
 use super::report::{Cell, Counts, Report, Row};
 
+/// Bytes of a message from which on bandwidth is compared with that of a copy.
+const LARGE: u32 = 64 << 10;
+
 /// A table: its headings, and its rows.
 struct Grid {
     title: &'static str,
@@ -91,7 +94,24 @@ fn machine(report: &Report) -> Vec<String> {
     if let Some(line) = report.cache_line {
         lines.push(format!("cache line to another thread and back: {:.2} µs", line / 1e3));
     }
+    let rows = || report.rows.iter();
+    if let Some((least, most)) = range(rows().filter_map(Row::latency_ratio)) {
+        lines.push(format!("b/a in latency: {least:.2} to {most:.2} (to reach: 1.2 at most)"));
+    }
+    if let Some((least, most)) = range(rows().filter_map(Row::time_ratio)) {
+        lines.push(format!("b/a in the time of a message: {least:.2} to {most:.2} (to reach: 1.2 at most)"));
+    }
+    let large = rows().filter(|row| row.bytes >= LARGE).filter_map(Row::part_of_copy);
+    if let Some((least, most)) = range(large.map(|part| 100.0 * part)) {
+        lines.push(format!("b of c from 64 KiB on: {least:.0} to {most:.0} % (to reach: 85 % at least)"));
+    }
     lines
+}
+
+/// Least and greatest of some numbers, if there are any.
+fn range(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let one = |number| (number, number);
+    numbers.map(one).reduce(|(least, most), (number, _)| (number.min(least), number.max(most)))
 }
 
 fn grids(report: &Report) -> Vec<Grid> {
@@ -285,6 +305,8 @@ mod tests {
                 "0.43 µs",
                 "93 µs",
                 "a CPU, 2 cores",
+                "b/a in latency: 1.10 to 1.10",
+                "from 64 KiB on: 93 to 93 %",
             ] {
                 assert!(shown.contains(word), "{word} in\n{shown}");
             }

@@ -109,7 +109,9 @@ impl Guests {
     }
 
     fn end(self) {
-        self.tenants.iter().for_each(|tenant| drop(tenant.close()));
+        for tenant in &self.tenants {
+            tenant.close();
+        }
         assert_eq!(self.hca.lock().wrong, Vec::<String>::new());
     }
 }

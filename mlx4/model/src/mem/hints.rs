@@ -28,7 +28,7 @@ impl Hints {
     fn slot(&self, key: u64) -> &AtomicU32 {
         // Multiplied by the golden ratio, keys that are near to each other spread over the upper bits.
         let spread = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - HINTS.ilog2());
-        &self.0[spread as usize & (HINTS - 1)]
+        &self.0[usize::try_from(spread).unwrap_or(0) % HINTS]
     }
 
     /// The hint for a key.

@@ -254,7 +254,7 @@ impl Shared {
 
     /// Runs the engine until it is taken or ended.
     fn work(&self, reader: &Reader<Area>) {
-        let mut idle = 0;
+        let mut idle = 0u32;
         let mut since = None;
         while !self.pause.load(Ordering::Relaxed) && !self.stop.load(Ordering::Relaxed) {
             if self.turn(reader) {
@@ -262,7 +262,7 @@ impl Shared {
                 continue;
             }
             idle += 1;
-            if idle % LOOKS != 0 || since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+            if !idle.is_multiple_of(LOOKS) || since.get_or_insert_with(Instant::now).elapsed() < SPIN {
                 hint::spin_loop();
                 continue;
             }

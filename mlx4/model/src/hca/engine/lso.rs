@@ -52,7 +52,7 @@ pub(super) fn adapt(header: &mut [u8], segments: &Segments, place: Place, payloa
             None => return,
         },
         ETHERTYPE_IPV6 if ip.len() >= IPV6_HEADER && ip[6] == TCP => {
-            let after = total - IPV6_HEADER as u16;
+            let after = u16::try_from(ip.len() + bytes - IPV6_HEADER).unwrap_or(u16::MAX);
             ip[4..6].copy_from_slice(&after.to_be_bytes());
             (IPV6_HEADER, Sum::default().add(&ip[8..40]))
         }

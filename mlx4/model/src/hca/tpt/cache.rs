@@ -107,12 +107,14 @@ mod tests {
         cache.set_run(first, run);
         assert_eq!(cache.find(1, 5).map(|(place, mpt)| (place, mpt.start.get())), Some((first, 100)));
         assert_eq!(cache.run(first).len, 9);
-        (2..2 + KEYS as u32).for_each(|key| _ = cache.insert(key, 5, &mpt(0)));
+        let others = (2..).take(KEYS);
+        let last = others.clone().last().unwrap();
+        others.for_each(|key| _ = cache.insert(key, 5, &mpt(0)));
         assert!(cache.find(1, 5).is_none());
         // Whoever still walks the region of key 1 doesn't give its pages to the key that is there now.
         cache.set_run(first, run);
         assert_eq!(cache.run(first).len, 0);
-        let (now, _) = cache.find(1 + KEYS as u32, 5).unwrap();
+        let (now, _) = cache.find(last, 5).unwrap();
         assert_eq!((now.index, cache.run(now).len), (first.index, 0));
     }
 

@@ -217,7 +217,15 @@ pub(crate) fn check(
     }
     check_bounds(&mpt, key, va, len)?;
     let pages = if mpt.flags.physical() { None } else { Some((mpt.mtt_base(), page_shift(&mpt, key)?)) };
-    Ok(Region { va, left: len, start: mpt.start.get(), pages, access: rights.dma(), run: burst.keys.run(place), place })
+    Ok(Region {
+        va,
+        left: len,
+        start: mpt.start.get(),
+        pages,
+        access: rights.dma(),
+        run: burst.keys.run(place),
+        place,
+    })
 }
 
 /// Checks the protection domain of an entry, and of a window of type 2 the queue pair.

@@ -125,7 +125,8 @@ fn tcp_segments_are_right_packet_by_packet() {
             let sequence = u32::from_be_bytes(tcp[4..8].try_into().unwrap());
             assert_eq!(sequence, 0xffff_ff00u32.wrapping_add(1000 * u32::try_from(i).unwrap()));
             assert_eq!(tcp[13], [0x90, 0x10, 0x19][i]);
-            let pseudo = [&ip[addresses.clone()], &[0, 6], &(tcp.len() as u16).to_be_bytes()].concat();
+            let pseudo =
+                [&ip[addresses.clone()], &[0, 6], &u16::try_from(tcp.len()).unwrap().to_be_bytes()].concat();
             assert_eq!(sum(&[&pseudo[..], tcp].concat()), 0xffff);
         }
     }
