@@ -120,9 +120,7 @@ fn two_stock_drivers_exchange_data() {
     }
 
     ip_over_infiniband(&vms);
-    for program in
-        ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong", "ibv_xsrq_pingpong"]
-    {
+    for program in ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong"] {
         ping_pong(&vms, &format!("{program} -d mlx4_0"));
     }
     ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
