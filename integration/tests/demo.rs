@@ -44,12 +44,31 @@ fn demo_passes_every_check() {
         });
         assert!(passed, "{check} did not pass:\n{text}");
     }
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with('│'))
+        .map(|line| line.split(['│', '┆']).map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    let is_measured = |cells: [&str; 4]| rows.iter().any(|row| row.starts_with(&cells));
     for operation in ["send", "write", "read"] {
-        for size in [" 8 B ", " 64 B ", " 4 KiB ", " 64 KiB ", " 1 MiB "] {
-            let row =
-                |line: &str| line.trim_matches(['│', ' ']).starts_with(operation) && line.contains(size);
-            assert!(text.lines().any(row), "no row of {operation} with {size}:\n{text}");
+        for doorbells in ["relayed", "direct"] {
+            for size in ["8 B", "64 B", "4 KiB", "64 KiB", "1 MiB"] {
+                assert!(
+                    is_measured([operation, "RC", doorbells, size]),
+                    "{operation} {doorbells} {size}:\n{text}"
+                );
+            }
         }
+    }
+    for (operation, service) in [
+        ("send", "RC, SRQ"),
+        ("send", "UC"),
+        ("write", "UC"),
+        ("send", "UD"),
+        ("fetch-add", "RC"),
+        ("compare-swap", "RC"),
+    ] {
+        assert!(is_measured([operation, service, "relayed", "8 B"]), "{operation} {service}:\n{text}");
     }
     let last = format!("demo: {} checks passed, 0 failed", checks.len());
     assert_eq!(text.lines().last(), Some(last.as_str()), "{text}");

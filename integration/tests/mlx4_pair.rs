@@ -127,6 +127,12 @@ fn two_stock_drivers_exchange_data() {
     ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -g 0");
     ping_pong(&vms, "ibv_uc_pingpong -d mlx4_0 -g 0");
     ping_pong(&vms, "ibv_ud_pingpong -d mlx4_0 -s 1024");
+    for options in ["", " -e"] {
+        let program = format!("ibv_xsrq_pingpong -d mlx4_0 -n 1000{options}");
+        for output in both(&vms, "18515", &program) {
+            assert!(output.contains("success"), "{program}: {output}");
+        }
+    }
     for test in ["send", "write", "read"] {
         perftest(&vms, &format!("ib_{test}_lat"), 8, 1000);
         perftest(&vms, &format!("ib_{test}_bw"), 65536, 1000);

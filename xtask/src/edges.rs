@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, Targets)] = &[
     ("paraverbs-capi", Targets::These(&["paraverbs-verbs"])),
     ("vmm-config", Targets::These(&[])),
     ("integration", Targets::AllBut(&["xtask"])),
+    ("paraverbs-fuzz", Targets::AllBut(&["xtask"])),
     ("xtask", Targets::These(&["integration"])),
 ];
 

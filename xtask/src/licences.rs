@@ -16,6 +16,8 @@ const ACCEPTED: &[&str] = &[
     "ISC",
     "MIT",
     "MIT-0",
+    // Of LLVM's fuzzer, which only fuzz targets link.
+    "NCSA",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod console;
 mod edges;
+mod fuzz;
 mod licences;
 mod test;
 mod unsafe_code;
@@ -26,6 +28,8 @@ struct Cli {
 enum Task {
     /// Check the edges, prepare the rig, and run the workspace's tests
     Test(test::Args),
+    /// Measure and count what messages cost (`paraverbs bench`, as a release build)
+    Bench(bench::Args),
     /// Start a rig of VMs, for a shell in one or to run commands
     Vm(vm::Args),
     /// Attach the terminal to a VM's console
@@ -33,6 +37,8 @@ enum Task {
         /// The console's socket, as `vm` printed it
         socket: PathBuf,
     },
+    /// Run fuzz targets under LLVM's fuzzer
+    Fuzz(fuzz::Args),
     /// Hold the dependencies between the workspace's crates to the table
     Edges,
     /// Hold the licences of everything that is linked in to a list
@@ -44,8 +50,10 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Console { socket } => console::attach(&socket),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Edges => edges::run(),
         Task::Licences => licences::run(),
         Task::Unsafe => unsafe_code::run(),

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the checks that need no build, the rig, and every test of the workspace.
+//! `cargo xtask test`: the checks that need no build, the rig, every test of the workspace, and a minute of each fuzz
+//! target.
 
 use std::process::{Command, Stdio};
 
@@ -15,6 +16,9 @@ pub(crate) struct Args {
     /// Leave out the tests that boot VMs
     #[arg(long)]
     no_vm: bool,
+    /// Leave out the fuzz targets; with a filter they are left out too
+    #[arg(long)]
+    no_fuzz: bool,
     /// Run only tests with one of these in their own name or their file's
     filter: Vec<String>,
 }
@@ -44,6 +48,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // nextest doesn't run the examples of the documentation, and they have no names to filter by.
     if args.filter.is_empty() {
         crate::cargo(&["test", "--quiet", "--workspace", "--doc"], &envs)?;
+        if args.no_fuzz {
+            println!("test: the fuzz targets are left out (--no-fuzz)");
+        } else {
+            crate::fuzz::run(&crate::fuzz::Args::a_minute_each())?;
+        }
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! The tool `paraverbs`.
 //!
 //! - `paraverbs demo`: the daemon on a software ConnectX-3 and two guests, which exchange data by RDMA
+//! - `paraverbs bench`: latency and bandwidth of messages between guests, and what they are compared with
 //! - `paraverbs model`: software ConnectX-3 cards on one fabric, served to VMs over vfio-user
 //!
 //! An error is one line on stderr and exit status 1. RUST_LOG sets what is logged (`warn` if unset).
 
+mod bench;
 mod demo;
 mod dump;
 mod model;
@@ -25,11 +27,16 @@ struct Cli {
 enum Command {
     /// Show two guests exchange data by RDMA through the daemon, on a software ConnectX-3, and check it
     Demo(demo::DemoArgs),
+    /// Measure messages between two guests, and compare them with the driver alone and with memcpy
+    Bench(bench::BenchArgs),
     /// Serve software ConnectX-3 cards, all plugged into one fabric, to VMs over vfio-user
     Model(model::ModelArgs),
     /// A guest of the demo, which starts it by itself
     #[command(hide = true)]
     DemoGuest(demo::guest::GuestArgs),
+    /// A player of the bench, which starts it by itself
+    #[command(hide = true)]
+    BenchPlayer(bench::player::PlayerArgs),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +44,8 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchPlayer(args) => bench::player::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Model(args) => model::run(&args).map(|()| ExitCode::SUCCESS),
         Command::DemoGuest(args) => demo::guest::run(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -1,11 +1,11 @@
 //! The command line, and the configuration that it stands for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
-use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
+use paraverbsd::config::{Config, Device, Doorbells, GuestEntry, GuestKind};
 
 /// Gives the guests of a host their share of one InfiniBand HCA.
 ///
@@ -14,7 +14,7 @@ use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
 #[command(name = "paraverbsd", version)]
 pub(crate) struct Args {
     /// Take device, guests and limits from a file (TOML)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "fabric_sockets", "guests", "kind", "spin_us", "socket_path", "fd"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "fabric_sockets", "guests", "kind", "doorbells", "spin_us", "socket_path", "fd"])]
     config: Option<PathBuf>,
 
     /// The HCA: `model`, a software ConnectX-3, or `vfio:ADDRESS`, a card bound to vfio-pci
@@ -32,6 +32,11 @@ pub(crate) struct Args {
     /// What connects to the sockets: a VMM, or a process of this host, whose memory must be sealed
     #[arg(long, value_name = "KIND", default_value = "vm")]
     kind: Kind,
+
+    /// How doorbells reach the HCA: through the guest's memory; through memory mapped into the guest where its VMM
+    /// does that; or the latter on the model only
+    #[arg(long, value_name = "WAY", default_value = "relayed")]
+    doorbells: Way,
 
     /// How many µs the thread of doorbells looks for work before it sleeps [default: 50 where there are three
     /// cores or more, else 0]
@@ -67,6 +72,24 @@ impl From<Kind> for GuestKind {
     }
 }
 
+/// The ways of doorbells by their names on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Way {
+    Relayed,
+    Direct,
+    Auto,
+}
+
+impl From<Way> for Doorbells {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Relayed => Self::Relayed,
+            Way::Direct => Self::Direct,
+            Way::Auto => Self::Auto,
+        }
+    }
+}
+
 impl Args {
     /// The configuration, checked.
     pub(crate) fn config(&self) -> Result<Config> {
@@ -81,7 +104,7 @@ impl Args {
         let device: Device = self.device.parse()?;
         let mut guests = self.guests.iter().map(|text| self.guest(text)).collect::<Result<Vec<_>>>()?;
         if let Some(path) = &self.socket_path {
-            guests.push(GuestEntry::new("guest", path, self.kind.into()));
+            guests.push(self.entry("guest", path));
         }
         let spin = self.spin_us.map(|spin| Duration::from_micros(spin.into()));
         let config = Config { device, fabric_sockets: self.fabric_sockets.clone(), guests, spin };
@@ -93,6 +116,11 @@ impl Args {
         let (name, path) = text.split_once('=').ok_or_else(|| {
             anyhow!("--guest {text:?} has no path; write it as NAME=PATH, e.g. a=/run/a.sock")
         })?;
-        Ok(GuestEntry::new(name, path, self.kind.into()))
+        Ok(self.entry(name, Path::new(path)))
+    }
+
+    fn entry(&self, name: &str, path: &Path) -> GuestEntry {
+        let doorbells = self.doorbells.into();
+        GuestEntry { doorbells, ..GuestEntry::new(name, path, self.kind.into()) }
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use mlx4_model::hca::Hca as ModelHca;
 use mlx4_model::vfio_user::ServedCard;
 use paraverbs_hca::{Mlx4Config, Mlx4Hca};
-use paraverbs_rdma::{GuestSocket, GuestSocketConfig, RdmaHost, RelayConfig};
+use paraverbs_rdma::{Doorbells as Granted, GuestSocket, GuestSocketConfig, RdmaHost, RelayConfig};
 use paraverbs_tenant::hca::{DeviceInfo, Hca};
 use paraverbs_tenant::{GuestConfig, Host};
 
-use crate::config::{Config, GuestEntry};
+use crate::config::{Config, Device, Doorbells, GuestEntry};
 use crate::device::{Model, Opened};
 use crate::error::StartError;
 use crate::ports::{ACTIVE, wait_active};
@@ -83,7 +83,8 @@ impl Daemon {
 
     fn serve(&mut self, config: &Config) -> Result<(), StartError> {
         let info = self.hca.device();
-        let grants = config.guests.iter().map(|guest| grant(guest, &info)).collect::<Result<Vec<_>, _>>()?;
+        let grant = |guest| grant(guest, &config.device, &info);
+        let grants = config.guests.iter().map(grant).collect::<Result<Vec<_>, _>>()?;
         if let Some(model) = &self.model {
             self.cards = model.serve(&config.fabric_sockets)?;
         }
@@ -161,7 +162,7 @@ impl fmt::Debug for Daemon {
 }
 
 /// What a guest's socket is to be on a certain HCA.
-fn grant(guest: &GuestEntry, info: &DeviceInfo) -> Result<GuestSocketConfig, StartError> {
+fn grant(guest: &GuestEntry, device: &Device, info: &DeviceInfo) -> Result<GuestSocketConfig, StartError> {
     let limits =
         guest.limits.on(info).map_err(|source| StartError::Limit { guest: guest.name.clone(), source })?;
     Ok(GuestSocketConfig {
@@ -169,5 +170,10 @@ fn grant(guest: &GuestEntry, info: &DeviceInfo) -> Result<GuestSocketConfig, Sta
         path: guest.socket.clone(),
         guest: GuestConfig { limits, ..GuestConfig::default() },
         require_seals: guest.requires_seals(),
+        doorbells: match (guest.doorbells, device) {
+            (Doorbells::Relayed, _) | (_, Device::Vfio(_)) => Granted::Relayed,
+            (Doorbells::Auto, _) => Granted::Auto,
+            (Doorbells::Direct, _) => Granted::Direct,
+        },
     })
 }

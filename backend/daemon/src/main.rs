@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use args::Args;
 use clap::Parser;
 use paraverbsd::Daemon;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -35,8 +36,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// As many open files as this user may have: each guest takes dozens, and most shells allow a thousand.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("the limit of open files stays {:?}: {error}", limit.current);
+    }
+}
+
 /// Serves until a signal comes.
 fn serve(args: &Args) -> Result<()> {
+    raise_file_limit();
     // Before anything that has to be cleaned up. The flag is for a signal during the start.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

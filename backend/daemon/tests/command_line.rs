@@ -111,6 +111,7 @@ fn device_that_cannot_be_used_ends_in_one_line() {
         fails(&mut with(&format!("vfio:{other}")), &[&other]);
     }
     fails(with("vfio:0000:01:00.0").arg("--fabric-socket=x"), &["fabric sockets need the model"]);
+    fails(with("vfio:0000:01:00.0").arg("--doorbells=direct"), &["direct doorbells", "\"auto\""]);
     assert!(!free.exists());
 }
 
@@ -237,9 +238,24 @@ fn command_line_without_sense_is_a_usage_error() {
         &["--config", "x", "--device", "model"],
         &["--guest", "a=b", "--socket-path", "c"],
         &["--kind", "pod"],
+        &["--doorbells", "mapped"],
     ] {
         let output = paraverbsd().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("--help"), "{args:?}");
     }
+}
+
+#[test]
+fn limit_of_open_files_is_raised_as_far_as_it_may_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -S -n 200 && exec \"$0\" \"$@\""]).arg(paraverbsd().get_program());
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (child, _lines) = serving(shell.arg(guest("a", &folder.path().join("a"))), 1);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{line}");
+    assert_eq!(end(child, "-TERM").status.code(), Some(0));
 }

@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use log::Level;
 use mlx4::{CqConfig, RingMemoryPages};
 use mlx4_pci::DoorbellKind;
-use paraverbs_tenant::hca::{CqId, CqSpec, Created, HcaError};
+use paraverbs_tenant::hca::{CqGeometry, CqId, CqSpec, Created, HcaError, Piece};
 
 use crate::error::told_of_destruction;
 use crate::geometry;
@@ -84,6 +84,11 @@ impl Drop for EqPlace {
     }
 }
 
+/// log2 of the entries of a CQ, which are a power of two.
+fn log2_entries(geometry: &CqGeometry) -> u8 {
+    u8::try_from(geometry.entries.ilog2()).unwrap_or(u8::MAX)
+}
+
 impl Running {
     pub(crate) fn create_cq(&self, spec: &CqSpec<'_>) -> Result<Created<CqId>, HcaError> {
         let layout = geometry::cq(self.limits(), &spec.geometry)?;
@@ -98,8 +103,7 @@ impl Running {
         let gate = Gate::open(owner.clone());
         let held = (uar.users.one(), place);
         let config = CqConfig {
-            // A power of two.
-            log2_entries: u8::try_from(spec.geometry.entries.ilog2()).unwrap_or(u8::MAX),
+            log2_entries: log2_entries(&spec.geometry),
             ring: RingMemoryPages { pages: &pages, log2_page: LOG2_RING_PAGE },
             record: record.0,
             uar: &uar.driver,
@@ -117,6 +121,20 @@ impl Running {
         let users = Users::default();
         self.objects().cqs.insert(Cq { id, driver, uar: uar.id, bell, owner, gate, held, users });
         Ok(Created { id: CqId(id), number: cqn })
+    }
+
+    pub(crate) fn moderate_cq(&self, cq: CqId, count: u16, period_us: u16) -> Result<(), HcaError> {
+        let cq = known(&self.objects().cqs, cq.0)?;
+        cq.driver.moderate(count, period_us).map_err(|error| self.fail(&error))
+    }
+
+    /// Gives a CQ another ring. What is unread in the old one its guest takes over.
+    pub(crate) fn resize_cq(&self, cq: CqId, geometry: &CqGeometry, ring: &[Piece]) -> Result<(), HcaError> {
+        let layout = geometry::cq(self.limits(), geometry)?;
+        let cq = known(&self.objects().cqs, cq.0)?;
+        let pages = ring_pages(ring, layout.ring_bytes)?;
+        let ring = RingMemoryPages { pages: &pages, log2_page: LOG2_RING_PAGE };
+        cq.driver.resize(log2_entries(geometry), &ring).map_err(|error| self.fail(&error))
     }
 
     pub(crate) fn destroy_cq(&self, cq: CqId) -> Result<(), HcaError> {

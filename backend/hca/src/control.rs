@@ -91,12 +91,12 @@ impl Hca for Mlx4Hca {
         self.with(|running| take_unused(&running.objects().uars, uar.0).map(drop))
     }
 
-    fn alloc_xrcd(&self, _: GuestId) -> Result<Created<XrcdId>, HcaError> {
-        Err(HcaError::Unsupported)
+    fn alloc_xrcd(&self, guest: GuestId) -> Result<Created<XrcdId>, HcaError> {
+        self.with(|running| running.alloc_xrcd(guest))
     }
 
-    fn dealloc_xrcd(&self, _: XrcdId) -> Result<(), HcaError> {
-        Err(HcaError::Refused)
+    fn dealloc_xrcd(&self, xrcd: XrcdId) -> Result<(), HcaError> {
+        self.with(|running| running.dealloc_xrcd(xrcd))
     }
 
     fn create_mr(&self, spec: &MrSpec<'_>) -> Result<(MrId, MrKeys), HcaError> {
@@ -111,12 +111,12 @@ impl Hca for Mlx4Hca {
         self.with(|running| running.destroy_mr(mr))
     }
 
-    fn alloc_mw(&self, _: PdId, _: MwKind) -> Result<Created<MwId>, HcaError> {
-        Err(HcaError::Unsupported)
+    fn alloc_mw(&self, pd: PdId, kind: MwKind) -> Result<Created<MwId>, HcaError> {
+        self.with(|running| running.alloc_mw(pd, kind))
     }
 
-    fn dealloc_mw(&self, _: MwId) -> Result<(), HcaError> {
-        Err(HcaError::Refused)
+    fn dealloc_mw(&self, mw: MwId) -> Result<(), HcaError> {
+        self.with(|running| running.dealloc_mw(mw))
     }
 
     fn cq_layout(&self, geometry: &CqGeometry) -> Result<RingLayout, HcaError> {
@@ -127,12 +127,12 @@ impl Hca for Mlx4Hca {
         self.with(|running| running.create_cq(spec))
     }
 
-    fn moderate_cq(&self, _: CqId, _: u16, _: u16) -> Result<(), HcaError> {
-        Err(HcaError::Unsupported)
+    fn moderate_cq(&self, cq: CqId, count: u16, period_us: u16) -> Result<(), HcaError> {
+        self.with(|running| running.moderate_cq(cq, count, period_us))
     }
 
-    fn resize_cq(&self, _: CqId, _: &CqGeometry, _: &[Piece]) -> Result<(), HcaError> {
-        Err(HcaError::Unsupported)
+    fn resize_cq(&self, cq: CqId, geometry: &CqGeometry, ring: &[Piece]) -> Result<(), HcaError> {
+        self.with(|running| running.resize_cq(cq, geometry, ring))
     }
 
     fn destroy_cq(&self, cq: CqId) -> Result<(), HcaError> {
@@ -197,8 +197,10 @@ impl Hca for Mlx4Hca {
         let objects = &self.router.objects;
         match doorbell.target {
             Target::Send(qp) => objects.qps.with(qp.0, |qp| {
-                if qp.uar == doorbell.uar.0 {
-                    qp.bell.ring(send_value(number(qp.id)));
+                if let Some((uar, bell)) = &qp.bell
+                    && *uar == doorbell.uar.0
+                {
+                    bell.ring(send_value(number(qp.id)));
                 }
             }),
             Target::Arm(cq) => objects.cqs.with(cq.0, |cq| {

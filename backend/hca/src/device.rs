@@ -46,6 +46,7 @@ impl Running {
         let eq_room = u32::try_from(self.driver.completion_eqs())
             .unwrap_or(u32::MAX)
             .saturating_mul(self.driver.completion_eq_room());
+        let max_mr = usable(profile.log2_mpts, caps.mpts.reserved);
         let mut board_id = [0; 16];
         for (to, from) in board_id.iter_mut().zip(caps.board_id.bytes()) {
             *to = from;
@@ -62,7 +63,8 @@ impl Running {
             ports: u8::try_from(caps.ports.len()).unwrap_or(u8::MAX),
             features: features(caps),
             atomics: if caps.atomics { AtomicSupport::Hca } else { AtomicSupport::None },
-            masked_atomics: AtomicSupport::None,
+            // One capability, as the stock driver has it.
+            masked_atomics: if caps.atomics { AtomicSupport::Hca } else { AtomicSupport::None },
             queue_format: QueueFormat::Mlx4(limits.parameters()),
             max_mr_bytes: 1 << caps.log2_max_region.min(63),
             page_sizes: PAGE_SIZES,
@@ -74,21 +76,22 @@ impl Running {
             max_sge_rd: max_sge.min(MAX_SGE_READ),
             max_cq: usable(profile.log2_cqs, caps.cqs.reserved).min(eq_room),
             max_cqe: (1 << limits.log2_cqes) - 1,
-            max_mr: usable(profile.log2_mpts, caps.mpts.reserved),
+            max_mr,
             max_pd: usable(caps.pds.log2.min(LOG2_PDS), caps.pds.reserved),
-            max_mw: 0,
+            // Of the same table as regions.
+            max_mw: if caps.has_windows || caps.has_windows_2b { max_mr } else { 0 },
             max_srq: if caps.has_srqs { usable(profile.log2_srqs, caps.srqs.reserved) } else { 0 },
             max_srq_wr: (1 << limits.log2_srq_wqes) - 1,
             max_srq_sge: limits.max_srq_sges(),
-            max_xrcd: 0,
+            max_xrcd: caps.xrcds.map_or(0, |xrcds| usable(xrcds.log2, xrcds.reserved + 1)),
             max_dest_rd_atomic: 1 << profile.log2_reads.min(7),
             max_rd_atomic: 1 << caps.log2_max_requester_reads.min(7),
             max_mcast_groups: 1 << profile.log2_mcgs.min(24),
             max_mcast_qps: mcg_capacity(1 << profile.log2_mcg_bytes),
             ack_delay: caps.ack_delay,
-            max_moderation_count: 0,
-            max_moderation_us: 0,
-            max_lso_bytes: 0,
+            max_moderation_count: u16::MAX,
+            max_moderation_us: u16::MAX,
+            max_lso_bytes: if caps.log2_max_lso == 0 { 0 } else { 1 << caps.log2_max_lso.min(31) },
         }
     }
 
@@ -118,12 +121,12 @@ fn features(caps: &mlx4::Capabilities) -> Features {
         multicast: caps.has_multicast,
         srq: caps.has_srqs,
         modify_mr: true,
-        // The driver has no XRC, no windows, no path migration, and neither resizes nor moderates CQs.
-        xrc: false,
-        mw_type1: false,
-        mw_type2: false,
-        resize_cq: false,
-        moderate_cq: false,
+        xrc: caps.xrcds.is_some(),
+        mw_type1: caps.has_windows,
+        mw_type2: caps.has_windows_2b,
+        resize_cq: true,
+        moderate_cq: true,
+        // Guests have no alternate paths.
         path_migration: false,
     }
 }

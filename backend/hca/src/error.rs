@@ -24,7 +24,8 @@ pub(crate) fn told(error: &Error) -> HcaError {
         | Error::Geometry(_)
         | Error::Place(_)
         | Error::Post(_)
-        | Error::Completion(_) => HcaError::Refused,
+        | Error::Completion(_)
+        | Error::Resize(_) => HcaError::Refused,
         Error::InUse(_) => HcaError::Busy,
         Error::Gone(_) | Error::Owned { .. } | Error::Unknown { .. } | Error::Reset(_) => HcaError::Lost,
         Error::Host { .. } | Error::Interrupt(_) => HcaError::NoResources,

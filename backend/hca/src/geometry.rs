@@ -44,11 +44,13 @@ pub(crate) struct QueueLimits {
     pub(crate) max_receive_wqe: u32,
     pub(crate) max_send_sges: u32,
     pub(crate) max_receive_sges: u32,
+    /// Size of a CQE in bytes.
+    pub(crate) cqe_bytes: u32,
 }
 
 impl QueueLimits {
-    pub(crate) fn of(caps: &mlx4::Capabilities) -> Self {
-        let queues = &caps.queues;
+    pub(crate) fn of(driver: &mlx4::Hca) -> Self {
+        let queues = &driver.capabilities().queues;
         Self {
             log2_wqes: queues.log2_max_wqes.min(LOG2_WQES),
             log2_srq_wqes: queues.log2_max_srq_wqes.min(LOG2_WQES),
@@ -57,6 +59,7 @@ impl QueueLimits {
             max_receive_wqe: queues.max_receive_wqe,
             max_send_sges: queues.max_send_sges,
             max_receive_sges: queues.max_receive_sges,
+            cqe_bytes: if driver.profile().wide_cqes { 2 * CQE_BYTES } else { CQE_BYTES },
         }
     }
 
@@ -76,7 +79,7 @@ impl QueueLimits {
         // None of them exceeds 16 bits: the card's own fields are of 16 bits at most.
         let word = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
         Mlx4Parameters {
-            cqe_bytes: word(CQE_BYTES),
+            cqe_bytes: word(self.cqe_bytes),
             max_send_wqe_bytes: word(self.max_send_wqe),
             max_receive_wqe_bytes: word(self.max_receive_wqe),
             max_send_sge: word(self.max_send_sges),
@@ -133,7 +136,7 @@ fn layout(bytes: u64, record: u8, written: bool) -> RingLayout {
 pub(crate) fn cq(limits: QueueLimits, geometry: &CqGeometry) -> Result<RingLayout, HcaError> {
     let entries = geometry.entries;
     check(entries.is_power_of_two() && (2..=1 << limits.log2_cqes).contains(&entries))?;
-    Ok(layout(u64::from(entries) * u64::from(CQE_BYTES), CQ_RECORD, true))
+    Ok(layout(u64::from(entries) * u64::from(limits.cqe_bytes), CQ_RECORD, true))
 }
 
 pub(crate) fn srq(limits: QueueLimits, geometry: &SrqGeometry) -> Result<RingLayout, HcaError> {
@@ -146,9 +149,11 @@ pub(crate) fn srq(limits: QueueLimits, geometry: &SrqGeometry) -> Result<RingLay
 }
 
 pub(crate) fn qp(limits: QueueLimits, geometry: &QpGeometry) -> Result<RingLayout, HcaError> {
-    if matches!(geometry.kind, QpKind::XrcSend | QpKind::XrcRecv) {
-        return Err(HcaError::Unsupported);
+    if geometry.kind == QpKind::XrcRecv {
+        check(geometry.send.is_none() && geometry.receive.is_none() && geometry.max_inline == 0)?;
+        return Ok(layout(0, 0, false));
     }
+    check(geometry.kind != QpKind::XrcSend || geometry.receive.is_none())?;
     let send = geometry.send.ok_or(HcaError::Geometry)?;
     check_send(limits, geometry.kind, &send, geometry.max_inline)?;
     let mut bytes = size(&send);
@@ -204,6 +209,7 @@ mod tests {
         max_receive_wqe: 512,
         max_send_sges: 32,
         max_receive_sges: 32,
+        cqe_bytes: 32,
     };
 
     fn queue(log2_wqes: u8, log2_stride: u8, max_wr: u32, max_sge: u32) -> QueueGeometry {
@@ -257,14 +263,30 @@ mod tests {
         }
         let none = QpGeometry { kind: QpKind::Rc, send: None, receive: None, max_inline: 0 };
         assert_eq!(qp(LIMITS, &none), Err(HcaError::Geometry));
-        let xrc = QpGeometry { kind: QpKind::XrcRecv, ..none };
-        assert_eq!(qp(LIMITS, &xrc), Err(HcaError::Unsupported));
+    }
+
+    #[test]
+    fn ends_of_an_extended_connection_have_a_send_queue_or_none_at_all() {
+        let of = |kind, send, receive| {
+            let geometry = QpGeometry { kind, send, receive, max_inline: 0 };
+            qp(LIMITS, &geometry).map(|layout| (layout.ring_bytes, layout.record_bytes))
+        };
+        let (send, receive) = (queue(6, 6, 31, 2), queue(4, 4, 1, 1));
+        assert_eq!(of(QpKind::XrcSend, Some(send), None), Ok((4096, 0)));
+        assert_eq!(of(QpKind::XrcSend, Some(send), Some(receive)), Err(HcaError::Geometry));
+        assert_eq!(of(QpKind::XrcSend, None, None), Err(HcaError::Geometry));
+        assert_eq!(of(QpKind::XrcRecv, None, None), Ok((0, 0)));
+        assert_eq!(of(QpKind::XrcRecv, Some(send), None), Err(HcaError::Geometry));
+        assert_eq!(of(QpKind::XrcRecv, None, Some(receive)), Err(HcaError::Geometry));
     }
 
     #[test]
     fn completion_and_shared_receive_queues_are_whole_pages() {
         let bytes = |entries| cq(LIMITS, &CqGeometry { entries }).map(|layout| layout.ring_bytes);
         assert_eq!((bytes(2), bytes(512), bytes(1 << 22)), (Ok(4096), Ok(16_384), Ok(128 << 20)));
+        let wide = QueueLimits { cqe_bytes: 64, ..LIMITS };
+        assert_eq!(cq(wide, &CqGeometry { entries: 512 }).map(|layout| layout.ring_bytes), Ok(32_768));
+        assert_eq!(wide.parameters().cqe_bytes, 64);
         for entries in [0, 1, 3, 1 << 23, 1 << 31] {
             assert_eq!(bytes(entries), Err(HcaError::Geometry));
         }

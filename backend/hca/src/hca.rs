@@ -87,7 +87,7 @@ impl Running {
     }
 
     pub(crate) fn limits(&self) -> QueueLimits {
-        QueueLimits::of(self.driver.capabilities())
+        QueueLimits::of(&self.driver)
     }
 
     /// Who has the events of a guest's object.

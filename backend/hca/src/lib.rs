@@ -28,5 +28,6 @@ mod queue_pair;
 mod region;
 mod table;
 mod transition;
+mod xrc;
 
 pub use hca::{Mlx4Config, Mlx4Hca};

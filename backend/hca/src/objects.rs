@@ -54,6 +54,21 @@ pub(crate) struct Uar {
 }
 
 #[derive(Debug)]
+pub(crate) struct Xrcd {
+    pub(crate) id: u32,
+    pub(crate) driver: mlx4::Xrcd,
+    pub(crate) users: Users,
+}
+
+#[derive(Debug)]
+pub(crate) struct Mw {
+    pub(crate) id: u32,
+    pub(crate) driver: mlx4::Window,
+    pub(crate) pd: Use,
+    pub(crate) users: Users,
+}
+
+#[derive(Debug)]
 pub(crate) struct Mr {
     pub(crate) id: u32,
     pub(crate) driver: mlx4::Region,
@@ -82,7 +97,7 @@ pub(crate) struct Srq {
     pub(crate) id: u32,
     pub(crate) driver: mlx4::Srq,
     pub(crate) owner: Owner,
-    pub(crate) pd: Use,
+    pub(crate) held: Vec<Use>,
     pub(crate) users: Users,
 }
 
@@ -99,14 +114,21 @@ pub(crate) struct Qp {
     pub(crate) id: u32,
     pub(crate) driver: mlx4::Qp,
     pub(crate) kind: QpKind,
-    /// The UAR through which its send queue is rung.
-    pub(crate) uar: u32,
-    pub(crate) bell: Arc<dyn Doorbell>,
+    /// The UAR through which its send queue is rung, if it has one, and the doorbell there.
+    pub(crate) bell: Option<(u32, Arc<dyn Doorbell>)>,
     pub(crate) owner: Owner,
     pub(crate) block_loopback: bool,
     pub(crate) membership: Mutex<Membership>,
     pub(crate) held: Vec<Use>,
     pub(crate) users: Users,
+}
+
+/// What a queue pair is made of, besides what was asked for.
+pub(crate) struct NewQp {
+    pub(crate) driver: mlx4::Qp,
+    pub(crate) bell: Option<(u32, Arc<dyn Doorbell>)>,
+    pub(crate) owner: Owner,
+    pub(crate) held: Vec<Use>,
 }
 
 impl Qp {
@@ -138,7 +160,7 @@ macro_rules! entries {
     };
 }
 
-entries!(Pd, Uar, Mr, Cq, Srq, Qp);
+entries!(Pd, Uar, Xrcd, Mr, Mw, Cq, Srq, Qp);
 
 /// All objects of all guests.
 #[derive(Debug, Default)]
@@ -146,7 +168,9 @@ pub(crate) struct Objects {
     pub(crate) guests: Guests,
     pub(crate) pds: Table<Pd>,
     pub(crate) uars: Table<Uar>,
+    pub(crate) xrcds: Table<Xrcd>,
     pub(crate) mrs: Table<Mr>,
+    pub(crate) mws: Table<Mw>,
     pub(crate) cqs: Table<Cq>,
     pub(crate) srqs: Table<Srq>,
     pub(crate) qps: Table<Qp>,
@@ -164,6 +188,8 @@ impl Objects {
         self.qps.clear(drop);
         self.srqs.clear(drop);
         self.cqs.clear(|cq| cq.gate.close());
+        self.xrcds.clear(drop);
+        self.mws.clear(drop);
         self.mrs.clear(drop);
         self.uars.clear(drop);
         self.pds.clear(drop);

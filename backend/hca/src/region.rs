@@ -1,12 +1,14 @@
-//! Memory regions of guests.
+//! Memory regions and windows of guests.
 
 use std::sync::atomic::Ordering;
 
-use mlx4::RegionConfig;
-use paraverbs_tenant::hca::{HcaError, MrChange, MrId, MrKeys, MrSpec, RegionAccess};
+use mlx4::{RegionConfig, WindowKind};
+use paraverbs_tenant::hca::{
+    Created, HcaError, MrChange, MrId, MrKeys, MrSpec, MwId, MwKind, PdId, RegionAccess,
+};
 
 use crate::hca::Running;
-use crate::objects::{Mr, Users, known, take_unused};
+use crate::objects::{Mr, Mw, Users, known, take_unused};
 use crate::pages::{Pages, region_pages};
 use crate::table::NUMBER_BITS;
 
@@ -14,28 +16,27 @@ use crate::table::NUMBER_BITS;
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     access: mlx4::Access,
+    /// Windows may be bound to it.
+    bind: bool,
     start: u64,
     length: u64,
     pages: Pages,
 }
 
-/// The driver's rights. Windows are not offered, so a region for them isn't either.
-fn access(access: RegionAccess) -> Result<mlx4::Access, HcaError> {
-    if access.mw_bind {
-        return Err(HcaError::Unsupported);
-    }
-    Ok(mlx4::Access {
+fn access(access: RegionAccess) -> mlx4::Access {
+    mlx4::Access {
         local_write: access.local_write,
         remote_read: access.remote.read,
         remote_write: access.remote.write,
         remote_atomic: access.remote.atomic,
-    })
+    }
 }
 
 impl Running {
     pub(crate) fn create_mr(&self, spec: &MrSpec<'_>) -> Result<(MrId, MrKeys), HcaError> {
         let shape = Shape {
-            access: access(spec.access)?,
+            access: access(spec.access),
+            bind: self.binds(spec.access)?,
             start: spec.start,
             length: spec.length,
             pages: region_pages(spec.start, spec.length, spec.pages)?,
@@ -68,6 +69,7 @@ impl Running {
             pages: &shape.pages.addresses,
             log2_page: shape.pages.log2,
             access: shape.access,
+            bind: shape.bind,
         };
         let (driver, held) = self.made(self.driver.region(&config), pd.users.one())?;
         Ok(Mr { id, driver, shape, domain: pd.id, pd: held, users: Users::default() })
@@ -79,7 +81,7 @@ impl Running {
         let old = known(&self.objects().mrs, mr.0)?;
         let mut shape = old.shape.clone();
         if let Some(rights) = change.access {
-            shape.access = access(rights)?;
+            (shape.access, shape.bind) = (access(rights), self.binds(rights)?);
         }
         if let Some((start, length, pieces)) = change.memory {
             (shape.start, shape.length) = (start, length);
@@ -99,9 +101,46 @@ impl Running {
         Ok(keys)
     }
 
+    /// Which windows are bound to it only the HCA knows.
     pub(crate) fn destroy_mr(&self, mr: MrId) -> Result<(), HcaError> {
-        let mr = take_unused(&self.objects().mrs, mr.0)?;
-        self.ended(mr.driver.destroy(), mr.pd)
+        let Mr { id, driver, shape, domain, pd, users } = take_unused(&self.objects().mrs, mr.0)?;
+        match driver.destroy_unbound() {
+            Ok(Some(driver)) => {
+                self.objects().mrs.insert(Mr { id, driver, shape, domain, pd, users });
+                Err(HcaError::Busy)
+            }
+            ended => self.ended(ended.map(drop), pd),
+        }
+    }
+
+    /// Whether windows may be bound to a region with such rights.
+    fn binds(&self, access: RegionAccess) -> Result<bool, HcaError> {
+        let caps = self.driver.capabilities();
+        if access.mw_bind && !caps.has_windows && !caps.has_windows_2b {
+            return Err(HcaError::Unsupported);
+        }
+        Ok(access.mw_bind)
+    }
+
+    pub(crate) fn alloc_mw(&self, pd: PdId, kind: MwKind) -> Result<Created<MwId>, HcaError> {
+        let caps = self.driver.capabilities();
+        let (kind, offered) = match kind {
+            MwKind::Type1 => (WindowKind::Type1, caps.has_windows),
+            MwKind::Type2 => (WindowKind::Type2, caps.has_windows_2b),
+        };
+        if !offered {
+            return Err(HcaError::Unsupported);
+        }
+        let pd = known(&self.objects().pds, pd.0)?;
+        let (driver, held) = self.made(self.driver.window(&pd.driver, kind), pd.users.one())?;
+        let (id, number) = (self.life.id(driver.index()), driver.rkey());
+        self.objects().mws.insert(Mw { id, driver, pd: held, users: Users::default() });
+        Ok(Created { id: MwId(id), number })
+    }
+
+    pub(crate) fn dealloc_mw(&self, mw: MwId) -> Result<(), HcaError> {
+        let mw = take_unused(&self.objects().mws, mw.0)?;
+        self.ended(mw.driver.destroy(), mw.pd)
     }
 }
 

@@ -110,7 +110,8 @@ fn told(kind: QpKind, status: &QpStatus) -> Result<QpAttributes, HcaError> {
     let (state, draining) = state_from_driver(status.state)?;
     let made = state != QpState::Reset;
     let connected = made && state != QpState::Init && kind != QpKind::Ud;
-    let reliable = connected && kind == QpKind::Rc;
+    let reliable = connected && kind != QpKind::Uc;
+    let (requests, responds) = (reliable && kind != QpKind::XrcRecv, reliable && kind != QpKind::XrcSend);
     let when = |defined: bool, value: u8| if defined { value } else { 0 };
     let number = |defined: bool, value: u32| if defined { value } else { 0 };
     Ok(QpAttributes {
@@ -128,13 +129,13 @@ fn told(kind: QpKind, status: &QpStatus) -> Result<QpAttributes, HcaError> {
         alternate: None,
         path_mtu: when(connected, status.mtu.0),
         timeout: when(reliable, status.timeout),
-        retry_count: when(reliable, status.retry_count),
-        rnr_retry: when(reliable, status.rnr_retry),
+        retry_count: when(requests, status.retry_count),
+        rnr_retry: when(requests, status.rnr_retry),
         rq_psn: number(made, status.receive_psn),
         sq_psn: number(made, status.send_psn),
-        max_rd_atomic: when(reliable, status.requester_reads),
-        max_dest_rd_atomic: when(reliable, status.responder_reads),
-        min_rnr_timer: when(reliable, status.min_rnr_timer),
+        max_rd_atomic: when(requests, status.requester_reads),
+        max_dest_rd_atomic: when(responds, status.responder_reads),
+        min_rnr_timer: when(responds, status.min_rnr_timer),
         migration: match status.migration {
             PathMigration::REARM => Migration::Rearm,
             PathMigration::ARMED => Migration::Armed,

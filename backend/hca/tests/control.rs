@@ -20,14 +20,21 @@ fn device_tells_what_it_is_and_only_what_it_can_do() {
     assert_eq!(info.sys_image_guid, 0x0002_c903_0081_0003u64.to_be_bytes());
     assert_eq!((info.vendor_id, info.part_id, info.ports), (0x02c9, 4099, 1));
     assert_eq!(info.firmware, (2, 42, 5700));
-    assert_eq!((info.atomics, info.masked_atomics), (AtomicSupport::Hca, AtomicSupport::None));
-    let wanted =
-        Features { uc: true, ud: true, multicast: true, srq: true, modify_mr: true, ..Features::default() };
-    assert_eq!(info.features, wanted);
+    assert_eq!((info.atomics, info.masked_atomics), (AtomicSupport::Hca, AtomicSupport::Hca));
+    let Features { uc, ud, multicast, srq, modify_mr, resize_cq, moderate_cq, path_migration, .. } =
+        info.features;
+    assert_eq!([uc, ud, multicast, srq, modify_mr, resize_cq, moderate_cq], [true; 7]);
+    assert!(!path_migration);
+    let caps = rig.hca.driver(|driver| driver.capabilities().clone()).unwrap();
+    let Features { xrc, mw_type1, mw_type2, .. } = info.features;
+    assert_eq!([xrc, mw_type1, mw_type2], [caps.xrcds.is_some(), caps.has_windows, caps.has_windows_2b]);
+    assert_eq!((info.max_xrcd != 0, info.max_mw != 0), (xrc, mw_type1 || mw_type2));
+    assert_eq!(info.max_lso_bytes != 0, caps.log2_max_lso != 0);
     assert_eq!((info.max_qp_wr, info.max_sge, info.max_srq_sge), (16_351, 32, 31));
     assert_eq!((info.max_cq, info.max_qp), ((1 << 10) - 128, (1 << 16) - 72));
     let QueueFormat::Mlx4(format) = info.queue_format;
-    assert_eq!((format.cqe_bytes, format.max_send_wqe_bytes, format.max_inline_bytes), (32, 1008, 912));
+    assert_eq!(u32::from(format.cqe_bytes), if caps.has_wide_cqes { 64 } else { 32 });
+    assert_eq!((format.max_send_wqe_bytes, format.max_inline_bytes), (1008, 912));
     assert_eq!((format.headroom_bytes, format.headroom_wqes), (2048, 1));
     rig.close();
 }
@@ -75,17 +82,24 @@ fn object_in_use_is_busy_and_an_unknown_one_refused() {
 
 #[test]
 fn what_neither_card_nor_driver_has_is_unsupported() {
-    let rig = Rig::new(0x0002_c903_0084_0000, config());
+    let rig = Rig::of_a_plain_card(0x0002_c903_0084_0000, config());
     let hca = &rig.hca;
+    let info = hca.device();
+    let Features { xrc, mw_type1, mw_type2, .. } = info.features;
+    assert_eq!([xrc, mw_type1, mw_type2], [false; 3]);
+    assert_eq!((info.max_xrcd, info.max_mw, info.max_lso_bytes), (0, 0, 0));
     let bare = Bare::new(hca, 0);
     let pd = hca.alloc_pd(bare.id).unwrap().id;
     assert_eq!(hca.alloc_xrcd(bare.id), Err(HcaError::Unsupported));
     assert_eq!(hca.dealloc_xrcd(XrcdId(1)), Err(HcaError::Refused));
     assert_eq!(hca.alloc_mw(pd, MwKind::Type1), Err(HcaError::Unsupported));
     assert_eq!(hca.dealloc_mw(MwId(1)), Err(HcaError::Refused));
-    assert_eq!(hca.moderate_cq(CqId(1), 1, 1), Err(HcaError::Unsupported));
-    assert_eq!(hca.resize_cq(CqId(1), &CqGeometry { entries: 8 }, &[]), Err(HcaError::Unsupported));
-    assert_eq!(hca.qp_layout(&geometry(QpKind::XrcSend, false)), Err(HcaError::Unsupported));
+    for kind in [QpKind::XrcSend, QpKind::XrcRecv] {
+        let geometry = QpGeometry { kind, send: None, receive: None, max_inline: 0 };
+        assert_eq!(hca.create_qp(&bare.nothing(geometry)), Err(HcaError::Unsupported));
+    }
+    let ud = QpGeometry { kind: QpKind::Ud, ..geometry(QpKind::Ud, false) };
+    assert_eq!(hca.create_qp(&QpSpec { lso: true, ..bare.nothing(ud) }), Err(HcaError::Unsupported));
     let windows = RegionAccess { mw_bind: true, ..ALL };
     assert_eq!(bare.mr(pd, windows).map(|_| ()), Err(HcaError::Unsupported));
     hca.dealloc_pd(pd).unwrap();
@@ -248,6 +262,8 @@ fn shared_receive_queue_is_armed_and_tells_its_limit() {
         geometry,
         memory: RingMemory { ring: &ring, record: Some(bare.at(RECORDS)) },
     };
+    let unknown = SrqKind::Xrc { xrcd: XrcdId(1), cq: CqId(1) };
+    assert!(hca.create_srq(&SrqSpec { kind: unknown, ..spec }).is_err());
     let srq = hca.create_srq(&spec).unwrap().id;
     assert_eq!(hca.query_srq(srq), Ok(SrqState { limit: 0 }));
     hca.arm_srq(srq, 16).unwrap();
@@ -257,8 +273,6 @@ fn shared_receive_queue_is_armed_and_tells_its_limit() {
     }
     assert_eq!(hca.dealloc_pd(pd), Err(HcaError::Busy));
     hca.destroy_srq(srq).unwrap();
-    let xrc = SrqKind::Xrc { xrcd: XrcdId(1), cq: CqId(1) };
-    assert_eq!(hca.create_srq(&SrqSpec { kind: xrc, ..spec }), Err(HcaError::Unsupported));
     hca.dealloc_pd(pd).unwrap();
     bare.leave();
     rig.close();
@@ -271,7 +285,7 @@ fn ring_must_have_the_length_and_the_record_of_its_layout() {
     let bare = Bare::new(hca, 0);
     let uar = hca.alloc_uar(bare.id).unwrap();
     let cq = |ring: &[Piece], record, guest| {
-        let geometry = CqGeometry { entries: 128 };
+        let geometry = CqGeometry { entries: 64 };
         let memory = RingMemory { ring, record };
         hca.create_cq(&CqSpec {
             guest,

@@ -90,7 +90,7 @@ fn object_whose_destruction_fails_keeps_what_it_uses() {
     for (opcode, how, wanted) in [
         (Opcode::HW2SW_CQ, How::Status(Status::BAD_RES_STATE), HcaError::Failed),
         (Opcode::TO_RST_QP, How::Status(Status::INTERNAL_ERR), HcaError::Failed),
-        (Opcode::HW2SW_MPT, How::Status(Status::REG_BOUND), HcaError::Failed),
+        (Opcode::HW2SW_MPT, How::Status(Status::BAD_RES_STATE), HcaError::Failed),
     ] {
         let rig = Rig::new(0x0002_c903_00b1_0000, impatient());
         let breaker = Breaker::install(&rig);
@@ -220,6 +220,7 @@ fn queue_pair_that_may_be_in_a_group_keeps_its_number() {
         memory: RingMemory { ring: &ring, record: Some(guest.at(MEMORY - PAGE)) },
         lso: false,
         block_loopback: true,
+        forced_gid: None,
     };
     let group = |byte| McastGroup { mgid: Gid([byte; 16]), mlid: 0xc000 };
     let qp = hca.create_qp(&spec).unwrap();

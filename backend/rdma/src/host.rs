@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use paraverbs_tenant::{GuestConfig, Host, MemoryError, Notify, Surroundings, Tenant};
 
 use crate::memory::Copies;
-use crate::relay::{Engine, RelayConfig, RelayHandle, RelayThread};
+use crate::relay::{Direct, Engine, RelayConfig, RelayHandle, RelayThread};
 
 /// How the HCA is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,11 +150,12 @@ impl RdmaHost {
         self.changed.notify_all();
     }
 
-    /// A guest begins, in a generation of its own.
+    /// A guest begins, in a generation of its own; with a region for doorbell areas, if it may have one.
     pub(crate) fn admit(
         &self,
         config: GuestConfig,
         notify: Arc<dyn Notify>,
+        region: Option<Arc<Direct>>,
     ) -> Result<Arc<Tenant>, GuestRefused> {
         let generation = self.next_generation();
         let mut guests = self.guests();
@@ -163,7 +164,8 @@ impl RdmaHost {
             Phase::Down => return Err(GuestRefused::Down),
             Phase::Failed => return Err(GuestRefused::Failed),
         }
-        let around = Surroundings { memory: Arc::new(Copies), relay: Arc::new(self.relay()), notify };
+        let relay = Arc::new(self.relay().with_region(region));
+        let around = Surroundings { memory: Arc::new(Copies), relay, notify };
         let tenant = Arc::new(Tenant::new(&self.host, GuestConfig { generation, ..config }, around)?);
         guests.tenants.retain(|tenant| tenant.strong_count() != 0);
         guests.tenants.push(Arc::downgrade(&tenant));

@@ -3,6 +3,7 @@
 //! - [`RdmaHost`]: the devices of one HCA, and the thread that reads all their doorbell areas; it drives the
 //!   HCA's [`Engine`] too, if it has one
 //! - [`GuestSocket`]: one guest's device on a vhost-user socket
+//! - [`BareDevice`]: one guest's device without a transport, for fuzz targets
 //! - `device`: the virtqueues of one device: control, events, completion vectors, kicks
 //! - `relay`: doorbell areas and their thread
 //! - `memory`, `mapping`: guest memory as the transport mapped it; `mapping` has the crate's unsafe code
@@ -11,6 +12,7 @@
 //! Everything from a guest is hostile: it costs that guest its own device at most. Does not: decide what a request
 //! may do (`paraverbs-tenant` does), post or poll.
 
+mod bare;
 mod device;
 mod host;
 mod mapping;
@@ -18,6 +20,7 @@ mod memory;
 mod relay;
 mod vhost_user;
 
+pub use bare::BareDevice;
 pub use host::RdmaHost;
 pub use relay::{Engine, Progress, RelayConfig};
-pub use vhost_user::{GuestSocket, GuestSocketConfig, GuestStatus, ListenError};
+pub use vhost_user::{Doorbells, GuestSocket, GuestSocketConfig, GuestStatus, ListenError};

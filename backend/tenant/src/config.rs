@@ -18,9 +18,9 @@ pub struct GuestConfig {
     pub limits: Limits,
     /// The P_Keys that it may use; `None`: all that the port has.
     pub partitions: Option<Vec<u16>>,
-    /// Indexes of its own GIDs in each port's table; `None`: it shares the port's GIDs with others. A guest with
-    /// GIDs of its own is offered no UD: a UD work request names its source GID itself, and
-    /// [`crate::hca::QpSpec`] can't hold it to the guest's.
+    /// Indexes of its own GIDs in each port's table; `None`: it shares the port's GIDs with others. All datagrams
+    /// of a guest with GIDs of its own have the first of them, since a work request may name any; a guest with
+    /// an empty list is offered no UD.
     pub own_gids: Option<Vec<u16>>,
     /// Completion vectors, 1 to 8.
     pub completion_vectors: u8,
@@ -46,7 +46,7 @@ impl Default for GuestConfig {
 /// What a guest on this HCA can do.
 pub(crate) fn capabilities(info: &DeviceInfo, config: &GuestConfig) -> Capabilities {
     let features = &info.features;
-    let datagrams = features.ud && config.own_gids.is_none();
+    let datagrams = features.ud && config.own_gids.as_ref().is_none_or(|own| !own.is_empty());
     let offered = [
         (features.uc, Capabilities::UC),
         (datagrams, Capabilities::UD),
@@ -65,6 +65,13 @@ pub(crate) fn capabilities(info: &DeviceInfo, config: &GuestConfig) -> Capabilit
 }
 
 impl State {
+    /// What the guest can do through the transport that it has.
+    pub(crate) fn offered(&self) -> Capabilities {
+        let direct =
+            if self.relay.has_region() { Capabilities::DOORBELLS_DIRECT } else { Capabilities::NONE };
+        self.capabilities | direct
+    }
+
     /// The configuration space.
     pub(crate) fn config_space(&self) -> Config {
         let limits = &self.config.limits;
@@ -83,7 +90,7 @@ impl State {
             completion_vectors: self.config.completion_vectors,
             kick_queues: self.config.kick_queues,
             queue_format: AbiFormat::MLX4,
-            capabilities: self.capabilities,
+            capabilities: self.offered(),
             max_request_bytes: U32::new(limits.request_bytes),
             max_segments: U32::new(limits.segments),
             max_registered_bytes: U64::new(limits.registered_bytes),

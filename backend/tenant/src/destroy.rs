@@ -1,6 +1,7 @@
 //! The end of one object: taken from the HCA, then forgotten.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use virtio_rdma::request::Destroyed;
 use virtio_rdma::{Reason, U32};
@@ -171,7 +172,13 @@ impl State {
         let Some(mut qp) = self.objects.qps.take(handle) else { return Ok(()) };
         self.silence(&qp.base.parents, qp.slot);
         self.leave_groups(std::mem::take(&mut qp.groups), qp.base.id);
+        // Its number and its id may be another's as soon as it is destroyed.
+        let (host, number) = (Arc::clone(&self.host), qp.base.number);
+        let end = qp.base.id.and_then(|id| host.links().remove(number, id));
         let result = self.withdraw(&mut qp.base, |hca, id| hca.destroy_qp(id));
+        if let (Err(HcaError::Busy), Some(end)) = (result, end) {
+            host.links().put_back(number, end);
+        }
         if let (Err(HcaError::Busy), Some(id)) = (result, qp.base.id) {
             self.let_ring(&qp.base.parents, qp.slot, Target::Send(id));
         }

@@ -1,8 +1,10 @@
-//! What all guests of one HCA share: its bus addresses, what is quarantined, who listens to which service ID.
+//! What all guests of one HCA share: its bus addresses, what is quarantined, who listens to which service ID, who is
+//! connected to whom.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::hca::{GuestId, Hca};
+use crate::links::Links;
 use crate::memory::{Stuck, Windows, unmap};
 use crate::service::ServiceIds;
 
@@ -13,13 +15,20 @@ pub struct Host {
     windows: Arc<Windows>,
     quarantine: Mutex<Vec<Stuck>>,
     service_ids: ServiceIds,
+    links: Links,
 }
 
 impl Host {
     /// The guests' side of an HCA that works.
     pub fn new(hca: Arc<dyn Hca>) -> Arc<Self> {
         let windows = Windows::new(hca.dma().ranges);
-        Arc::new(Self { hca, windows, quarantine: Mutex::default(), service_ids: ServiceIds::default() })
+        Arc::new(Self {
+            hca,
+            windows,
+            quarantine: Mutex::default(),
+            service_ids: ServiceIds::default(),
+            links: Links::default(),
+        })
     }
 
     /// The HCA.
@@ -38,6 +47,10 @@ impl Host {
 
     pub(crate) fn service_ids(&self) -> &ServiceIds {
         &self.service_ids
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
     }
 
     /// Keeps memory mapped until the HCA was reset.

@@ -72,13 +72,22 @@ impl<I: Copy> Base<I> {
     }
 }
 
+/// Where a doorbell area is.
+#[derive(Debug)]
+pub(crate) enum AreaPlace {
+    /// In guest memory.
+    Guest(Range),
+    /// In the device's shared-memory region.
+    Region,
+}
+
 /// A UAR with its doorbell area.
 #[derive(Debug)]
 pub(crate) struct Uar {
     pub(crate) base: Base<UarId>,
     pub(crate) slots: Arc<SlotTable>,
     /// The area, while it is read.
-    pub(crate) area: Option<Range>,
+    pub(crate) area: Option<AreaPlace>,
 }
 
 /// A memory region.

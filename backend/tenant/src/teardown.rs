@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::destroy::Kind;
 use crate::hca::{AsyncKind, Cookie, EventSink, HcaEvent};
 use crate::memory::{GuestRegion, MemoryError, RegionId, RegionTable};
-use crate::objects::{Held, Objects, Parents};
+use crate::objects::{AreaPlace, Held, Objects, Parents};
 use crate::state::{Phase, State};
 
 /// How a teardown went.
@@ -147,6 +147,7 @@ impl State {
         self.silence_all();
         self.close_areas();
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.pins.abandon();
         let hca = self.hca();
         let stuck = self.pins.clear(&*hca);
@@ -180,6 +181,7 @@ impl State {
         }
         self.stop();
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.objects = Objects::new(&self.config.limits);
         let hca = self.hca();
         self.pins.absolve(&*hca);
@@ -196,6 +198,7 @@ impl State {
         self.stop();
         self.phase = Phase::Failed;
         self.unregister_all();
+        self.host.links().forget(self.guest);
         self.generation = generation;
         self.events.device_lost(generation);
     }
@@ -234,9 +237,10 @@ impl Users {
     fn of(objects: &Objects, regions: &BTreeSet<RegionId>) -> Self {
         let held = |held: &Held| held.chunks.iter().any(|chunk| regions.contains(&chunk.region()));
         let mut users = Self::default();
-        users.uars = matching(objects.uars.iter(), |uar| {
-            uar.area.as_ref().is_some_and(|area| regions.contains(&area.entry.id))
-        });
+        users.uars = matching(
+            objects.uars.iter(),
+            |uar| matches!(&uar.area, Some(AreaPlace::Guest(area)) if regions.contains(&area.entry.id)),
+        );
         users.cqs = matching(objects.cqs.iter(), |cq| held(&cq.base.held) || users.use_any(&cq.base.parents));
         users.srqs =
             matching(objects.srqs.iter(), |srq| held(&srq.base.held) || users.use_any(&srq.base.parents));

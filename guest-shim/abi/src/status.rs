@@ -132,7 +132,7 @@ codes! {
         PRIVILEGED_QKEY = 0x50,
         /// A management class or method that is not for guests.
         PRIVILEGED_MAD = 0x51,
-        /// Another guest has registered it.
+        /// Another guest has registered it, or is connected to it.
         TAKEN = 0x52,
 
         /// The HCA refused the command for its arguments.

@@ -24,6 +24,8 @@ impl Access {
     pub const REMOTE_ATOMIC: Self = Self(1 << 3);
     /// All of the above.
     pub const ALL: Self = Self(0xf);
+    /// Windows may be bound to the memory.
+    pub const MW_BIND: Self = Self(1 << 4);
 
     /// Whether all rights of `other` are in it.
     pub const fn contains(self, other: Self) -> bool {
@@ -46,7 +48,7 @@ impl Access {
     }
 
     pub(crate) const fn of_flags(flags: AccessFlags) -> Self {
-        Self(flags.bits() & Self::ALL.0)
+        Self(flags.bits() & (Self::ALL.0 | Self::MW_BIND.0))
     }
 }
 

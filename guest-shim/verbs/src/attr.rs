@@ -205,8 +205,18 @@ pub struct DeviceAttr {
     pub max_qp_init_rd_atom: u32,
     /// Atomic operations.
     pub atomic_cap: AtomicCap,
+    /// The same of masked ones.
+    pub masked_atomic_cap: AtomicCap,
     /// Most memory windows.
     pub max_mw: u32,
+    /// Most XRC domains.
+    pub max_xrcd: u32,
+    /// Most completions that an event of a CQ may wait for; 0: none.
+    pub max_cq_count: u16,
+    /// Longest time in µs that an event of a CQ may wait.
+    pub max_cq_period: u16,
+    /// Longest message in bytes that a UD queue pair cuts into packets; 0: none.
+    pub max_tso: u32,
     /// Most multicast groups.
     pub max_mcast_grp: u32,
     /// Most queue pairs of a multicast group.
@@ -258,7 +268,12 @@ impl DeviceAttr {
             max_res_rd_atom: from.max_res_rd_atom.get(),
             max_qp_init_rd_atom: from.max_qp_init_rd_atom.get(),
             atomic_cap: AtomicCap::of_code(from.atomic_cap).unwrap_or(AtomicCap::None),
+            masked_atomic_cap: AtomicCap::of_code(from.masked_atomic_cap).unwrap_or(AtomicCap::None),
             max_mw: from.max_mw.get(),
+            max_xrcd: from.max_xrcd.get(),
+            max_cq_count: from.max_cq_count.get(),
+            max_cq_period: from.max_cq_period.get(),
+            max_tso: from.max_tso.get(),
             max_mcast_grp: from.max_mcast_grp.get(),
             max_mcast_qp_attach: from.max_mcast_qp_attach.get(),
             max_total_mcast_qp_attach: from.max_total_mcast_qp_attach.get(),

@@ -12,12 +12,13 @@ use zerocopy::FromZeros;
 use crate::attr::{DeviceAttr, Gid, PortAttr};
 use crate::channel::CompChannel;
 use crate::cq::Cq;
-use crate::device::Open;
+use crate::device::{Doorbells, Open};
 use crate::error::Result;
 use crate::event::AsyncEvent;
 use crate::pd::Pd;
 use crate::signal::Deadline;
 use crate::transport::VhostUser;
+use crate::xrc::Xrcd;
 
 /// An open device (`ibv_context`). A clone is the same one; it is closed when all clones and all objects of it
 /// are dropped.
@@ -79,6 +80,14 @@ impl Context {
         self.open.config().completion_vectors.into()
     }
 
+    /// How the queue pairs and CQs that are made now ring. The daemon's configuration decides.
+    ///
+    /// # Errors
+    /// There are too many UARs (`ENOMEM`); the device is lost.
+    pub fn doorbells(&self) -> Result<Doorbells> {
+        self.open.doorbells()
+    }
+
     /// Makes a protection domain (`ibv_alloc_pd`).
     ///
     /// # Errors
@@ -104,6 +113,14 @@ impl Context {
     /// too many (`ENOMEM`); the device is lost.
     pub fn create_cq(&self, cqe: u32, channel: Option<&CompChannel>) -> Result<Cq> {
         Cq::new(&self.open, cqe, channel)
+    }
+
+    /// Makes an XRC domain (`ibv_open_xrcd`, without a file: who shares it shares this value).
+    ///
+    /// # Errors
+    /// There are too many (`ENOMEM`); the device has no XRC (`EOPNOTSUPP`); the device is lost.
+    pub fn open_xrcd(&self) -> Result<Xrcd> {
+        Xrcd::new(&self.open)
     }
 
     /// The next asynchronous event (`ibv_get_async_event`); `None` if there is none before `timeout` ends.

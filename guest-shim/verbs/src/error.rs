@@ -61,6 +61,9 @@ pub enum Error {
     /// An argument is none that the verb takes.
     #[error("{0}")]
     Invalid(String),
+    /// The verb may not be applied to these objects.
+    #[error("{0}")]
+    NotPermitted(&'static str),
     /// There is no more of something.
     #[error("{0}")]
     NoMemory(String),
@@ -126,6 +129,7 @@ impl Error {
             Self::Refused { errno, .. } => *errno,
             Self::Lost(_) | Self::Hca(_) => libc::EIO,
             Self::Invalid(_) | Self::State(_) => libc::EINVAL,
+            Self::NotPermitted(_) => libc::EPERM,
             Self::NoMemory(_) | Self::QueueFull => libc::ENOMEM,
             Self::Busy(_) => libc::EBUSY,
         }

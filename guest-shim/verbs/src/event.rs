@@ -1,5 +1,7 @@
 //! Asynchronous events.
 
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
 /// What happened (`ibv_event_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventType {
@@ -52,17 +54,70 @@ pub enum EventElement {
     Cq(u32),
     /// A queue pair: its number ([`Qp::qpn`](crate::Qp::qpn)).
     Qp(u32),
+    /// An SRQ: its number ([`Srq::srqn`](crate::Srq::srqn)).
+    Srq(u32),
     /// A port, from 1.
     Port(u8),
     /// The device.
     Device,
 }
 
-/// An asynchronous event (`ibv_async_event`). There is nothing to acknowledge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// An asynchronous event (`ibv_async_event`). Dropping it acknowledges it (`ibv_ack_async_event`): `destroy` of what
+/// it is about waits for that, so that nobody works on it any more then. Don't keep it longer than that.
+#[derive(Debug)]
 pub struct AsyncEvent {
     /// What happened.
     pub event_type: EventType,
     /// To what.
     pub element: EventElement,
+    _taken: Option<Taken>,
+}
+
+impl AsyncEvent {
+    /// An event that is handed out; `acks` counts those of its object.
+    pub(crate) fn new(event_type: EventType, element: EventElement, acks: Option<&Arc<Acks>>) -> Self {
+        Self { event_type, element, _taken: acks.map(Taken::new) }
+    }
+}
+
+/// Counts the events about an object that the program has and hasn't acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Acks {
+    outstanding: Mutex<u32>,
+    none: Condvar,
+}
+
+impl Acks {
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all are acknowledged.
+    pub(crate) fn wait(&self) {
+        let mut outstanding = self.lock();
+        while *outstanding != 0 {
+            outstanding = self.none.wait(outstanding).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// An event that the program has.
+#[derive(Debug)]
+struct Taken(Arc<Acks>);
+
+impl Taken {
+    fn new(acks: &Arc<Acks>) -> Self {
+        *acks.lock() += 1;
+        Self(Arc::clone(acks))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut outstanding = self.0.lock();
+        *outstanding -= 1;
+        if *outstanding == 0 {
+            self.0.none.notify_all();
+        }
+    }
 }

@@ -1,11 +1,10 @@
-//! Event descriptors: to wake whoever polls.
+//! Event descriptors, to wake whoever polls; and descriptors that the `vhost` crate has.
 //!
-//! Unsafe code: a descriptor of the `vmm-sys-util` crate, which the `vhost` crate wants, is lent as the standard
-//! library's.
-#![expect(unsafe_code, reason = "vmm-sys-util doesn't lend its descriptors")]
+//! Unsafe code: descriptors of the crates `vmm-sys-util` and `vhost` are lent as the standard library's.
+#![expect(unsafe_code, reason = "vmm-sys-util and vhost don't lend their descriptors")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -41,4 +40,10 @@ impl AsFd for Event {
         // SAFETY: the descriptor is open as long as `self`, which owns it.
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
+}
+
+/// Another descriptor of what the `vhost` crate has open.
+pub(crate) fn duplicate(of: &dyn AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the crate lends what it owns, for as long as the reference lives; and it isn't kept any longer.
+    unsafe { BorrowedFd::borrow_raw(of.as_raw_fd()) }.try_clone_to_owned()
 }

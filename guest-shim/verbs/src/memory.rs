@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use mlx4_queue::RingMemory;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use virtio_rdma::doorbell::Words;
 
-/// Zeroed memory in a memfd of its own, which can neither shrink nor grow.
+/// Memory in a memfd that can't shrink: zeroed and its own, or a device's.
 pub(crate) struct Chunk {
     file: File,
     base: NonNull<u8>,
@@ -45,6 +45,21 @@ impl Chunk {
         Ok(Self { file, base, len })
     }
 
+    /// `len` bytes of a device's memfd, from `offset` on, a multiple of the page size. The device may not be able to
+    /// shorten it.
+    pub(crate) fn of_device(file: File, offset: u64, len: usize) -> io::Result<Self> {
+        let seals = fcntl_get_seals(&file)?;
+        let end = offset.checked_add(len as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        if !seals.contains(SealFlags::SHRINK) || file.metadata()?.len() < end || len == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new shared mapping at an address that the kernel chooses touches no memory in use.
+        let base = unsafe { mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, &file, offset) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { file, base, len })
+    }
+
     /// The memfd.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -63,7 +78,7 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: the range is one whole mapping that `new` made, and every span over it held an Arc of this
+        // SAFETY: the range is one whole mapping that a constructor made, and every span over it held an Arc of this
         // value, so none is left.
         if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {
             log::error!("unmap {:#x} bytes of memory: {error}", self.len);
@@ -310,6 +325,28 @@ mod tests {
         let chunk = Chunk::new(4096).unwrap();
         assert!(chunk.file.set_len(0).is_err());
         assert!(chunk.file.set_len(8192).is_err());
+    }
+
+    #[test]
+    fn memory_of_a_device_must_be_sealed_and_long_enough() {
+        let own = Chunk::new(8192).unwrap();
+        let copy = || own.file.try_clone().unwrap();
+        let theirs = Arc::new(Chunk::of_device(copy(), 4096, 4096).unwrap());
+        Span::new(&Arc::new(own_copy(&own)), 4096, 8).unwrap().copy_in(0, &[7; 8]);
+        let mut seen = [0; 8];
+        Span::new(&theirs, 0, 8).unwrap().copy_out(0, &mut seen);
+        assert_eq!(seen, [7; 8]);
+        for (offset, len) in [(4096, 8192), (u64::MAX - 4095, 4096), (0, 0), (8, 4096)] {
+            assert!(Chunk::of_device(copy(), offset, len).is_err(), "{offset:#x}+{len:#x}");
+        }
+        let file = File::from(memfd_create("unsealed", MemfdFlags::ALLOW_SEALING).unwrap());
+        file.set_len(4096).unwrap();
+        assert!(Chunk::of_device(file, 0, 4096).is_err());
+    }
+
+    /// The same memory, mapped a second time.
+    fn own_copy(chunk: &Chunk) -> Chunk {
+        Chunk::of_device(chunk.file.try_clone().unwrap(), 0, chunk.len).unwrap()
     }
 
     #[test]

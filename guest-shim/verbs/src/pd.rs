@@ -6,10 +6,13 @@ use virtio_rdma::request::domain::{AllocPd, DeallocPd};
 use virtio_rdma::{Reserved, U32};
 
 use crate::access::Access;
+use crate::ah::Ah;
 use crate::device::Open;
 use crate::error::{Error, Result};
 use crate::mr::Mr;
-use crate::qp::{Qp, QpInit};
+use crate::mw::{Mw, MwType};
+use crate::qp::{AhAttr, Qp, QpInit};
+use crate::srq::{Srq, SrqInit};
 
 /// A protection domain (`ibv_pd`).
 #[derive(Debug)]
@@ -54,6 +57,10 @@ impl Pd {
         Ok(Self(Arc::new(Domain { open: Arc::clone(open), handle, ended: false })))
     }
 
+    pub(crate) fn domain(&self) -> &Arc<Domain> {
+        &self.0
+    }
+
     /// Makes a memory region of `bytes` zeroed bytes (what `ibv_reg_mr` is for memory of the program's own).
     ///
     /// # Errors
@@ -63,11 +70,40 @@ impl Pd {
         Mr::new(&self.0, bytes, access)
     }
 
-    /// Makes an RC queue pair (`ibv_create_qp`), in the state RESET.
+    /// Makes a memory window (`ibv_alloc_mw`), which is bound to nothing.
     ///
     /// # Errors
-    /// It shall hold more than a queue pair can (`EINVAL`); a CQ is of another context (`EINVAL`); there are too
-    /// many (`ENOMEM`); the device is lost.
+    /// The device has none of that type (`EOPNOTSUPP`); there are too many (`ENOMEM`); the device is lost.
+    pub fn alloc_mw(&self, mw_type: MwType) -> Result<Mw> {
+        Mw::new(&self.0, mw_type)
+    }
+
+    /// Makes an address handle (`ibv_create_ah`).
+    ///
+    /// # Errors
+    /// The path is none: there is no such port or source GID, or a number is out of range (`EINVAL`); the device has
+    /// no UD (`EOPNOTSUPP`); the device is lost.
+    pub fn create_ah(&self, attr: &AhAttr) -> Result<Ah> {
+        Ah::new(&self.0, attr)
+    }
+
+    /// Makes a shared receive queue (`ibv_create_srq`). Those of XRC are made by their domain
+    /// ([`Xrcd::create_srq`](crate::Xrcd::create_srq)).
+    ///
+    /// # Errors
+    /// It shall hold nothing, or more than an SRQ can (`EINVAL`); there are too many (`ENOMEM`); the device has none
+    /// (`EOPNOTSUPP`); the device is lost.
+    pub fn create_srq(&self, init: &SrqInit) -> Result<Srq> {
+        Srq::new(&self.0, init, None)
+    }
+
+    /// Makes a queue pair (`ibv_create_qp`), in the state RESET. Receiving ends of XRC connections are made by their
+    /// domain ([`Xrcd::create_recv_qp`](crate::Xrcd::create_recv_qp)).
+    ///
+    /// # Errors
+    /// It shall hold more than a queue pair can (`EINVAL`); a CQ or the SRQ is of another context, or the SRQ is one
+    /// of XRC (`EINVAL`); there are too many (`ENOMEM`); the device has none of that type (`EOPNOTSUPP`); the device
+    /// is lost.
     pub fn create_qp(&self, init: &QpInit<'_>) -> Result<Qp> {
         Qp::new(&self.0, init)
     }

@@ -1,5 +1,6 @@
 //! Work requests and completions.
 
+use crate::ah::Ah;
 use mlx4_queue::{Completed, Completion, Payload};
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::wqe::Opcode;
@@ -22,6 +23,9 @@ pub enum SendOp {
     Send,
     /// Sends a message with immediate data.
     SendImm(u32),
+    /// Sends a message that invalidates a key at the other side: of a window of type 2 that is bound to its queue
+    /// pair.
+    SendInvalidate(u32),
     /// Writes to the other side's memory.
     Write {
         /// Where.
@@ -65,6 +69,33 @@ pub enum SendOp {
         /// What is added.
         add: u64,
     },
+    /// Replaces bits of 8 bytes at the other side if others are equal to a value; what the 8 bytes were goes to
+    /// the data. The queue pair must be made for it ([`QpInit::masked_atomics`](crate::QpInit::masked_atomics)).
+    MaskedCompareSwap {
+        /// Where, a multiple of 8.
+        remote_addr: u64,
+        /// Key of the memory there.
+        rkey: u32,
+        /// What the bits of `compare_mask` must be.
+        compare: u64,
+        /// What the bits of `swap_mask` become.
+        swap: u64,
+        /// Which bits are compared.
+        compare_mask: u64,
+        /// Which bits are replaced.
+        swap_mask: u64,
+    },
+    /// Adds to several numbers in 8 bytes at the other side; what the 8 bytes were goes to the data.
+    MaskedFetchAdd {
+        /// Where, a multiple of 8.
+        remote_addr: u64,
+        /// Key of the memory there.
+        rkey: u32,
+        /// What is added.
+        add: u64,
+        /// The top bit of each number: nothing is carried out of it.
+        boundary: u64,
+    },
 }
 
 /// The data of a send request.
@@ -75,6 +106,16 @@ pub enum SendData<'a> {
     /// The bytes themselves, strung together (`IBV_SEND_INLINE`): they are copied while the request is posted,
     /// at most [`QpCap::max_inline_data`](crate::QpCap::max_inline_data) of them.
     Inline(&'a [&'a [u8]]),
+    /// Of a send of a UD queue pair: payload that the HCA cuts into packets, each with a copy of the header before
+    /// it, whose IP and TCP fields it mends, checksums included (LSO).
+    Segmented {
+        /// The header, at most [`QpInit::max_lso_header`](crate::QpInit::max_lso_header) bytes.
+        header: &'a [u8],
+        /// Bytes of payload in each packet but the last.
+        mss: u16,
+        /// The payload.
+        sges: &'a [Sge],
+    },
 }
 
 /// Switches of a send request (`ibv_send_flags`).
@@ -104,6 +145,22 @@ pub struct SendWr<'a> {
     pub data: SendData<'a>,
     /// Its switches.
     pub flags: SendFlags,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug)]
+pub struct UdDest<'a> {
+    /// The path.
+    pub ah: &'a Ah,
+    /// The queue pair there, 24 bits; [`UdDest::MULTICAST`] for a group.
+    pub remote_qpn: u32,
+    /// Its Q_Key; with the top bit set the sending queue pair's own.
+    pub remote_qkey: u32,
+}
+
+impl UdDest<'_> {
+    /// The queue pair number that stands for a multicast group.
+    pub const MULTICAST: u32 = 0xff_ffff;
 }
 
 /// A receive request (`ibv_recv_wr`).
@@ -210,6 +267,14 @@ pub enum WcOpcode {
     CompSwap,
     /// An atomic fetch and add.
     FetchAdd,
+    /// A masked atomic compare and swap.
+    MaskedCompSwap,
+    /// A masked atomic fetch and add.
+    MaskedFetchAdd,
+    /// A memory window was bound.
+    BindMw,
+    /// A message was cut into packets (LSO).
+    Tso,
     /// A message was received.
     Recv,
     /// The other side wrote to memory with immediate data.
@@ -241,9 +306,25 @@ pub struct Wc {
     pub byte_len: u32,
     /// Immediate data that came.
     pub imm: Option<u32>,
+    /// The key that the message has invalidated.
+    pub invalidated_rkey: Option<u32>,
     /// The queue pair.
     pub qp_num: u32,
+    /// UD receives: the queue pair that sent it.
+    pub src_qp: u32,
+    /// UD receives: the LID that it came from.
+    pub slid: u16,
+    /// UD receives: service level.
+    pub sl: u8,
+    /// UD receives: low bits of the LID that it came to.
+    pub dlid_path_bits: u8,
+    /// UD receives: there is a GRH in the first [`GRH_BYTES`] bytes, which the message leaves free in any case
+    /// (`IBV_WC_GRH`).
+    pub grh: bool,
 }
+
+/// Bytes at the start of a UD receive that are the GRH's. `byte_len` counts them.
+pub const GRH_BYTES: usize = 40;
 
 impl From<Completion> for Wc {
     fn from(from: Completion) -> Self {
@@ -257,6 +338,15 @@ impl From<Completion> for Wc {
                     Payload::Immediate(bytes) => Some(u32::from_be_bytes(bytes)),
                     Payload::Plain | Payload::Invalidated(_) => None,
                 },
+                invalidated_rkey: match received.payload {
+                    Payload::Invalidated(rkey) => Some(rkey),
+                    Payload::Plain | Payload::Immediate(_) => None,
+                },
+                src_qp: received.source_qpn,
+                slid: received.slid,
+                sl: received.sl,
+                dlid_path_bits: received.path_bits,
+                grh: received.grh,
                 ..wc
             },
             Completed::Failed { send, syndrome, vendor } => Self {
@@ -275,6 +365,10 @@ fn sent(opcode: Opcode) -> WcOpcode {
         Opcode::RDMA_READ => WcOpcode::RdmaRead,
         Opcode::ATOMIC_CS => WcOpcode::CompSwap,
         Opcode::ATOMIC_FA => WcOpcode::FetchAdd,
+        Opcode::MASKED_ATOMIC_CS => WcOpcode::MaskedCompSwap,
+        Opcode::MASKED_ATOMIC_FA => WcOpcode::MaskedFetchAdd,
+        Opcode::BIND_MW => WcOpcode::BindMw,
+        Opcode::LSO => WcOpcode::Tso,
         _ => WcOpcode::Send,
     }
 }

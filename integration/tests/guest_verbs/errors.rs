@@ -70,6 +70,57 @@ fn rights_of_memory_and_queue_pair_both_count() {
 }
 
 #[test]
+fn message_longer_than_its_receive_is_a_length_error_there_and_an_invalid_request_here() {
+    let scene = Scene::new();
+    let ends = scene.connection();
+    let [one, other] = &ends;
+    other.receive(1, 0, 100);
+    other.receive(2, 0, 100);
+    one.post(1, SendOp::Send, 0, 101);
+    other.failed(1, WcStatus::LocLenErr);
+    one.failed(1, WcStatus::RemInvReqErr);
+    other.failed(2, WcStatus::WrFlushErr);
+    drop(ends);
+    scene.stop();
+}
+
+#[test]
+fn keys_of_another_domain_are_good_for_nothing() {
+    let scene = Scene::new();
+    let ends = scene.connection();
+    let [one, other] = &ends;
+    let foreign = one.guest.alloc_pd().unwrap();
+    let mr = foreign.alloc_mr(4096, Access::ALL).unwrap();
+    // Its number may be right, and it is the same guest's.
+    let sges = [mr.sge(0, 8)];
+    let wr = SendWr { wr_id: 1, op: SendOp::Send, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
+    one.qp.post_send(&wr).unwrap();
+    one.failed(1, WcStatus::LocProtErr);
+    let ends_again = [End::new(&one.guest), End::new(&other.guest)];
+    connect(&ends_again);
+    let other = &ends_again[1];
+    other.post(2, SendOp::Write { remote_addr: mr.addr(), rkey: mr.rkey() }, 0, 8);
+    other.failed(2, WcStatus::RemAccessErr);
+    drop((ends, ends_again, mr, foreign));
+    scene.stop();
+}
+
+#[test]
+fn read_into_memory_that_may_not_be_written_is_a_protection_error() {
+    let scene = Scene::new();
+    let ends = scene.connection();
+    let [one, other] = &ends;
+    let mr = one.pd.alloc_mr(64, Access::NONE).unwrap();
+    let sges = [mr.sge(0, 8)];
+    let op = SendOp::Read { remote_addr: other.mr.addr(), rkey: other.mr.rkey() };
+    let wr = SendWr { wr_id: 1, op, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
+    one.qp.post_send(&wr).unwrap();
+    one.failed(1, WcStatus::LocProtErr);
+    drop((ends, mr));
+    scene.stop();
+}
+
+#[test]
 fn message_without_a_receive_ends_in_rnr_when_its_retries_are_used_up() {
     let scene = Scene::new();
     let ends = scene.connection();

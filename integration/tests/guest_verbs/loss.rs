@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use paraverbs_verbs::{Access, Context, EventType, RecvWr, SendData, SendFlags, SendOp, SendWr, Wc};
+use paraverbs_verbs::{
+    Access, AhAttr, Context, EventType, Gid, MwType, QpType, RecvWr, Rereg, SendData, SendFlags, SendOp,
+    SendWr, SrqInit, UdDest, Wc,
+};
 
 use crate::scene::{End, PATIENCE, Scene, connect, errno};
 
@@ -71,6 +74,55 @@ fn hca_that_fails_is_lost_and_the_guests_connect_again() {
         one.done(1);
         other.done(1);
     }
+    scene.stop();
+}
+
+#[test]
+fn objects_of_every_kind_answer_eio_after_a_loss_and_end_quietly() {
+    const GROUP: Gid = Gid([0xff, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    let scene = Scene::new();
+    let guest = scene.open("a");
+    let end = End::of_type(&guest, QpType::Ud);
+    end.qp.to_datagrams(1, 1).unwrap();
+    end.qp.attach_mcast(&GROUP, 0xc001).unwrap();
+    let ah = end.pd.create_ah(&end.path()).unwrap();
+    let size = SrqInit { max_wr: 3, max_sge: 1 };
+    let srq = end.pd.create_srq(&size).unwrap();
+    let mw = end.pd.alloc_mw(MwType::Type1).unwrap();
+    let domain = guest.open_xrcd().unwrap();
+    let xrc_srq = domain.create_srq(&end.pd, &end.cq, &size).unwrap();
+    let target = domain.create_recv_qp().unwrap();
+    let mut mr = end.pd.alloc_mr(64, Access::ALL).unwrap();
+    scene.daemon.model().unwrap().fail_firmware(1);
+    fatal(&guest);
+    let sges = [mr.sge(0, 8)];
+    let recv = RecvWr { wr_id: 1, sges: &sges };
+    let send = SendWr { wr_id: 1, op: SendOp::Send, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
+    let to = UdDest { ah: &ah, remote_qpn: 1, remote_qkey: 1 };
+    for failed in [
+        errno(end.qp.post_send_ud(&send, &to)),
+        errno(end.qp.attach_mcast(&GROUP, 0xc002)),
+        errno(end.pd.create_ah(&AhAttr::to_lid(1, 1))),
+        errno(srq.post_recv(&recv)),
+        errno(srq.arm_limit(1)),
+        errno(xrc_srq.query()),
+        errno(target.query()),
+        errno(end.pd.alloc_mw(MwType::Type1)),
+        errno(domain.create_recv_qp()),
+        errno(guest.open_xrcd()),
+        errno(mr.rereg(&Rereg { access: Some(Access::NONE), ..Rereg::default() })),
+        errno(end.cq.resize(1000)),
+        errno(end.cq.modify(1, 1)),
+    ] {
+        assert_eq!(failed, EIO);
+    }
+    mw.dealloc().unwrap();
+    target.destroy().unwrap();
+    xrc_srq.destroy().unwrap();
+    domain.close().unwrap();
+    srq.destroy().unwrap();
+    mr.dereg().unwrap();
+    drop((ah, end, guest));
     scene.stop();
 }
 

@@ -3,10 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod completion_queues;
+mod datagrams;
 mod errors;
 mod events;
+mod groups;
 mod limits;
 mod loss;
+mod regions;
 mod scene;
+mod shared_receive;
+mod states;
 mod threads;
 mod transfer;
+mod unreliable;
+mod windows;
+mod xrc;

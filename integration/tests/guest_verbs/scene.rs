@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use paraverbs_verbs::{
-    Access, AhAttr, CompChannel, Context, Cq, Mr, Mtu, Pd, Qp, QpCap, QpInit, RecvWr, RtrAttr, RtsAttr,
-    SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, Grh, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState,
+    QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, UdDest, Wc, WcStatus,
 };
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
@@ -119,20 +119,65 @@ pub(crate) const CAP: QpCap =
 
 impl End {
     pub(crate) fn new(guest: &Context) -> Self {
-        let channel = guest.create_comp_channel(0).unwrap();
-        let cq = guest.create_cq(100, Some(&channel)).unwrap();
+        Self::of_type(guest, QpType::Rc)
+    }
+
+    /// An end of another type than RC.
+    pub(crate) fn of_type(guest: &Context, qp_type: QpType) -> Self {
+        Self::with(guest, guest.alloc_pd().unwrap(), |init| QpInit { qp_type, ..init })
+    }
+
+    /// An end of RC whose queue pair and memory are in a domain that others use too.
+    pub(crate) fn sharing(guest: &Context, pd: &Pd) -> Self {
+        let end = Self::new(guest);
+        let qp = pd.create_qp(&QpInit { cap: CAP, ..QpInit::new(&end.cq) }).unwrap();
+        Self { qp, mr: pd.alloc_mr(MEMORY, Access::ALL).unwrap(), ..end }
+    }
+
+    /// An end of a type that receives by an SRQ.
+    pub(crate) fn of_srq(guest: &Context, qp_type: QpType, srq: &Srq) -> Self {
+        let cq = guest.create_cq(100, None).unwrap();
         let pd = guest.alloc_pd().unwrap();
         let mr = pd.alloc_mr(MEMORY, Access::ALL).unwrap();
-        let qp = pd.create_qp(&QpInit { cap: CAP, ..QpInit::new(&cq) }).unwrap();
+        let init = QpInit { cap: CAP, qp_type, srq: Some(srq), ..QpInit::new(&cq) };
+        let qp = pd.create_qp(&init).unwrap();
+        Self { qp, mr, cq, pd, channel: guest.create_comp_channel(0).unwrap(), guest: guest.clone() }
+    }
+
+    /// An end in a domain, with a queue pair that is made as `change` says.
+    pub(crate) fn with(
+        guest: &Context,
+        pd: Pd,
+        change: impl for<'a> FnOnce(QpInit<'a>) -> QpInit<'a>,
+    ) -> Self {
+        let channel = guest.create_comp_channel(0).unwrap();
+        let cq = guest.create_cq(100, Some(&channel)).unwrap();
+        let mr = pd.alloc_mr(MEMORY, Access::ALL).unwrap();
+        let qp = pd.create_qp(&change(QpInit { cap: CAP, ..QpInit::new(&cq) })).unwrap();
         Self { qp, mr, cq, pd, channel, guest: guest.clone() }
     }
 
     /// The path to this end's port.
-    fn path(&self) -> AhAttr {
+    pub(crate) fn path(&self) -> AhAttr {
         AhAttr::to_lid(self.guest.query_port(1).unwrap().lid, 1)
     }
 
-    /// Takes the queue pair from RESET to RTS.
+    /// Takes the queue pair of UC from RESET to RTS.
+    pub(crate) fn connect_unreliably(&self, to: &Self) {
+        let RtrAttr { ah_attr, dest_qp_num, rq_psn, path_mtu, .. } = to.rtr();
+        self.qp.to_init(1, Access::ALL).unwrap();
+        let rtr = QpAttr {
+            ah_attr: Some(ah_attr),
+            dest_qp_num: Some(dest_qp_num),
+            rq_psn: Some(rq_psn),
+            path_mtu: Some(path_mtu),
+            ..QpAttr::state(QpState::Rtr)
+        };
+        self.qp.modify(&rtr).unwrap();
+        self.qp.modify(&QpAttr { sq_psn: Some(self.psn()), ..QpAttr::state(QpState::Rts) }).unwrap();
+    }
+
+    /// Takes the queue pair of RC from RESET to RTS.
     pub(crate) fn connect(&self, to: &Self) {
         self.qp.to_init(1, Access::ALL).unwrap();
         self.qp.to_rtr(to.rtr()).unwrap();
@@ -161,6 +206,26 @@ impl End {
         self.qp.post_send(&SendWr { wr_id, op, data, flags: SendFlags::SIGNALED }).unwrap();
     }
 
+    /// An address handle to another end, without or with a GRH.
+    pub(crate) fn ah(&self, to: &Self, grh: bool) -> Ah {
+        let dgid = to.guest.query_gid(1, 0).unwrap();
+        let grh = grh.then_some(Grh { dgid, hop_limit: 1, ..Grh::default() });
+        self.pd.create_ah(&AhAttr { grh, ..to.path() }).unwrap()
+    }
+
+    /// Posts a signalled datagram of `length` bytes from `offset` of the memory.
+    pub(crate) fn post_datagram(&self, wr_id: u64, op: SendOp, offset: usize, length: u32, to: &UdDest<'_>) {
+        let sges = [self.mr.sge(offset, length)];
+        let data = SendData::Sges(&sges);
+        self.qp.post_send_ud(&SendWr { wr_id, op, data, flags: SendFlags::SIGNALED }, to).unwrap();
+    }
+
+    /// Nothing has completed.
+    pub(crate) fn nothing(&self) {
+        let mut wc = [Wc::default()];
+        assert_eq!(self.cq.poll(&mut wc).unwrap(), 0, "{wc:?}");
+    }
+
     /// Posts a receive of `length` bytes at `offset` of the memory.
     pub(crate) fn receive(&self, wr_id: u64, offset: usize, length: u32) {
         self.qp.post_recv(&RecvWr { wr_id, sges: &[self.mr.sge(offset, length)] }).unwrap();
@@ -184,6 +249,28 @@ impl End {
         let mut bytes = vec![0; length];
         self.mr.read(offset, &mut bytes).unwrap();
         bytes
+    }
+}
+
+/// A connection on which a message is sent when all that was posted before has been carried out, at both ends.
+pub(crate) struct Fence([End; 2]);
+
+impl Fence {
+    pub(crate) fn new(guests: [&Context; 2]) -> Self {
+        let ends = guests.map(End::new);
+        connect(&ends);
+        Self(ends)
+    }
+
+    /// What was posted before at either end and could be done is done.
+    pub(crate) fn pass(&self) {
+        let [one, other] = &self.0;
+        for (from, to) in [(one, other), (other, one)] {
+            to.receive(1, 0, 8);
+            from.post(2, SendOp::Send, 0, 8);
+            from.done(2);
+            to.done(1);
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! What arrives at the other guest.
 
-use paraverbs_verbs::{SendData, SendFlags, SendOp, SendWr, WcOpcode};
+use paraverbs_verbs::{
+    AtomicCap, QpInit, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
+};
 
-use crate::scene::{End, MEMORY, Scene};
+use crate::scene::{End, MEMORY, Scene, connect, errno};
 
 /// Bytes that are no others' by chance.
 fn pattern(length: u32, seed: u32) -> Vec<u8> {
@@ -95,6 +97,77 @@ fn atomics_change_eight_bytes_and_tell_what_they_were() {
         assert_eq!(one.done(id).opcode, WcOpcode::CompSwap);
         assert_eq!((one.mr.load_u64(8).unwrap(), other.mr.load_u64(64).unwrap()), (42, after));
     }
+    drop([one, other]);
+    scene.stop();
+}
+
+#[test]
+fn masked_atomics_change_the_bits_that_they_name() {
+    let scene = Scene::new();
+    let ends = scene.guests().map(|guest| {
+        assert_ne!(guest.query_device().unwrap().masked_atomic_cap, AtomicCap::None);
+        let pd = guest.alloc_pd().unwrap();
+        End::with(&guest, pd, |init| QpInit { masked_atomics: true, ..init })
+    });
+    connect(&ends);
+    let [one, other] = &ends;
+    let (remote_addr, rkey) = (other.mr.addr() + 64, other.mr.rkey());
+    let now = || (one.mr.load_u64(0).unwrap(), other.mr.load_u64(64).unwrap());
+    let swap = |id, compare, swap| {
+        let (compare_mask, swap_mask) = (0xff, 0xff00);
+        let op = SendOp::MaskedCompareSwap { remote_addr, rkey, compare, swap, compare_mask, swap_mask };
+        one.post(id, op, 0, 8);
+        assert_eq!(one.done(id).opcode, WcOpcode::MaskedCompSwap);
+    };
+    other.mr.store_u64(64, 0x1234_5678).unwrap();
+    swap(1, 0xaaaa_aa78, 0xbbbb_bbbb);
+    assert_eq!(now(), (0x1234_5678, 0x1234_bb78), "only the low byte is compared, the next one swapped");
+    swap(2, 0x1234_bb79, 0);
+    assert_eq!(now(), (0x1234_bb78, 0x1234_bb78));
+
+    // Two numbers of 32 bits: no carry from the one into the other.
+    other.mr.store_u64(64, 0x0000_0001_ffff_ffff).unwrap();
+    let op = SendOp::MaskedFetchAdd { remote_addr, rkey, add: 0x0000_0001_0000_0001, boundary: 1 << 31 };
+    one.post(3, op, 0, 8);
+    assert_eq!(one.done(3).opcode, WcOpcode::MaskedFetchAdd);
+    assert_eq!(now(), (0x0000_0001_ffff_ffff, 0x0000_0002_0000_0000));
+    drop(ends);
+    scene.stop();
+}
+
+#[test]
+fn masked_swap_does_not_fit_in_a_queue_pair_that_was_not_made_for_it() {
+    let scene = Scene::new();
+    let guest = scene.open("a");
+    let (cq, pd) = (guest.create_cq(4, None).unwrap(), guest.alloc_pd().unwrap());
+    let mr = pd.alloc_mr(64, paraverbs_verbs::Access::LOCAL_WRITE).unwrap();
+    let ends = [(), ()].map(|()| End::new(&guest));
+    let qp = pd.create_qp(&QpInit::new(&cq)).unwrap();
+    qp.to_init(1, paraverbs_verbs::Access::NONE).unwrap();
+    qp.to_rtr(RtrAttr { max_dest_rd_atomic: 1, ..ends[0].rtr() }).unwrap();
+    qp.to_rts(RtsAttr::new(0)).unwrap();
+    let op = SendOp::MaskedCompareSwap {
+        remote_addr: 0,
+        rkey: 0,
+        compare: 0,
+        swap: 0,
+        compare_mask: 0,
+        swap_mask: 0,
+    };
+    let sges = [mr.sge(0, 8)];
+    let wr = SendWr { wr_id: 1, op, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
+    assert_eq!(errno(qp.post_send(&wr)), 22);
+    drop((qp, mr, cq, pd, ends, guest));
+    scene.stop();
+}
+
+#[test]
+fn atomic_on_memory_that_is_not_aligned_is_an_invalid_request() {
+    let scene = Scene::new();
+    let [one, other] = scene.connection();
+    let (remote_addr, rkey) = (other.mr.addr() + 4, other.mr.rkey());
+    one.post(1, SendOp::FetchAdd { remote_addr, rkey, add: 2 }, 0, 8);
+    one.failed(1, WcStatus::RemInvReqErr);
     drop([one, other]);
     scene.stop();
 }

@@ -149,7 +149,7 @@ fn flipped(scene: &Scene) -> Result<()> {
     for _ in 0..10 {
         let mine = Objects::connected(&mut guest)?;
         let ring = [(at(CQ_RING) + 0x1000, 4096)];
-        let cq = super::objects::create_cq(mine.uar, 128, at(RECORDS) + 256);
+        let cq = super::objects::create_cq(mine.uar, 64, at(RECORDS) + 256);
         let qp = super::objects::create_qp(mine.pd, mine.uar, mine.cq.cq.get(), at(RECORDS) + 512);
         let rings = [(at(QP_RING) + 0x8000, 0x2000)];
         let mr = super::objects::reg_mr(mine.pd, at(DATA), 4096);

@@ -129,7 +129,7 @@ fn completions(scene: &Scene) -> Result<()> {
     let mut guest = scene.guest()?;
     let mut mine = Objects::connected(&mut guest)?;
     // The CQ's events have no buffer, and its completions nobody takes: it overruns.
-    for _ in 0..2 * CQ_ENTRIES {
+    for _ in 0..4 * CQ_ENTRIES {
         mine.write(&guest, mine.mr.lkey.get(), mine.mr.rkey.get(), 64)?;
         guest.kick(FIRST_VECTOR);
     }

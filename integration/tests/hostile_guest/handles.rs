@@ -163,8 +163,15 @@ fn keys_of_another(scene: &Scene) -> Result<()> {
 fn queue_pairs_of_another(scene: &Scene) -> Result<()> {
     let mut guest = scene.guest()?;
     let lid = lid(&mut guest)?;
-    // It takes itself for the other end of a queue pair that has another one, and of one that isn't there.
-    for dest in [scene.foreign.qpn, 0, 1, 0xff_ffff] {
+    // Of a queue pair that has another one it can't be the other end.
+    let mine = Objects::new(&mut guest)?;
+    let [init, rtr, _] = transitions(mine.pairs[0].created.qp.get(), lid, scene.foreign.qpn);
+    guest.must(&init, &[])?;
+    guest.refused(&rtr, &[], Reason::TAKEN)?;
+    scene.others_go_on()?;
+    guest.reset()?;
+    // It takes itself for the other end of one that isn't there, or no guest's.
+    for dest in [0, 1, 0xff_ffff] {
         let mut mine = Objects::new(&mut guest)?;
         mine.pairs[0].connect(&mut guest, lid, dest)?;
         for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ] {
@@ -172,11 +179,8 @@ fn queue_pairs_of_another(scene: &Scene) -> Result<()> {
             let body = remote(scene.foreign.rkey, scene.foreign.address, local);
             mine.post(&guest, 0, opcode, &body)?;
         }
-        // Packets of a connection don't tell which queue pair they are from (IBTA vol. 1, 9.6.1): what is taken
-        // for an old one of the right sender is acknowledged, and not carried out.
         let seen = mine.completion(&guest)?;
-        let succeeded = seen.is_none() && dest != scene.foreign.qpn;
-        ensure!(!succeeded, "a write to queue pair {dest:#x} succeeded");
+        ensure!(seen.is_some(), "a write to queue pair {dest:#x} succeeded");
         scene.others_go_on()?;
         guest.reset()?;
     }

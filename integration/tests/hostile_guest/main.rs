@@ -12,6 +12,7 @@
 
 mod addresses;
 mod bodies;
+mod changed_in_traffic;
 mod changed_memory;
 mod changing;
 mod control;
@@ -56,6 +57,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         addresses::CASES,
         changing::CASES,
         changed_memory::CASES,
+        changed_in_traffic::CASES,
         protocol::CASES,
         floods::CASES,
         traffic::CASES,

@@ -30,8 +30,10 @@ pub(crate) const SLOTS: u32 = 64;
 pub(crate) const RECORDS: u64 = 0x7_0000;
 /// The ring of the CQ.
 pub(crate) const CQ_RING: u64 = 0x8_0000;
-/// Entries of the CQ.
-pub(crate) const CQ_ENTRIES: u32 = 128;
+/// Entries of a CQ that fit in a page, whichever size they have.
+pub(crate) const CQ_ENTRIES: u32 = 64;
+/// Bytes of the ring of a CQ.
+const CQ_BYTES: u32 = 4096;
 /// The rings of queue pairs, this far from each other.
 pub(crate) const QP_RING: u64 = 0x9_0000;
 pub(crate) const QP_RING_BYTES: u64 = 0x2000;
@@ -60,7 +62,7 @@ pub(crate) struct Pair {
     pub(crate) created: QpCreated,
     pub(crate) ring: u64,
     pub(crate) slot: u32,
-    head: u32,
+    pub(crate) head: u32,
 }
 
 /// One of each kind, and two queue pairs that are connected to each other.
@@ -72,7 +74,10 @@ pub(crate) struct Objects {
     pub(crate) cq: CqCreated,
     pub(crate) mr: MrRegistered,
     pub(crate) pairs: [Pair; 2],
-    consumer: u32,
+    /// Bytes of a completion, and how many there are in the ring.
+    pub(crate) cqe_bytes: u32,
+    pub(crate) entries: u32,
+    pub(crate) consumer: u32,
 }
 
 /// The request for a doorbell area.
@@ -195,9 +200,12 @@ impl Objects {
         let pd = guest.must(&AllocPd {}, &[])?;
         let (pd, pdn) = (pd.pd.get(), pd.pdn.get());
         let mr = guest.must(&reg_mr(pd, at(DATA), DATA_BYTES), &[(at(DATA), DATA_BYTES)])?;
-        let cq = guest.must(&create_cq(uar, CQ_ENTRIES, at(RECORDS)), &[(at(CQ_RING), 4096)])?;
+        let cqe_bytes = u32::from(guest.config()?.format.cqe_bytes.get());
+        ensure!([32, 64].contains(&cqe_bytes), "completions of {cqe_bytes} bytes");
+        let entries = CQ_BYTES / cqe_bytes;
+        let cq = guest.must(&create_cq(uar, entries, at(RECORDS)), &[(at(CQ_RING), CQ_BYTES.into())])?;
         let pairs = [Pair::new(guest, pd, uar, cq.cq.get(), 0)?, Pair::new(guest, pd, uar, cq.cq.get(), 1)?];
-        Ok(Self { uar, pd, pdn, cq, mr, pairs, consumer: 0 })
+        Ok(Self { uar, pd, pdn, cq, mr, pairs, cqe_bytes, entries, consumer: 0 })
     }
 
     /// Connects the two queue pairs to each other.
@@ -241,16 +249,23 @@ impl Objects {
 
     /// Takes a completion, if there is one: its syndrome if it is an error's.
     pub(crate) fn poll(&mut self, guest: &Guest) -> Result<Option<Option<u8>>> {
-        let offset = CQ_RING + u64::from(self.consumer % CQ_ENTRIES) * u64::from(CQE_BYTES);
-        let bytes = guest.memory.read(offset, CQE_BYTES as usize)?;
+        let Some(bytes) = self.take(guest)? else { return Ok(None) };
         let cqe = Cqe::read_from_bytes(&bytes).ok().context("a CQE")?;
+        Ok(Some(cqe.owner.is_error().then_some(bytes[0x1b])))
+    }
+
+    /// Takes the bytes of a completion, if there is one: the last 32 of its entry.
+    pub(crate) fn take(&mut self, guest: &Guest) -> Result<Option<Vec<u8>>> {
+        let end = u64::from(self.consumer % self.entries + 1) * u64::from(self.cqe_bytes);
+        let offset = CQ_RING + end - u64::from(CQE_BYTES);
+        let bytes = guest.memory.read(offset, CQE_BYTES as usize)?;
         let owner = bytes.last().is_some_and(|owner| owner & 0x80 != 0);
-        if owner != (self.consumer & CQ_ENTRIES != 0) || bytes[31] & 0x1f == 0x0c {
+        if owner != (self.consumer & self.entries != 0) || bytes[31] & 0x1f == 0x0c {
             return Ok(None);
         }
         self.consumer += 1;
         guest.memory.write(RECORDS, &(self.consumer & 0xff_ffff).to_be_bytes())?;
-        Ok(Some(cqe.owner.is_error().then_some(bytes[0x1b])))
+        Ok(Some(bytes))
     }
 
     /// A write that succeeds: the guest's objects work.

@@ -101,7 +101,6 @@ impl Guest {
     pub(crate) fn peer(&self, bytes: usize) -> Result<GuestPeer> {
         let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
         let init = QpInit {
-            send_cq: &sent.cq,
             recv_cq: &received.cq,
             cap: QpCap {
                 max_send_wr: DEPTH,
@@ -110,7 +109,7 @@ impl Guest {
                 max_recv_sge: 1,
                 max_inline_data: MAX_INLINE,
             },
-            sq_sig_all: false,
+            ..QpInit::new(&sent.cq)
         };
         let qp = self.pd.create_qp(&init)?;
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;

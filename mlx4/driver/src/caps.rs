@@ -172,6 +172,18 @@ pub struct Capabilities {
     pub has_uc: bool,
     /// Multicast.
     pub has_multicast: bool,
+    /// Memory windows of type 1.
+    pub has_windows: bool,
+    /// Memory windows of type 2, bound to a queue pair and a domain (2B).
+    pub has_windows_2b: bool,
+    /// Work requests that register and invalidate regions.
+    pub has_fast_registration: bool,
+    /// XRC domains; `None` if the device has no XRC.
+    pub xrcds: Option<Objects>,
+    /// CQEs of 64 bytes.
+    pub has_wide_cqes: bool,
+    /// log2 of the longest message that the device cuts into datagrams, in bytes; 0 if it cuts none.
+    pub log2_max_lso: u8,
     /// log2 of the longest memory region in bytes.
     pub log2_max_region: u8,
     /// The port of an address vector is checked against the queue pair's.
@@ -296,6 +308,12 @@ impl Capabilities {
             has_srqs: cap.flags.srq(),
             has_uc: cap.flags.uc(),
             has_multicast: cap.flags.ud_mcast(),
+            has_windows: cap.flags.mem_window(),
+            has_windows_2b: cap.bmme.type_2_win() && cap.bmme.win_type_2b(),
+            has_fast_registration: cap.bmme.fast_reg_wr() && cap.bmme.local_inv() && cap.bmme.remote_inv(),
+            xrcds: Self::xrcds(fields, cap)?,
+            has_wide_cqes: cap.ext_flags.cqe_64b(),
+            log2_max_lso: Self::lso(fields, cap)?,
             log2_max_region: fields.between("log2_max_mrw_sz", cap.mtt.log2_max_mrw_sz(), 12, 63)?,
             ud_av_port_check: cap.flags.ud_av_port(),
             port_management_events: cap.ext_flags.port_mng_chg_ev(),
@@ -314,6 +332,22 @@ impl Capabilities {
         let uars = fields.at_most("num_rsvd_uars", cap.uar.num_rsvd_uars(), (usable / EQS_PER_UAR).into())?;
         let own = fields.at_most("log2_rsvd_eqs", 1u32 << cap.mpt_eq.log2_rsvd_eqs(), usable.into())?;
         Ok(Objects { log2, reserved: own.max(EQS_PER_UAR * u32::from(uars)) })
+    }
+
+    fn xrcds(fields: Fields, cap: &QueryDevCap) -> Result<Option<Objects>, FieldError> {
+        if !cap.flags.xrc() {
+            return Ok(None);
+        }
+        let xrcds = cap.pd_xrcd;
+        let (log2, reserved) = (xrcds.log2_max_xrcds(), xrcds.num_rsvd_xrcds().into());
+        Objects::read(fields, ("log2_max_xrcds", log2, 16), ("num_rsvd_xrcds", reserved)).map(Some)
+    }
+
+    /// Headers of the length that IP needs are a capability of their own.
+    fn lso(fields: Fields, cap: &QueryDevCap) -> Result<u8, FieldError> {
+        let log2 = cap.gso_rss.log2_max_gso();
+        fields.at_most("log2_max_gso", log2, cap.msg.log2_max_msg().into())?;
+        Ok(if cap.flags.blh() { log2 } else { 0 })
     }
 
     fn uars(fields: Fields, cap: &QueryDevCap, bar2: u64) -> Result<Objects, FieldError> {

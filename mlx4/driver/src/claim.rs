@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use mlx4_wire::cmd::Opcode;
+use mlx4_wire::ctx::RingPages;
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::cmd::Ends;
@@ -36,6 +37,11 @@ impl RingMemoryPages<'_> {
             Some(address) => Err(Error::argument("page address of a ring", *address)),
             None => Ok(()),
         }
+    }
+
+    /// How a context names the pages, whose translation entries are `mtt`.
+    pub(crate) fn context(&self, mtt: &MttRange) -> Result<RingPages> {
+        RingPages::new(self.log2_page, mtt.offset()).ok_or(Error::argument("MTT offset", mtt.offset()))
     }
 }
 

@@ -1,20 +1,19 @@
 //! Completion queues as the device has them: a context, and a ring and a doorbell record in memory that may
 //! be anybody's. For a queue that this process polls itself see [`CompletionQueue`](crate::CompletionQueue).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::cmd::Opcode;
-use mlx4_wire::cmd::misc::Hw2SwOp;
-use mlx4_wire::cqe::CQE_BYTES;
+use mlx4_wire::cmd::misc::{Hw2SwOp, ModifyCqOp};
+use mlx4_wire::ctx::RingSize;
 use mlx4_wire::ctx::cq::{CqContext, CqEqn, CqStatus};
-use mlx4_wire::ctx::{RingPages, RingSize};
-use mlx4_wire::{Number24, U64};
-use zerocopy::FromZeros;
+use mlx4_wire::{Number24, U16, U64};
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::claim::{Claim, RingMemoryPages, give_back};
-use crate::cmd::Command;
+use crate::cmd::{Command, Input};
 use crate::error::{Error, FieldError, Fields, Result};
-use crate::icm::{Kind, MttRange};
+use crate::icm::{Kind, MttRange, Pages};
 use crate::numbers::Number;
 use crate::object::{Live, Uar};
 use crate::shared::{CompletionSink, Shared};
@@ -39,13 +38,21 @@ pub struct CqConfig<'a> {
     pub vector: usize,
 }
 
+/// The ring that a completion queue has now.
+#[derive(Debug)]
+struct Ring {
+    /// log2 of the entries of the largest ring so far: the consumer index that the device tells is the one that it
+    /// needed last, maybe of that ring.
+    log2_largest: u8,
+    mtt: MttRange,
+}
+
 /// A completion queue of the device.
 #[derive(Debug)]
 pub struct Cq {
     live: Live,
     _uar: Uar,
-    log2_entries: u8,
-    mtt: MttRange,
+    ring: Mutex<Ring>,
 }
 
 /// How a completion queue is.
@@ -67,10 +74,7 @@ impl Cq {
         config: &CqConfig<'_>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
-        if config.log2_entries > shared.caps.queues.log2_max_cqes.min(LOG2_MAX_CQES) {
-            return Err(Error::argument("log2 of the entries of a completion queue", config.log2_entries));
-        }
-        config.ring.check(u64::from(CQE_BYTES) << config.log2_entries)?;
+        check_ring(shared, config.log2_entries, &config.ring)?;
         if !config.record.is_multiple_of(8) {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
@@ -78,12 +82,14 @@ impl Cq {
         let claim = Claim::ring(shared, (Kind::Cq, number), &config.ring)?;
         shared.completions.insert(cqn, Arc::new(CompletionSink { notify }));
         let context = context(shared, config, claim.mtt());
+        let log2_entries = config.log2_entries;
         let made = claim.hand_over(shared, "completion queue", Opcode::SW2HW_CQ, context);
         if made.is_err() {
             shared.completions.remove(cqn);
         }
         let (live, mtt) = made?;
-        Ok(Self { live, _uar: config.uar.clone(), log2_entries: config.log2_entries, mtt })
+        let ring = Mutex::new(Ring { log2_largest: log2_entries, mtt });
+        Ok(Self { live, _uar: config.uar.clone(), ring })
     }
 
     /// Its number.
@@ -97,7 +103,64 @@ impl Cq {
     /// The device doesn't tell.
     pub fn query(&self) -> Result<CqState> {
         let context: CqContext = self.live.shared.commands.query(Opcode::QUERY_CQ, self.number())?;
-        Ok(state(&context, self.log2_entries)?)
+        Ok(state(&context, self.ring().log2_largest)?)
+    }
+
+    /// Has events wait until `count` completions are there, or the first has waited for `period_us` µs; zeros
+    /// have them come at once.
+    ///
+    /// # Errors
+    /// The device refuses it.
+    pub fn moderate(&self, count: u16, period_us: u16) -> Result<()> {
+        let mut context = CqContext::new_zeroed();
+        (context.period, context.max_count) = (U16::new(period_us), U16::new(count));
+        self.modify(ModifyCqOp::MODERATION, &context)
+    }
+
+    /// Moves the queue to another ring of `1 << log2_entries` entries, which the device makes its own first. It
+    /// ends the old ring with a mark: whoever polls takes over what is in front of it, each entry one index
+    /// further on.
+    ///
+    /// # Errors
+    /// The ring isn't one of a completion queue, no memory is left, or the device refuses it: the queue is as
+    /// before. If the device doesn't answer, it may use either ring until the next reset.
+    pub fn resize(&self, log2_entries: u8, ring: &RingMemoryPages<'_>) -> Result<()> {
+        let shared = &self.live.shared;
+        check_ring(shared, log2_entries, ring)?;
+        let mut now = self.ring();
+        let mtt = shared.icm.translate(&shared.commands, &Pages::List(ring.pages), 1)?;
+        let given = ring.context(&mtt).and_then(|pages| {
+            let mut context = CqContext::new_zeroed();
+            context.size = RingSize::new().with_log2_entries(log2_entries);
+            context.pages = pages;
+            self.modify(ModifyCqOp::RESIZE, &context)
+        });
+        match given {
+            Ok(()) => {
+                let log2_largest = log2_entries.max(now.log2_largest);
+                let old = std::mem::replace(&mut *now, Ring { log2_largest, mtt });
+                shared.icm.forget(&shared.commands, old.mtt)
+            }
+            Err(error) => {
+                // Else its entries stay taken.
+                if !error.is_unanswered() {
+                    shared.icm.forget(&shared.commands, mtt)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn modify(&self, what: ModifyCqOp, context: &CqContext) -> Result<()> {
+        let command = Command::new(Opcode::MODIFY_CQ, self.number());
+        let input = Input::Mailbox(context.as_bytes());
+        self.live.shared.commands.run(&Command { opmod: what.0, input, ..command })?;
+        Ok(())
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // It is replaced as a whole.
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the queue back: when this returns, the device doesn't use its memory any more. Its queue pairs
@@ -111,10 +174,18 @@ impl Cq {
         let command = Command::new(Opcode::HW2SW_CQ, cqn);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
         shared.completions.remove(cqn);
-        let given_back = give_back(&shared, Kind::Cq, cqn, self.mtt);
+        let ring = self.ring.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let given_back = give_back(&shared, Kind::Cq, cqn, ring.mtt);
         self.live.end();
         given_back
     }
+}
+
+fn check_ring(shared: &Shared, log2_entries: u8, ring: &RingMemoryPages<'_>) -> Result<()> {
+    if log2_entries > shared.caps.queues.log2_max_cqes.min(LOG2_MAX_CQES) {
+        return Err(Error::argument("log2 of the entries of a completion queue", log2_entries));
+    }
+    ring.check(u64::from(shared.layout.cqe_bytes) << log2_entries)
 }
 
 /// Reads the context that the device tells.
@@ -140,8 +211,7 @@ fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqC
     context.size = RingSize::new().with_log2_entries(config.log2_entries).with_uar_page(config.uar.index());
     context.completion_eq =
         CqEqn::new().with_eqn_checked(eqn).map_err(|()| Error::argument("EQ number", eqn))?;
-    context.pages = RingPages::new(config.ring.log2_page, mtt.offset())
-        .ok_or(Error::argument("MTT offset", mtt.offset()))?;
+    context.pages = config.ring.context(mtt)?;
     context.record_address = U64::new(config.record);
     Ok(context)
 }

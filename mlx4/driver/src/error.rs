@@ -7,7 +7,7 @@ use std::time::Duration;
 use mlx4_pci::{DmaError, InterruptError, MemoryError, RegisterError, ResetError};
 use mlx4_queue::geometry::GeometryError;
 use mlx4_queue::request::PostError;
-use mlx4_queue::{CqError, PlaceError};
+use mlx4_queue::{CqError, PlaceError, ResizeError};
 use mlx4_wire::cmd::{Opcode, Status};
 
 /// What a field that the device wrote must be.
@@ -196,6 +196,9 @@ pub enum Error {
     /// Memory can't be mapped for the device, or unmapped.
     #[error(transparent)]
     Dma(#[from] DmaError),
+    /// A completion queue of this process can't move to another ring.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// An access to mapped memory isn't inside it.
     #[error(transparent)]
     Memory(#[from] MemoryError),

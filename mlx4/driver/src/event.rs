@@ -7,13 +7,14 @@ use mlx4_wire::eqe::{
 };
 
 use crate::error::{Error, FieldError, Fields};
+use crate::xrc::XRC_TARGET;
 
 /// Something that happened without being asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// About a queue pair.
     Qp {
-        /// Its number.
+        /// Its number; of the target of extended connections without [`XRC_TARGET`].
         qpn: u32,
         /// What happened.
         event: QpEventKind,
@@ -152,6 +153,11 @@ impl Bounds {
         FIELDS.between("port", port, 1, self.ports.into())
     }
 
+    /// Devices name a target of extended connections with or without the bit that tells of it.
+    fn qpn(&self, qpn: Number24) -> Result<u32, FieldError> {
+        number("qpn", Number24::wrapping(qpn.number() & !XRC_TARGET), self.qps)
+    }
+
     /// The CQ that a completion event names.
     ///
     /// # Errors
@@ -170,7 +176,7 @@ impl Event {
     /// It names an object that can't be, or isn't of a type that was asked for.
     pub(crate) fn read(eqe: &Eqe, bounds: &Bounds) -> Result<Vec<Self>, FieldError> {
         let qp = |event| {
-            let qpn = number("qpn", QpEvent::from(eqe.data).qpn, bounds.qps)?;
+            let qpn = bounds.qpn(QpEvent::from(eqe.data).qpn)?;
             Ok(vec![Self::Qp { qpn, event }])
         };
         let srq = |limit| {

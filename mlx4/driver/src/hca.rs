@@ -19,6 +19,7 @@ use crate::cq::{Cq, CqConfig};
 use crate::eq::{EventQueue, EventThread};
 use crate::error::{Error, Result};
 use crate::event::{EventSink, LogEvents};
+use crate::fast::FastRegion;
 use crate::lifecycle::bring_up;
 use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
@@ -26,11 +27,13 @@ use crate::object::{Pd, Uar};
 use crate::path::Path;
 use crate::port::{Gid, PortAttributes, Ports, node_info};
 use crate::profile::Profile;
-use crate::qp::{Qp, QpConfig};
+use crate::qp::{Qp, QpConfig, QpRights};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
 use crate::region::{Access, Region, RegionConfig, RegionInfo, RegisteredMemory};
 use crate::shared::Shared;
 use crate::srq::{Srq, SrqConfig};
+use crate::window::{Window, WindowKind};
+use crate::xrc::Xrcd;
 
 /// Devices that this driver knows: ConnectX-3 and its Pro, and their predecessors.
 const DEVICES: [DeviceId; 7] = [
@@ -253,6 +256,22 @@ impl Hca {
         Region::new(&self.shared, config)
     }
 
+    /// A memory window that isn't bound.
+    ///
+    /// # Errors
+    /// The device has no such windows, none is left, or it refuses it.
+    pub fn window(&self, pd: &Pd, kind: WindowKind) -> Result<Window> {
+        Window::new(&self.shared, pd, kind)
+    }
+
+    /// A region of at most so many pages that work requests register, for the driver's own use.
+    ///
+    /// # Errors
+    /// The device has no such regions, none or no memory is left, or it refuses it.
+    pub fn fast_region(&self, pd: &Pd, pages: u32) -> Result<FastRegion> {
+        FastRegion::new(&self.shared, pd, pages)
+    }
+
     /// What a key stands for now.
     pub fn region_of(&self, key: u32) -> Option<RegionInfo> {
         // The index of a key is above its variable byte.
@@ -286,12 +305,37 @@ impl Hca {
         Srq::new(&self.shared, number, config)
     }
 
+    /// An XRC domain.
+    ///
+    /// # Errors
+    /// The device has none, or none is left.
+    pub fn xrcd(&self) -> Result<Xrcd> {
+        Xrcd::new(&self.shared)
+    }
+
+    /// The end of extended connections that receives, in RESET: what comes goes to the shared receive queues of
+    /// its domain.
+    ///
+    /// # Errors
+    /// None is left.
+    pub fn xrc_target(&self, xrcd: &Xrcd) -> Result<Qp> {
+        let number = self.shared.numbers.qps.take()?;
+        Qp::xrc_target(&self.shared, number, xrcd)
+    }
+
     /// A queue pair in anybody's memory, in RESET.
     ///
     /// # Errors
     /// The config isn't one of a queue pair, or none is left.
     pub fn qp(&self, config: &QpConfig<'_>) -> Result<Qp> {
-        if ![ServiceType::RC, ServiceType::UC, ServiceType::UD].contains(&config.service) {
+        let caps = &self.shared.caps;
+        let offered = match config.service {
+            ServiceType::RC | ServiceType::UD => true,
+            ServiceType::UC => caps.has_uc,
+            ServiceType::XRC => caps.xrcds.is_some(),
+            _ => false,
+        };
+        if !offered {
             return Err(Error::argument("service of a queue pair", config.service.0));
         }
         let number = self.shared.numbers.qps.take()?;
@@ -318,7 +362,22 @@ impl Hca {
     /// # Errors
     /// No memory or shared receive queue is left, or the device refuses it.
     pub fn shared_receive_queue(&self, pd: &Pd, requests: u32, sges: u32) -> Result<SharedReceiveQueue> {
-        SharedReceiveQueue::new(&self.shared, pd, requests, sges)
+        SharedReceiveQueue::new(&self.shared, pd, (requests, sges), None)
+    }
+
+    /// A shared receive queue for extended connections of a domain, that this process posts to; what comes
+    /// completes in `cq`.
+    ///
+    /// # Errors
+    /// As for [`Hca::shared_receive_queue`].
+    pub fn xrc_receive_queue(
+        &self,
+        (pd, xrcd): (&Pd, &Xrcd),
+        cq: &CompletionQueue,
+        requests: u32,
+        sges: u32,
+    ) -> Result<SharedReceiveQueue> {
+        SharedReceiveQueue::new(&self.shared, pd, (requests, sges), Some((xrcd, cq)))
     }
 
     /// A queue pair that this process posts to, in RESET.
@@ -326,7 +385,15 @@ impl Hca {
     /// # Errors
     /// No memory or queue pair is left.
     pub fn queue_pair(&self, config: &QueuePairConfig<'_>) -> Result<QueuePair> {
-        QueuePair::new(&self.shared, config)
+        self.queue_pair_with(config, QpRights::default())
+    }
+
+    /// The same, whose requests may do what is not for everybody.
+    ///
+    /// # Errors
+    /// As for [`Hca::queue_pair`]; or the device doesn't have that, or not for such a queue pair.
+    pub fn queue_pair_with(&self, config: &QueuePairConfig<'_>, rights: QpRights) -> Result<QueuePair> {
+        QueuePair::new(&self.shared, config, rights)
     }
 
     /// The address vector of datagrams that go along a path, for queue pairs of a domain.

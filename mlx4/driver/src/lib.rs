@@ -10,9 +10,10 @@
 //!
 //! - [`Hca`], [`Config`], [`Profile`]: the device
 //! - [`Event`], [`EventSink`]: what it tells by itself
-//! - [`Pd`], [`Uar`], [`Region`], [`Cq`], [`Srq`], [`Qp`]: objects; rings and records lie in anybody's memory
-//! - [`QueuePair`], [`CompletionQueue`], [`SharedReceiveQueue`], [`RegisteredMemory`]: with memory of the
-//!   driver's own, to post and poll in this process
+//! - [`Pd`], [`Uar`], [`Region`], [`Window`], [`Xrcd`], [`Cq`], [`Srq`], [`Qp`]: objects; rings and records lie in
+//!   anybody's memory
+//! - [`QueuePair`], [`CompletionQueue`], [`SharedReceiveQueue`], [`RegisteredMemory`], [`FastRegion`]: with memory
+//!   of the driver's own, to post and poll in this process
 //! - [`MadQueue`], [`MadSink`]: management datagrams on both special queue pairs of each port
 //!
 //! Objects are destroyed explicitly. One that is just dropped stays with the device, its number and memory too,
@@ -34,6 +35,7 @@ mod cq;
 mod eq;
 mod error;
 mod event;
+mod fast;
 mod handlers;
 mod hca;
 mod health;
@@ -54,6 +56,8 @@ mod shared;
 mod srq;
 #[cfg(test)]
 mod testing;
+mod window;
+mod xrc;
 
 pub use caps::{Capabilities, Firmware, Objects, PortCapabilities};
 pub use claim::RingMemoryPages;
@@ -61,13 +65,16 @@ pub use cmd::Timeouts;
 pub use cq::{Cq, CqConfig, CqState};
 pub use error::{CommandError, CommandFailure, Error, FieldError, Result, Rule};
 pub use event::{Event, EventSink, LogEvents, PortEvent, QpEventKind};
+pub use fast::{FastRegion, MAX_FAST_PAGES};
 pub use hca::{Config, Hca};
 pub use mad::{Arrival, MadAddress, MadQueue, MadSink, NoMads, ReceivedMad};
 pub use object::{Pd, Uar};
 pub use path::{GlobalRoute, Path};
 pub use port::{Gid, PortAttributes};
 pub use profile::Profile;
-pub use qp::{AlternatePath, Attributes, Qp, QpConfig, QpStatus};
+pub use qp::{AlternatePath, Attributes, Qp, QpConfig, QpRights, QpStatus};
 pub use queues::{CompletionQueue, QueuePair, QueuePairConfig, SharedReceiveQueue};
 pub use region::{Access, Region, RegionConfig, RegionInfo, RegisteredMemory};
 pub use srq::{Srq, SrqConfig};
+pub use window::{Window, WindowKind};
+pub use xrc::{XRC_TARGET, Xrcd};

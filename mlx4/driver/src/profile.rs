@@ -5,6 +5,7 @@
 
 use mlx4_wire::cmd::fw::ICM_PAGE_BYTES;
 use mlx4_wire::cmd::hca::{CacheLine, INIT_HCA_VERSION, IcmTable as TableWord, InitHca, RdmarcTable};
+use mlx4_wire::cqe::CQE_BYTES;
 use zerocopy::FromZeros;
 
 use crate::caps::Capabilities;
@@ -31,6 +32,8 @@ pub struct Profile {
     pub log2_mcgs: u8,
     /// Bytes of a multicast group's entry; it has room for a member in each 4 bytes behind 32.
     pub log2_mcg_bytes: u8,
+    /// CQEs of 64 bytes, if the device has them; of 32 otherwise.
+    pub wide_cqes: bool,
 }
 
 impl Default for Profile {
@@ -44,10 +47,13 @@ impl Default for Profile {
             log2_reads: 4,
             log2_mcgs: 12,
             log2_mcg_bytes: 9,
+            wide_cqes: true,
         }
     }
 }
 
+/// Numbers of queue pairs have a bit above these that tells of the target of an extended connection.
+const LOG2_MOST_QPS: u8 = 23;
 /// Objects of each kind that there must be beside those of the firmware.
 const USABLE_OBJECTS: u64 = 17;
 
@@ -108,6 +114,8 @@ pub(crate) struct Layout {
     extents: [Extent; TableKind::ALL.len()],
     /// Size of ICM in bytes.
     pub(crate) bytes: u64,
+    /// Size of a CQE in bytes.
+    pub(crate) cqe_bytes: u32,
 }
 
 impl Layout {
@@ -117,7 +125,7 @@ impl Layout {
     /// The tables exceed what the device takes, or there would be none left beside those of the firmware.
     pub(crate) fn new(asked: &Profile, caps: &Capabilities) -> Result<Self> {
         let profile = Profile {
-            log2_qps: asked.log2_qps.min(caps.qps.log2),
+            log2_qps: asked.log2_qps.min(caps.qps.log2).min(LOG2_MOST_QPS),
             log2_srqs: asked.log2_srqs.min(caps.srqs.log2),
             log2_cqs: asked.log2_cqs.min(caps.cqs.log2),
             log2_mpts: asked.log2_mpts.min(caps.mpts.log2),
@@ -125,6 +133,7 @@ impl Layout {
             log2_reads: asked.log2_reads.min(caps.log2_max_responder_reads).min(7),
             log2_mcgs: asked.log2_mcgs.min(caps.log2_mcgs),
             log2_mcg_bytes: asked.log2_mcg_bytes.clamp(7, 12),
+            wide_cqes: asked.wide_cqes && caps.has_wide_cqes,
         };
         let reserved = [
             ("log2_max_qps", "log2_rsvd_qps", profile.log2_qps, caps.qps),
@@ -144,7 +153,8 @@ impl Layout {
                 (1u64 << log2).saturating_sub(USABLE_OBJECTS),
             )?;
         }
-        let mut layout = Self { profile, extents: extents(&profile, caps), bytes: 0 };
+        let cqe_bytes = if profile.wide_cqes { 2 * CQE_BYTES } else { CQE_BYTES };
+        let mut layout = Self { profile, extents: extents(&profile, caps), bytes: 0, cqe_bytes };
         let mut order = TableKind::ALL;
         order.sort_by_key(|kind| std::cmp::Reverse(layout.extents[*kind as usize].bytes()));
         for kind in order {
@@ -178,6 +188,8 @@ impl Layout {
         let base = |kind| self.extent(kind).base;
         let p = &mut init.params;
         p.flags.set_ud_av_port_check(caps.ud_av_port_check);
+        p.eqe_cqe.set_cqe_64b(self.profile.wide_cqes);
+        p.dmpt.set_mw_enable(caps.has_windows || caps.has_windows_2b);
         p.qpc = word(TableKind::Qpc)?;
         p.srqc = word(TableKind::Srqc)?;
         p.cqc = word(TableKind::Cqc)?;

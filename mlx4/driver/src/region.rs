@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use mlx4_pci::{DmaBuffer, MemoryError};
 use mlx4_queue::request::Sge;
-use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::Hw2SwOp;
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, Number21, mpt_index_to_key};
 use mlx4_wire::{U32, U64};
 use zerocopy::FromZeros;
@@ -70,6 +70,8 @@ pub struct RegionConfig<'a> {
     pub log2_page: u8,
     /// What may be done with it.
     pub access: Access,
+    /// Windows may be bound to it.
+    pub bind: bool,
 }
 
 /// What is known of a region by its key.
@@ -110,8 +112,7 @@ impl Region {
     ) -> Result<Self> {
         let claim = Claim::new(shared, (Kind::Mpt, shared.numbers.mpts.take()?), pages, 0)?;
         let index = claim.number();
-        let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
-        let entry = entry(config, index | u32::from(variant) << 24, claim.mtt(), owner);
+        let entry = entry(config, new_key(shared, index), claim.mtt(), owner);
         let key = mpt_index_to_key(entry.key.get());
         let (live, mtt) = claim.hand_over(shared, "memory region", Opcode::SW2HW_MPT, Ok(entry))?;
         let info = RegionInfo {
@@ -138,17 +139,41 @@ impl Region {
     /// Takes the region back: when this returns, the device doesn't use its memory any more.
     ///
     /// # Errors
-    /// The device doesn't give it back. The memory must stay mapped until the next reset.
+    /// The device doesn't give it back, or windows are bound to it. The memory must stay mapped until the next
+    /// reset.
     pub fn destroy(self) -> Result<()> {
+        self.destroy_unbound()?.map_or(Ok(()), |_| Err(Error::InUse(1)))
+    }
+
+    /// As [`Region::destroy`]; but if windows are bound to it, it stays as it is, and is returned.
+    ///
+    /// # Errors
+    /// The device doesn't give it back. The memory must stay mapped until the next reset.
+    pub fn destroy_unbound(self) -> Result<Option<Self>> {
         let shared = Arc::clone(&self.live.shared);
         let index = self.live.number();
-        let command = Command::new(Opcode::HW2SW_MPT, index);
-        shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        match take_back(&shared, index) {
+            Err(error) if error.status() == Some(Status::REG_BOUND) => return Ok(Some(self)),
+            other => other?,
+        }
         shared.regions.remove(index);
         let given_back = give_back(&shared, Kind::Mpt, index, self.mtt);
         self.live.end();
-        given_back
+        given_back.map(|()| None)
     }
+}
+
+/// Takes a region or window from the device.
+pub(crate) fn take_back(shared: &Shared, index: u32) -> Result<()> {
+    let command = Command::new(Opcode::HW2SW_MPT, index);
+    shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+    Ok(())
+}
+
+/// The key of a new region or window, in index form: it isn't that of the one that had the number before.
+pub(crate) fn new_key(shared: &Shared, index: u32) -> u32 {
+    let variant = shared.key_variant.fetch_add(1, Ordering::Relaxed);
+    index | u32::from(variant) << 24
 }
 
 fn check(config: &RegionConfig<'_>) -> Result<()> {
@@ -177,6 +202,7 @@ fn entry(config: &RegionConfig<'_>, key: u32, mtt: &MttRange, owner: Owner) -> M
         .with_mio(own)
         .with_status(MptStatus::SOFTWARE)
         .with_region(true)
+        .with_bind(config.bind)
         .with_local_read(true)
         .with_local_write(config.access.local_write)
         .with_remote_read(config.access.remote_read)
@@ -206,7 +232,7 @@ impl RegisteredMemory {
             .map_err(|_| Error::argument("bytes of registered memory", bytes as u64))?;
         let pages = Pages::Run { first: buffer.iova(), count, log2_page };
         let (address, length) = (buffer.iova(), buffer.len() as u64);
-        let config = RegionConfig { pd, address, length, pages: &[], log2_page, access };
+        let config = RegionConfig { pd, address, length, pages: &[], log2_page, access, bind: false };
         match Region::over(shared, &config, &pages, Owner::Driver) {
             Ok(region) => Ok(Self { region, buffer }),
             Err(error) => {
@@ -277,8 +303,15 @@ mod tests {
         let shared = &bench.hca.shared;
         let (pd, memory) = (bench.hca.pd().unwrap(), shared.device.dma().allocate(4096, 4096).unwrap());
         let pages = [memory.iova()];
-        let access = Access::ALL;
-        let config = RegionConfig { pd: &pd, address: 0, length: 4096, pages: &pages, log2_page: 12, access };
+        let config = RegionConfig {
+            pd: &pd,
+            address: 0,
+            length: 4096,
+            pages: &pages,
+            log2_page: 12,
+            access: Access::ALL,
+            bind: false,
+        };
         let asked = |region: &Region| -> MptEntry {
             shared.commands.query(Opcode::QUERY_MPT, region.live.number()).unwrap()
         };

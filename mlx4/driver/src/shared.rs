@@ -10,8 +10,9 @@ use crate::caps::{Capabilities, Firmware};
 use crate::cmd::Commands;
 use crate::icm::{FirmwareMemory, Icm};
 use crate::numbers::Numbers;
+use crate::object::Uar;
 use crate::profile::Layout;
-use crate::queues::Work;
+use crate::queues::{SharedRing, Work};
 use crate::region::RegionInfo;
 use crate::registry::Registry;
 
@@ -27,6 +28,8 @@ pub(crate) struct AllNumbers {
     pub(crate) mpts: Arc<Numbers>,
     pub(crate) pds: Arc<Numbers>,
     pub(crate) uars: Arc<Numbers>,
+    /// XRC domains, if the device has any.
+    pub(crate) xrcds: Option<Arc<Numbers>>,
     /// Multicast groups that the hash doesn't reach.
     pub(crate) groups: Arc<Numbers>,
 }
@@ -43,6 +46,7 @@ impl AllNumbers {
             // 17 bits of a region's entry are the domain.
             pds: numbers("protection domain", caps.pds.reserved, 1 << caps.pds.log2.min(17)),
             uars: numbers("UAR page", caps.uars.reserved, 1 << caps.uars.log2),
+            xrcds: caps.xrcds.map(|xrcds| numbers("XRC domain", xrcds.reserved + 1, 1 << xrcds.log2)),
             groups: numbers("multicast group", 1 << layout.log2_mc_hash(), 1 << p.log2_mcgs),
         }
     }
@@ -81,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) regions: Registry<RegionInfo>,
     /// The queues of queue pairs that this process posts to.
     pub(crate) queues: Arc<Registry<Work>>,
+    /// The rings of shared receive queues for extended connections that this process posts to.
+    pub(crate) shared_rings: Arc<Registry<SharedRing>>,
     /// Numbers of the event queues for completions.
     pub(crate) completion_eqns: Vec<u32>,
     /// Completion queues that each of those event queues has room for.
@@ -88,6 +94,8 @@ pub(crate) struct Shared {
     /// Held while a multicast group changes.
     pub(crate) groups: Mutex<()>,
     pub(crate) objects: AtomicUsize,
+    /// The UAR page of the targets of extended connections, once there is one.
+    pub(crate) xrc_uar: Mutex<Option<Uar>>,
 }
 
 impl Shared {

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::Hw2SwOp;
-use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::srq::{SrqContext, SrqSize, SrqStride};
-use mlx4_wire::{Number24, U64};
+use mlx4_wire::{Number24, U16, U64};
 use zerocopy::FromZeros;
 
 use crate::claim::{Claim, RingMemoryPages, give_back};
 use crate::cmd::{Command, Input};
+use crate::cq::Cq;
 use crate::error::{Error, Fields, Result};
 use crate::icm::{Kind, MttRange};
 use crate::numbers::Number;
 use crate::object::{Live, Pd};
 use crate::shared::Shared;
+use crate::xrc::{Xrcd, XrcdUse};
 
 /// log2 of the most slots that a context can tell.
 const LOG2_MAX_WQES: u8 = 15;
@@ -38,6 +39,8 @@ pub struct SrqConfig<'a> {
     pub ring: RingMemoryPages<'a>,
     /// Bus address of its doorbell record of 4 bytes, a multiple of 4.
     pub record: u64,
+    /// For extended connections: the domain of their queue pairs, and where requests complete.
+    pub xrc: Option<(&'a Xrcd, &'a Cq)>,
 }
 
 /// A shared receive queue of the device.
@@ -45,6 +48,7 @@ pub struct SrqConfig<'a> {
 pub struct Srq {
     live: Live,
     _pd: Pd,
+    _xrcd: Option<XrcdUse>,
     requests: u32,
     mtt: MttRange,
 }
@@ -62,10 +66,11 @@ impl Srq {
             return Err(Error::argument("address of a doorbell record", config.record));
         }
         let claim = Claim::ring(shared, (Kind::Srq, number), &config.ring)?;
-        let context = context(claim.number(), config, claim.mtt());
+        let context = context(shared, claim.number(), config, claim.mtt());
         let (live, mtt) = claim.hand_over(shared, "shared receive queue", Opcode::SW2HW_SRQ, context)?;
         let requests = (1 << config.log2_entries) - 1;
-        Ok(Self { live, _pd: config.pd.clone(), requests, mtt })
+        let xrcd = config.xrc.map(|(xrcd, _)| xrcd.held());
+        Ok(Self { live, _pd: config.pd.clone(), _xrcd: xrcd, requests, mtt })
     }
 
     /// Its number.
@@ -111,12 +116,22 @@ impl Srq {
     }
 }
 
-fn context(srqn: u32, config: &SrqConfig<'_>, mtt: &MttRange) -> Result<SrqContext> {
+fn context(shared: &Shared, srqn: u32, config: &SrqConfig<'_>, mtt: &MttRange) -> Result<SrqContext> {
     let mut context = SrqContext::new_zeroed();
     context.size = SrqSize::new().with_log2_entries(config.log2_entries).with_srqn(srqn & Number24::MAX);
     context.stride = SrqStride::new().with_log2_stride_less_4(config.log2_stride - LOG2_STRIDE_UNIT);
-    context.pages = RingPages::new(config.ring.log2_page, mtt.offset())
-        .ok_or(Error::argument("MTT offset", mtt.offset()))?;
+    context.pages = config.ring.context(mtt)?;
+    match config.xrc {
+        Some((xrcd, cq)) => {
+            context.xrcd = U16::new(xrcd.number());
+            context.cq.set_cqn(cq.number() & Number24::MAX);
+        }
+        // A domain that is nobody's.
+        None => {
+            let reserved = shared.caps.xrcds.map_or(0, |xrcds| xrcds.reserved);
+            context.xrcd = U16::new(u16::try_from(reserved).unwrap_or(0));
+        }
+    }
     context.pd = Number24::wrapping(config.pd.number());
     context.record_address = U64::new(config.record);
     Ok(context)

@@ -2,9 +2,12 @@
 
 mod common;
 
+use common::end::{End, connect_from, request, sent};
 use common::{Card, Tampered, config, eventually, fabric};
-use mlx4::{Config, Error, Hca};
+use mlx4::{Config, Error, Event, Hca, PortEvent};
 use mlx4_pci::{DoorbellKind, PciDevice};
+use mlx4_queue::geometry::Service;
+use mlx4_queue::request::{Data, Operation};
 use mlx4_wire::mad::portinfo::PortState;
 use mlx4_wire::regs::OWNER_OFFSET;
 
@@ -36,6 +39,35 @@ fn driver_can_be_opened_again_after_it_was_closed() {
         assert_ne!(host.active(1), host.active(2));
         host.hca.close().unwrap();
     }
+}
+
+#[test]
+fn link_of_one_port_goes_down_and_comes_up_and_the_other_works_on() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0000_6000, 2);
+    let host = card.open();
+    let lids = [host.active(1), host.active(2)];
+    let told = |port, event| host.wait_for(Event::Port { port, event });
+    for _ in 0..3 {
+        card.device.hca().set_link(2, false);
+        told(2, PortEvent::Down);
+        assert_eq!(host.hca.port(2).unwrap().state, PortState::DOWN);
+        assert_eq!(host.hca.port(1).unwrap().state, PortState::ACTIVE);
+        card.device.hca().set_link(2, true);
+        told(2, PortEvent::Active);
+        assert_eq!(host.hca.port(2).unwrap().lid, lids[1]);
+    }
+    // From one port to the other.
+    let ends = [0, 1].map(|_| End::new(&host.hca, Service::Rc));
+    connect_from(&ends[0].qp, 1, lids[1], ends[1].qp.number());
+    connect_from(&ends[1].qp, 2, lids[0], ends[0].qp.number());
+    ends[1].qp.post_receive([(9, &[ends[1].memory.piece(0, 64)][..])]).unwrap();
+    ends[0].qp.post_send(&[request(1, Operation::Send, Data::Inline(&[b"across"]))]).unwrap();
+    sent(&ends[0], 1);
+    assert_eq!(ends[1].completion().wr_id, 9);
+    assert_eq!([ends[0].qp.query().unwrap().path.port, ends[1].qp.query().unwrap().path.port], [1, 2]);
+    ends.into_iter().for_each(End::destroy);
+    host.hca.close().unwrap();
 }
 
 /// What the driver sends is never sent: it takes what the subnet manager asks on QP0, and stays mute.

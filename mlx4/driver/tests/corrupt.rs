@@ -64,7 +64,22 @@ fn query_fw() {
 
 #[test]
 fn query_dev_cap() {
-    mailbox::<QueryDevCap>(2, Opcode::QUERY_DEV_CAP, work::nothing, caps::QUERY_DEV_CAP);
+    let (place, fields) = (Place::Mailbox(Opcode::QUERY_DEV_CAP, 0), fields::<QueryDevCap>());
+    // A card that cuts long messages, where the flag of their headers counts.
+    let always = vec![Lie::of(&fields, place, "gso_rss.log2_max_gso", 12)];
+    check(
+        2,
+        &Case {
+            name: "QUERY_DEV_CAP",
+            place,
+            skip: 0,
+            fields,
+            operation: work::nothing,
+            always,
+            ports: Ports::Down,
+            table: caps::QUERY_DEV_CAP,
+        },
+    );
 }
 
 #[test]

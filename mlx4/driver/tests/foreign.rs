@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::end::connect_object;
 use common::{Card, Host, eventually, fabric};
-use mlx4::{Access, Cq, CqConfig, Pd, Qp, QpConfig, Region, RegionConfig, RingMemoryPages, Uar};
+use mlx4::{Access, Cq, CqConfig, Pd, Qp, QpConfig, QpRights, Region, RegionConfig, RingMemoryPages, Uar};
 use mlx4_pci::{DmaBuffer, DoorbellKind, PciDevice};
 use mlx4_queue::geometry::{CqGeometry, QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
 use mlx4_queue::request::{Data, Operation, SendFlags, SendRequest, Sge};
@@ -109,7 +109,7 @@ impl Guest {
         let send = SendGeometry::new(Service::Rc, size, &limits).unwrap();
         let receive = ReceiveGeometry::new(32, 1, &limits).unwrap();
         let layout = QpLayout { send, receive: Some(receive) };
-        let geometry = CqGeometry::new(100, &limits).unwrap();
+        let geometry = CqGeometry::new(100, &limits).unwrap().with_wide_entries(hca.profile().wide_cqes);
 
         let place = |offset| Place { memory: memory.clone(), offset };
         let cq_pages = pages(CQ_RING, geometry.bytes() as usize);
@@ -145,6 +145,7 @@ impl Guest {
                 srq: None,
                 buffer: RingMemoryPages { pages: &qp_pages, log2_page: 12 },
                 record: at(RECORDS + 8),
+                rights: QpRights::default(),
             })
             .unwrap();
         let ring = bell(DoorbellKind::Send(qp.number()));
@@ -162,6 +163,7 @@ impl Guest {
                 pages: &pages(DATA, MEMORY - DATA),
                 log2_page: 12,
                 access: Access::LOCAL,
+                bind: false,
             })
             .unwrap();
         let rings = Rings { cq: cq_ring, work: Work { send, receive } };

@@ -34,6 +34,7 @@ fn region_over_pages_in_any_order_puts_bytes_where_the_list_says() {
             pages: &pages,
             log2_page: 12,
             access: Access::ALL,
+            bind: false,
         })
         .unwrap();
     let info = pair.hosts[1].hca.region_of(region.rkey()).unwrap();
@@ -76,6 +77,7 @@ fn region_that_can_not_be_is_refused() {
         pages: &pages,
         log2_page: 12,
         access: Access::LOCAL,
+        bind: false,
     };
     let refused = |config: &RegionConfig<'_>| {
         let error = hca.region(config).unwrap_err();
@@ -110,6 +112,7 @@ fn icm_grows_with_objects_and_shrinks_when_they_are_gone() {
             pages: &pages,
             log2_page: 12,
             access: Access::LOCAL,
+            bind: false,
         };
         host.hca.region(&config).unwrap()
     };

@@ -85,6 +85,43 @@ fn write_read_and_atomics_reach_the_other_memory() {
 }
 
 #[test]
+fn masked_atomics_change_the_bits_of_their_masks_only() {
+    let pair = Pair::new(0x0002_c903_0008_0000);
+    let [near, far] = End::connected(&pair);
+    let remote = Remote { address: far.memory.address(8), rkey: far.memory.region().rkey() };
+    let value = || {
+        let mut value = [0; 8];
+        far.memory.read(8, &mut value).unwrap();
+        u64::from_ne_bytes(value)
+    };
+    let old = [near.memory.piece(0, 8)];
+    let fetched = |id, operation| {
+        near.qp.post_send(&[request(id, operation, Data::Pieces(&old))]).unwrap();
+        assert_eq!(sent(&near, id), 8);
+        let mut value = [0; 8];
+        near.memory.read(0, &mut value).unwrap();
+        u64::from_ne_bytes(value)
+    };
+    let swap = |compare| Operation::MaskedCompareSwap {
+        remote,
+        compare,
+        swap: u64::MAX,
+        compare_mask: 0xff00,
+        swap_mask: 0xff,
+    };
+    far.memory.write(8, &0x1234_5600u64.to_ne_bytes()).unwrap();
+    assert_eq!((fetched(1, swap(0x57ff)), value()), (0x1234_5600, 0x1234_5600));
+    assert_eq!((fetched(2, swap(0x56ff)), value()), (0x1234_5600, 0x1234_56ff));
+    // Two numbers of 32 bits: nothing is carried from the lower to the upper.
+    far.memory.write(8, &0x0000_0001_ffff_ffffu64.to_ne_bytes()).unwrap();
+    let add = Operation::MaskedFetchAdd { remote, add: 0x0000_0002_0000_0003, boundary: 0x8000_0000 };
+    assert_eq!((fetched(3, add), value()), (0x0000_0001_ffff_ffff, 0x0000_0003_0000_0002));
+    near.destroy();
+    far.destroy();
+    pair.close();
+}
+
+#[test]
 fn armed_queue_notifies_once_and_again_after_it_is_armed() {
     let pair = Pair::new(0x0002_c903_0003_0000);
     let [near, far] = End::connected(&pair);

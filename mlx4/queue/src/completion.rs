@@ -67,7 +67,7 @@ pub struct Received {
     pub payload: Payload,
     /// An RDMA write with immediate; a SEND otherwise.
     pub write: bool,
-    /// The QP that sent it.
+    /// The QP that sent it; of an XRC target the SRQ that took it, whatever the service.
     pub source_qpn: u32,
     /// The LID that it came from.
     pub slid: u16,

@@ -3,10 +3,11 @@
 //! Everyone who computes a geometry must come to the same result as the one who programmed the context: the
 //! HCA is told strides and numbers of entries only, and derives the rest.
 
+use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::qp::WqSize;
 use mlx4_wire::wqe::{
-    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, CtrlSeg, DataSeg, DatagramSeg, RemoteAddressSeg, SQ_PREFETCH_BYTES,
-    SrqNextSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
+    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, CtrlSeg, DataSeg, DatagramSeg, MaskedAtomicSeg, RemoteAddressSeg,
+    SQ_PREFETCH_BYTES, SrqNextSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
 };
 
 /// Greatest `max_inline` that may be asked for, in bytes.
@@ -91,6 +92,15 @@ impl QueueLimits {
     }
 }
 
+/// What a masked compare and swap has more between control and data than other requests of RC, in bytes.
+pub const MASKED_SWAP_RESERVE: u32 = segment_bytes::<MaskedAtomicSeg>();
+
+/// What an LSO request with a header of so many bytes has more between control and data than other requests
+/// of UD, in bytes.
+pub const fn lso_reserve(header: u16) -> u32 {
+    (BYTE_COUNT_BYTES + header as u32).next_multiple_of(WQE_UNIT_BYTES)
+}
+
 /// Which WQEs a send queue takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Service {
@@ -100,6 +110,8 @@ pub enum Service {
     Uc,
     /// Unreliable datagram.
     Ud,
+    /// Extended reliable connection: what is sent names the SRQ at the other end.
+    Xrc,
     /// A special QP (QP0, QP1): the requests carry packet headers.
     Mlx,
 }
@@ -109,16 +121,15 @@ impl Service {
     const fn before_data(self) -> u32 {
         match self {
             Self::Ud => segment_bytes::<DatagramSeg>(),
-            Self::Rc | Self::Uc => segment_bytes::<RemoteAddressSeg>(),
+            Self::Rc | Self::Uc | Self::Xrc => segment_bytes::<RemoteAddressSeg>(),
             Self::Mlx => MLX_OVERHEAD - segment_bytes::<CtrlSeg>(),
         }
     }
 
-    /// The least that a WQE has behind the control segment: RC must hold an atomic, both connected services
-    /// a bind.
+    /// The least that a WQE has behind the control segment: RC and XRC must hold an atomic, RC and UC a bind.
     const fn least_body(self) -> u32 {
         match self {
-            Self::Rc => {
+            Self::Rc | Self::Xrc => {
                 segment_bytes::<RemoteAddressSeg>()
                     + segment_bytes::<AtomicSeg>()
                     + segment_bytes::<DataSeg>()
@@ -155,12 +166,27 @@ impl SendGeometry {
     /// # Errors
     /// A limit of the device is exceeded.
     pub fn new(service: Service, size: SendSize, limits: &QueueLimits) -> Result<Self, GeometryError> {
+        Self::reserving(service, size, 0, limits)
+    }
+
+    /// The geometry of a queue that holds at least `size`, where data leaves room for `reserve` bytes more:
+    /// [`MASKED_SWAP_RESERVE`] for masked compare and swap, [`lso_reserve`] for LSO.
+    ///
+    /// # Errors
+    /// A limit of the device is exceeded.
+    pub fn reserving(
+        service: Service,
+        size: SendSize,
+        reserve: u32,
+        limits: &QueueLimits,
+    ) -> Result<Self, GeometryError> {
+        at_most("bytes reserved", reserve, WQE_MAX_BYTES)?;
         let max_wqe = limits.max_send_wqe.min(WQE_MAX_BYTES);
         at_most("send requests", size.requests, limits.wqes())?;
         at_most("send pieces", size.sges, limits.max_send_sges.min(WQE_MAX_BYTES / WQE_UNIT_BYTES))?;
         at_most("inline bytes", size.inline, MAX_INLINE)?;
         let data = (size.sges * WQE_UNIT_BYTES).max(inline_room(service, size.inline));
-        let body = (service.before_data() + data).max(service.least_body());
+        let body = (service.before_data() + reserve + data).max(service.least_body());
         let wqe = at_most("bytes of a send request", segment_bytes::<CtrlSeg>() + body, max_wqe)?;
         let log2_stride = log2_ceil(wqe.max(WQE_CHUNK_BYTES));
         let slots =
@@ -389,6 +415,7 @@ impl SrqGeometry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CqGeometry {
     log2_entries: u8,
+    wide: bool,
 }
 
 impl CqGeometry {
@@ -398,7 +425,22 @@ impl CqGeometry {
     /// A limit of the device is exceeded.
     pub fn new(completions: u32, limits: &QueueLimits) -> Result<Self, GeometryError> {
         at_most("completions", completions, limits.cqes() - 1)?;
-        Ok(Self { log2_entries: log2_ceil(completions.max(1) + 1) })
+        Ok(Self { log2_entries: log2_ceil(completions.max(1) + 1), wide: false })
+    }
+
+    /// The same with entries of 64 bytes, if so: as the HCA was told at `INIT_HCA`.
+    pub const fn with_wide_entries(self, wide: bool) -> Self {
+        Self { wide, ..self }
+    }
+
+    /// Whether entries have 64 bytes; they have 32 otherwise.
+    pub const fn wide_entries(&self) -> bool {
+        self.wide
+    }
+
+    /// Distance of entries in bytes. The last 32 of them are described.
+    pub const fn entry_bytes(&self) -> u32 {
+        if self.wide { 2 * CQE_BYTES } else { CQE_BYTES }
     }
 
     /// Number of entries, a power of two.
@@ -418,7 +460,7 @@ impl CqGeometry {
 
     /// Size in bytes.
     pub const fn bytes(&self) -> u32 {
-        self.entries() * mlx4_wire::cqe::CQE_BYTES
+        self.entries() * self.entry_bytes()
     }
 }
 

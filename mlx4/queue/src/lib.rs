@@ -18,6 +18,7 @@
 pub mod geometry;
 pub mod request;
 
+mod build;
 mod completion;
 mod cq;
 mod receive;
@@ -32,7 +33,7 @@ mod testing;
 mod tests;
 
 pub use completion::{Completed, Completion, Payload, PostedReceive, PostedSend, Received};
-pub use cq::{ArmSequence, CompletionQueue, CqError, Notify, WorkQueues};
+pub use cq::{ArmSequence, CompletionQueue, CqError, Notify, ResizeError, WorkQueues, XRC_TARGET};
 pub use receive::ReceiveQueue;
 pub use record::{CQ_RECORD_BYTES, Place, PlaceError, RQ_RECORD_BYTES};
 pub use send::SendQueue;

@@ -1,22 +1,23 @@
 //! The send queue.
 
+use mlx4_wire::Number24;
 use mlx4_wire::doorbell::SendDoorbell;
-use mlx4_wire::wqe::{
-    AtomicSeg, ByteCount, Completion, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg, DatagramSeg, Opcode,
-    RemoteAddressSeg, WQE_UNIT_BYTES,
-};
-use mlx4_wire::{Number24, U16, U32, U64};
+use mlx4_wire::wqe::{CtrlOpcode, CtrlSeg, CtrlSize, Opcode, WQE_UNIT_BYTES};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::build::build;
 use crate::completion::{PostedSend, brings_bytes};
 use crate::geometry::{SendGeometry, Service};
 use crate::record::{Place, PlaceError};
-use crate::request::{Data, Operation, PostError, Remote, SendRequest, Sge, room};
+use crate::request::{Data, Operation, PostError, SendRequest, Sge, room};
 use crate::wqe::{Finished, WqeWriter, stamp};
 use crate::{Doorbell, RingMemory};
 
 /// Bytes of the data of an atomic.
 const ATOMIC_BYTES: u32 = 8;
+
+/// Most bytes of an LSO header: what its count can tell.
+const MAX_HEADER: usize = 0xffff;
 
 /// A slot, as this side remembers it.
 #[derive(Clone, Copy, Debug)]
@@ -81,25 +82,50 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
         self.geometry.requests() - self.head.wrapping_sub(self.tail)
     }
 
+    /// The 16-bit counter of the next request that is posted.
+    pub fn next_index(&self) -> u16 {
+        (self.head & 0xffff) as u16
+    }
+
     /// Whether no request is outstanding.
     pub fn is_empty(&self) -> bool {
         self.head == self.tail
     }
 
-    /// Posts a request. The HCA may see it at once, and certainly does after [`SendQueue::ring`].
+    /// Posts a request of any service but XRC. The HCA may see it at once, and certainly does after
+    /// [`SendQueue::ring`].
     ///
     /// # Errors
     /// The queue is full, or the request isn't one for this queue; the queue is then as before.
     pub fn post(&mut self, request: &SendRequest<'_>) -> Result<(), PostError> {
+        if self.geometry.service() == Service::Xrc {
+            return Err(PostError::RemoteSrq);
+        }
+        self.post_to(request, 0)
+    }
+
+    /// Posts a request of XRC; `remote_srqn` is the SRQ at the other end (24 bits, the rest is cut off), which
+    /// counts where the request takes a receive request there. Else as [`SendQueue::post`].
+    ///
+    /// # Errors
+    /// As for [`SendQueue::post`].
+    pub fn post_xrc(&mut self, request: &SendRequest<'_>, remote_srqn: u32) -> Result<(), PostError> {
+        if self.geometry.service() != Service::Xrc {
+            return Err(PostError::RemoteSrq);
+        }
+        self.post_to(request, remote_srqn & Number24::MAX)
+    }
+
+    fn post_to(&mut self, request: &SendRequest<'_>, remote_srqn: u32) -> Result<(), PostError> {
         if self.free() == 0 {
             return Err(PostError::Full);
         }
         self.check(request)?;
         let room = match request.data {
             Data::Pieces(pieces) => room(pieces),
-            Data::Inline(_) => 0,
+            Data::Inline(_) | Data::Segmented { .. } => 0,
         };
-        self.write(request.wr_id, room, |wqe| build(wqe, request))
+        self.write(request.wr_id, room, |wqe| build(wqe, request, remote_srqn))
     }
 
     /// Posts a request that the caller builds, control segment first (owner bit and size are filled in). If it
@@ -169,8 +195,16 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
             _ => return Err(PostError::Destination),
         }
         match request.data {
+            _ if !request.operation.takes_data() => Ok(()),
             Data::Pieces(pieces) => self.check_pieces(&request.operation, pieces),
             Data::Inline(pieces) => self.check_inline(&request.operation, pieces),
+            Data::Segmented { header, segment, pieces } => {
+                let sends = service == Service::Ud && request.operation == Operation::Send;
+                if !sends || header.is_empty() || header.len() > MAX_HEADER || segment == 0 {
+                    return Err(PostError::Segmented);
+                }
+                self.check_pieces(&request.operation, pieces)
+            }
         }
     }
 
@@ -182,19 +216,14 @@ impl<M: RingMemory, D: Doorbell> SendQueue<M, D> {
         if let Some(long) = pieces.iter().find(|piece| piece.length > i32::MAX as u32) {
             return Err(PostError::PieceTooLong(long.length));
         }
-        let atomic = matches!(operation, Operation::CompareSwap { .. } | Operation::FetchAdd { .. });
-        if atomic && (pieces.len() != 1 || pieces[0].length != ATOMIC_BYTES) {
+        if operation.is_atomic() && (pieces.len() != 1 || pieces[0].length != ATOMIC_BYTES) {
             return Err(PostError::AtomicData);
         }
         Ok(())
     }
 
     fn check_inline(&self, operation: &Operation, pieces: &[&[u8]]) -> Result<(), PostError> {
-        let inlines = !matches!(
-            operation,
-            Operation::Read(_) | Operation::CompareSwap { .. } | Operation::FetchAdd { .. }
-        );
-        if !inlines {
+        if operation.is_atomic() || matches!(operation, Operation::Read(_)) {
             return Err(PostError::Inline);
         }
         let most = self.geometry.max_inline();
@@ -222,77 +251,19 @@ impl<M, D> SendQueue<M, D> {
 }
 
 fn offered(service: Service, operation: &Operation) -> bool {
+    let any = |services: &[Service]| services.contains(&service);
     match operation {
         Operation::Nop => true,
         Operation::Send | Operation::SendImm(_) => service != Service::Mlx,
-        Operation::Write(_) | Operation::WriteImm(..) => matches!(service, Service::Rc | Service::Uc),
-        _ => service == Service::Rc,
-    }
-}
-
-fn build<M: RingMemory>(wqe: &mut WqeWriter<'_, M>, request: &SendRequest<'_>) {
-    wqe.segment(&control(request));
-    if let Some(to) = request.destination {
-        let mut datagram = DatagramSeg::new_zeroed();
-        datagram.av = to.av;
-        datagram.remote_qpn = Number24::wrapping(to.qpn);
-        datagram.qkey = U32::new(to.qkey);
-        datagram.vlan = U16::new(0);
-        wqe.segment(&datagram);
-    }
-    operands(wqe, &request.operation);
-    match request.data {
-        _ if request.operation == Operation::Nop => {}
-        Data::Pieces(pieces) => pieces.iter().filter(|piece| piece.length != 0).for_each(|piece| {
-            wqe.segment(&DataSeg {
-                byte_count: ByteCount::new().with_count(piece.length),
-                lkey: U32::new(piece.lkey),
-                address: U64::new(piece.address),
-            });
-        }),
-        Data::Inline(pieces) => wqe.inline(pieces),
-    }
-}
-
-fn control(request: &SendRequest<'_>) -> CtrlSeg {
-    let (opcode, immediate) = match request.operation {
-        Operation::Send => (Opcode::SEND, [0; 4]),
-        Operation::SendImm(immediate) => (Opcode::SEND_IMM, immediate),
-        Operation::SendInvalidate(rkey) => (Opcode::SEND_INVALIDATE, rkey.to_be_bytes()),
-        Operation::Write(_) => (Opcode::RDMA_WRITE, [0; 4]),
-        Operation::WriteImm(_, immediate) => (Opcode::RDMA_WRITE_IMM, immediate),
-        Operation::Read(_) => (Opcode::RDMA_READ, [0; 4]),
-        Operation::CompareSwap { .. } => (Opcode::ATOMIC_CS, [0; 4]),
-        Operation::FetchAdd { .. } => (Opcode::ATOMIC_FA, [0; 4]),
-        Operation::Nop => (Opcode::NOP, [0; 4]),
-    };
-    let completion = if request.flags.signalled { Completion::ALWAYS } else { Completion::ON_ERROR };
-    CtrlSeg {
-        opcode: CtrlOpcode::new().with_opcode(opcode),
-        size: CtrlSize::new().with_fence(request.flags.fence),
-        flags: CtrlFlags::new().with_completion(completion).with_solicited(request.flags.solicited),
-        immediate: U32::from_bytes(immediate),
-    }
-}
-
-fn operands<M: RingMemory>(wqe: &mut WqeWriter<'_, M>, operation: &Operation) {
-    let mut remote = |to: &Remote| {
-        let mut segment = RemoteAddressSeg::new_zeroed();
-        segment.address = U64::new(to.address);
-        segment.rkey = U32::new(to.rkey);
-        wqe.segment(&segment);
-    };
-    match operation {
-        Operation::Write(to) | Operation::WriteImm(to, _) | Operation::Read(to) => remote(to),
-        Operation::CompareSwap { remote: to, compare, swap } => {
-            remote(to);
-            wqe.segment(&AtomicSeg { swap_add: U64::new(*swap), compare: U64::new(*compare) });
+        Operation::Write(_) | Operation::WriteImm(..) => any(&[Service::Rc, Service::Uc, Service::Xrc]),
+        Operation::Bind(_) | Operation::LocalInvalidate(_) | Operation::FastRegister(_) => {
+            any(&[Service::Rc, Service::Uc])
         }
-        Operation::FetchAdd { remote: to, add } => {
-            remote(to);
-            wqe.segment(&AtomicSeg { swap_add: U64::new(*add), compare: U64::new(0) });
-        }
-        Operation::Send | Operation::SendImm(_) | Operation::SendInvalidate(_) | Operation::Nop => {}
+        Operation::MaskedCompareSwap { .. } | Operation::MaskedFetchAdd { .. } => service == Service::Rc,
+        Operation::SendInvalidate(_)
+        | Operation::Read(_)
+        | Operation::CompareSwap { .. }
+        | Operation::FetchAdd { .. } => any(&[Service::Rc, Service::Xrc]),
     }
 }
 

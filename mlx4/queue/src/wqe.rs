@@ -73,6 +73,17 @@ impl<'a, M: RingMemory> WqeWriter<'a, M> {
                 (rest, room, left) = (later, room - now.len(), left - now.len());
             }
         }
+        self.pad();
+    }
+
+    /// Puts in an LSO segment: its first word and the header that follows at once, up to a whole unit.
+    pub(crate) fn header(&mut self, word: [u8; HEADER], header: &[u8]) {
+        self.put(&word);
+        self.put(header);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
         let odd = self.at % UNIT;
         if odd != 0 {
             self.put(&[0; UNIT][odd..]);

@@ -8,10 +8,15 @@ pub(crate) enum Check {
     Send,
     Write,
     Read,
+    Uc,
+    Ud,
+    Srq,
+    Atomics,
     Transfer,
     WrongKey,
     ErrorState,
     Untouched,
+    Direct,
     WorkRequests,
     Payload,
     RejectedKeys,
@@ -20,16 +25,21 @@ pub(crate) enum Check {
 
 impl Check {
     /// All of them, in the order in which they are made. README lists the same names.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Open,
         Self::Connect,
         Self::Send,
         Self::Write,
         Self::Read,
+        Self::Uc,
+        Self::Ud,
+        Self::Srq,
+        Self::Atomics,
         Self::Transfer,
         Self::WrongKey,
         Self::ErrorState,
         Self::Untouched,
+        Self::Direct,
         Self::WorkRequests,
         Self::Payload,
         Self::RejectedKeys,
@@ -44,10 +54,15 @@ impl Check {
             Self::Send => "send",
             Self::Write => "write",
             Self::Read => "read",
+            Self::Uc => "uc",
+            Self::Ud => "ud",
+            Self::Srq => "srq",
+            Self::Atomics => "atomics",
             Self::Transfer => "transfer",
             Self::WrongKey => "wrong-key",
             Self::ErrorState => "error-state",
             Self::Untouched => "untouched",
+            Self::Direct => "direct",
             Self::WorkRequests => "work-requests",
             Self::Payload => "payload",
             Self::RejectedKeys => "rejected-keys",
@@ -65,6 +80,14 @@ impl Check {
             }
             Self::Write => "ping-pong by RDMA write, with and without immediate data, every byte verified",
             Self::Read => "ping-pong by RDMA read, each answered by a fenced send, every byte verified",
+            Self::Uc => "the same by send and write of unreliable connections",
+            Self::Ud => {
+                "ping-pong by datagrams, with and without immediate and inline data, every byte verified"
+            }
+            Self::Srq => "ping-pong by send into shared receive queues, every byte verified",
+            Self::Atomics => {
+                "fetch-and-add and compare-and-swap find in the other guest's memory what the last one left there"
+            }
             Self::Transfer => {
                 "256 MiB written from guest to guest have the checksum at the receiver that they had at the sender"
             }
@@ -73,6 +96,9 @@ impl Check {
                 "both queue pairs of that write are in ERR, and the owner of the memory was told"
             }
             Self::Untouched => "the memory behind the wrong rkey is what it was",
+            Self::Direct => {
+                "all three ping-pongs again, with doorbells that the daemon has mapped into both guests"
+            }
             Self::WorkRequests => "the model has executed as many work requests as the guests have posted",
             Self::Payload => "the model has carried as many payload bytes as the guests have posted",
             Self::RejectedKeys => "the model has rejected as many keys as the guests have used wrong ones",
@@ -149,6 +175,6 @@ mod tests {
         assert!(report.note(Check::Connect, &Err("expected a, seen b".into())).contains("seen b"));
         report.finish();
         assert!(!report.is_good());
-        assert_eq!(report.summary(), "demo: 1 checks passed, 12 failed");
+        assert_eq!(report.summary(), "demo: 1 checks passed, 17 failed");
     }
 }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use paraverbsd::Daemon;
-use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
+use paraverbsd::config::{Config, Device, Doorbells as Granted, GuestEntry, GuestKind};
 use tempfile::TempDir;
 
 use super::guests::NAMES;
+use super::protocol::Doorbells;
 
 /// When guests have gone, what they had is taken from the HCA within this time.
 const TEARDOWN: Duration = Duration::from_secs(5);
@@ -25,7 +26,8 @@ pub(crate) const SPIN: Duration = Duration::from_micros(50);
 /// The daemon. Fields drop in order: the daemon removes its sockets before the folder goes.
 pub(crate) struct Host {
     daemon: Daemon,
-    sockets: [PathBuf; 2],
+    relayed: [PathBuf; 2],
+    direct: [PathBuf; 2],
     folder: TempDir,
 }
 
@@ -42,33 +44,43 @@ impl Counts {
 }
 
 impl Host {
-    /// Starts the daemon with a socket for each guest.
+    /// Starts the daemon with two sockets for each guest, one for each kind of doorbells.
     pub(crate) fn start() -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("paraverbs-demo-")
             .tempdir()
             .context("make a temporary folder; set TMPDIR to one that you may write to")?;
-        let sockets = NAMES.map(|name| folder.path().join(format!("{name}.sock")));
-        if sockets[0].as_os_str().len() > SOCKET_PATH_MAX {
+        let relayed = NAMES.map(|name| folder.path().join(format!("{name}.sock")));
+        let direct = NAMES.map(|name| folder.path().join(format!("{name}-direct.sock")));
+        if direct[0].as_os_str().len() > SOCKET_PATH_MAX {
             bail!(
                 "the temporary folder {} is too deep for sockets; set TMPDIR to a shorter path",
                 folder.path().display()
             );
         }
-        let guest = |(name, socket): (&&str, &PathBuf)| GuestEntry::new(name, socket, GuestKind::Process);
-        let config = Config {
-            device: Device::default(),
-            fabric_sockets: Vec::new(),
-            guests: NAMES.iter().zip(&sockets).map(guest).collect(),
-            spin: Some(SPIN),
+        let guest = |name: &str, socket, doorbells| GuestEntry {
+            doorbells,
+            ..GuestEntry::new(name, socket, GuestKind::Process)
         };
+        let [a, b] = NAMES;
+        let guests = vec![
+            guest(a, &relayed[0], Granted::Relayed),
+            guest(b, &relayed[1], Granted::Relayed),
+            guest(&format!("{a}-direct"), &direct[0], Granted::Direct),
+            guest(&format!("{b}-direct"), &direct[1], Granted::Direct),
+        ];
+        let config =
+            Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: Some(SPIN) };
         let daemon = Daemon::start(&config)?;
-        Ok(Self { daemon, sockets, folder })
+        Ok(Self { daemon, relayed, direct, folder })
     }
 
     /// The guests' sockets.
-    pub(crate) fn sockets(&self) -> &[PathBuf; 2] {
-        &self.sockets
+    pub(crate) fn sockets(&self, doorbells: Doorbells) -> &[PathBuf; 2] {
+        match doorbells {
+            Doorbells::Relayed => &self.relayed,
+            Doorbells::Direct => &self.direct,
+        }
     }
 
     /// What the model has counted so far.

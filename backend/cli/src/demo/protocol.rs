@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// What a guest is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Command {
-    /// Open the device at a socket. Answer: [`Answer::Opened`].
+    /// Open the device at a socket, in place of one that is open. Answer: [`Answer::Opened`].
     Open { socket: PathBuf },
     /// Make a link: a queue pair and its memory. Answer: [`Answer::Ready`].
     Prepare { plan: LinkPlan },
@@ -20,6 +20,9 @@ pub(crate) enum Command {
     Transfer { side: Side },
     /// Write with a wrong rkey, or be written to. Answer: [`Answer::Refused`].
     WrongKey { side: Side },
+    /// Change a word of the other guest's memory by atomic operations, or have it changed. Answer:
+    /// [`Answer::Verified`].
+    Atomics { side: Side },
     /// Measure. Answer: [`Answer::Measured`], of the second side without numbers.
     Measure { operation: Operation, bytes: u32, waiting: Waiting, side: Side },
     /// End the link, with all that it has posted. Answer: [`Answer::Tally`].
@@ -32,7 +35,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     /// The device is open.
-    Opened { device: String, port: String, lid: u16, mtu: u32 },
+    Opened { device: String, port: String, lid: u16, mtu: u32, doorbells: Doorbells },
     /// A link is ready to be connected.
     Ready(Endpoint),
     /// The state of the link's queue pair.
@@ -53,9 +56,51 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
+/// How doorbells reach the HCA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Doorbells {
+    Relayed,
+    Direct,
+}
+
+impl Doorbells {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Relayed => "relayed",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// How messages are carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Service {
+    /// Reliable connection.
+    Rc,
+    /// The same, with a shared receive queue.
+    Srq,
+    /// Unreliable connection.
+    Uc,
+    /// Datagrams.
+    Ud,
+}
+
+impl Service {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rc => "RC",
+            Self::Srq => "RC, SRQ",
+            Self::Uc => "UC",
+            Self::Ud => "UD",
+        }
+    }
+}
+
 /// What a link is made of. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct LinkPlan {
+    /// How it carries messages.
+    pub(crate) service: Service,
     /// What is sent or read by the other side.
     pub(crate) outbox: usize,
     /// What the other side writes to, and what is read goes to.
@@ -98,16 +143,21 @@ pub(crate) enum Operation {
     Send,
     Write,
     Read,
+    FetchAdd,
+    CompareSwap,
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 3] = [Self::Send, Self::Write, Self::Read];
+    /// Those that carry messages of any size.
+    pub(crate) const MESSAGES: [Self; 3] = [Self::Send, Self::Write, Self::Read];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Send => "send",
             Self::Write => "write",
             Self::Read => "read",
+            Self::FetchAdd => "fetch-add",
+            Self::CompareSwap => "compare-swap",
         }
     }
 
@@ -155,15 +205,19 @@ pub(crate) struct Measurement {
 /// What was posted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// Send requests.
+    /// Send requests of connections.
     pub(crate) sends: u64,
-    /// Receive requests.
+    /// Send requests of datagrams.
+    pub(crate) datagrams: u64,
+    /// Receive requests, without those that were left in a shared queue.
     pub(crate) receives: u64,
-    /// Receive requests that a message came for.
+    /// Receive requests that a message of a connection came for.
     pub(crate) received: u64,
+    /// Receive requests that a datagram came for.
+    pub(crate) received_datagrams: u64,
     /// Requests that were flushed.
     pub(crate) flushed: u64,
-    /// Bytes that send requests carried.
+    /// Bytes that send requests of connections carried, atomics aside.
     pub(crate) payload: u64,
     /// Send requests with a wrong rkey.
     pub(crate) wrong_keys: u64,
@@ -172,8 +226,10 @@ pub(crate) struct Tally {
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.sends += other.sends;
+        self.datagrams += other.datagrams;
         self.receives += other.receives;
         self.received += other.received;
+        self.received_datagrams += other.received_datagrams;
         self.flushed += other.flushed;
         self.payload += other.payload;
         self.wrong_keys += other.wrong_keys;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use super::checks::{Check, Report};
 use super::guests::{Guests, Interrupted, NAMES};
 use super::host::{Counts, Host, SPIN};
-use super::protocol::{Answer, Command, LinkPlan, Operation, Side, Tally, Waiting};
+use super::protocol::{Answer, Command, Doorbells, LinkPlan, Operation, Service, Side, Tally, Waiting};
 use super::screen::Screen;
 use super::table::{self, Row};
 
@@ -17,17 +17,29 @@ const TRANSFER: usize = 256 << 20;
 /// Sizes of messages that are measured, in bytes.
 const SIZES: [u32; 5] = [8, 64, 4 << 10, 64 << 10, 1 << 20];
 
+/// Sizes of messages that are measured of other services than RC, in bytes: those that fit into a datagram, and one.
+const OTHER_SIZES: [u32; 3] = [8, 4 << 10, 64 << 10];
+
+/// A link of RC.
+const fn plan(outbox: usize, window: usize, receives: u32, slot: u32) -> LinkPlan {
+    LinkPlan { service: Service::Rc, outbox, window, receives, slot, one_slot: false }
+}
+
 /// The link of the ping-pongs: room for messages of 1 MiB at some distance from the start of the window.
-const VERIFIED: LinkPlan =
-    LinkPlan { outbox: 1 << 20, window: 2 << 20, receives: 8, slot: 1 << 20, one_slot: false };
+const VERIFIED: LinkPlan = plan(1 << 20, 2 << 20, 8, 1 << 20);
 /// The link of the large transfer.
-const LARGE: LinkPlan =
-    LinkPlan { outbox: TRANSFER, window: TRANSFER, receives: 2, slot: 4096, one_slot: false };
-/// The link of the wrong rkey.
-const WRONG: LinkPlan = LinkPlan { outbox: 4096, window: 4096, receives: 1, slot: 4096, one_slot: false };
+const LARGE: LinkPlan = plan(TRANSFER, TRANSFER, 2, 4096);
+/// The link of the wrong rkey, and of the atomics.
+const SMALL: LinkPlan = plan(4096, 4096, 1, 4096);
 /// The link of the numbers.
-const MEASURED: LinkPlan =
-    LinkPlan { outbox: 1 << 20, window: 1 << 20, receives: 256, slot: 1 << 20, one_slot: true };
+const MEASURED: LinkPlan = LinkPlan { one_slot: true, ..plan(1 << 20, 1 << 20, 256, 1 << 20) };
+
+/// What is measured of each service besides RC.
+const OTHERS: [(Service, &[Operation]); 3] = [
+    (Service::Srq, &[Operation::Send]),
+    (Service::Uc, &[Operation::Send, Operation::Write]),
+    (Service::Ud, &[Operation::Send]),
+];
 
 /// What a check has found: what was seen, or what was expected and what was seen instead.
 type Finding = Result<String, String>;
@@ -79,9 +91,14 @@ impl<'a> Demo<'a> {
         let (dump, counts) = (host.dump(), host.counts());
         self.open(host)?;
         self.ping_pong()?;
+        self.other_services()?;
+        self.atomics()?;
         self.transfer()?;
         self.wrong_key()?;
-        self.measure()?;
+        self.measure(Doorbells::Relayed)?;
+        self.measure_others()?;
+        self.direct(host)?;
+        self.measure(Doorbells::Direct)?;
         self.compare_counts(&host.counts(), &counts);
         self.screen.progress(Check::Teardown.sentence());
         match self.teardown(host, &dump) {
@@ -112,19 +129,29 @@ impl<'a> Demo<'a> {
     fn open(&mut self, host: &Host) -> Result<()> {
         self.check(Check::Open, |demo| {
             demo.guests.start()?;
-            let sockets = host.sockets();
-            let answers =
-                demo.guests.both(|side| Command::Open { socket: sockets[side as usize].clone() })?;
-            let mut seen = Vec::new();
-            for (name, answer) in NAMES.iter().zip(answers) {
-                let Answer::Opened { device, port, lid, mtu } = answer else { return unexpected(&answer) };
-                if port != "PORT_ACTIVE" {
-                    return Ok(Err(format!("expected PORT_ACTIVE, guest {name} sees {port}")));
-                }
-                seen.push(format!("{device}, LID {lid}, MTU {mtu}"));
-            }
-            Ok(Ok(seen.swap_remove(0)))
+            demo.open_devices(host, Doorbells::Relayed)
         })
+    }
+
+    /// Opens the devices with such doorbells, in place of those that were open.
+    fn open_devices(&mut self, host: &Host, expected: Doorbells) -> Result<Finding> {
+        let sockets = host.sockets(expected);
+        let answers = self.guests.both(|side| Command::Open { socket: sockets[side as usize].clone() })?;
+        let mut seen = Vec::new();
+        for (name, answer) in NAMES.iter().zip(answers) {
+            let Answer::Opened { device, port, lid, mtu, doorbells } = answer else {
+                return unexpected(&answer);
+            };
+            if port != "PORT_ACTIVE" {
+                return Ok(Err(format!("expected PORT_ACTIVE, guest {name} sees {port}")));
+            }
+            if doorbells != expected {
+                let (expected, seen) = (expected.name(), doorbells.name());
+                return Ok(Err(format!("expected doorbells {expected}, those of guest {name} are {seen}")));
+            }
+            seen.push(format!("{device}, LID {lid}, MTU {mtu}, doorbells {}", doorbells.name()));
+        }
+        Ok(Ok(seen.swap_remove(0)))
     }
 
     /// Connects a link, and answers the states of the queue pairs.
@@ -160,28 +187,74 @@ impl<'a> Demo<'a> {
             let states = demo.connect(VERIFIED)?;
             Ok(expect("RTS and RTS", &states.join(" and ")))
         })?;
-        for operation in Operation::ALL {
-            let check = match operation {
-                Operation::Send => Check::Send,
-                Operation::Write => Check::Write,
-                Operation::Read => Check::Read,
-            };
-            self.check(check, |demo| {
-                let answers = demo.guests.both(|side| Command::PingPong { operation, side })?;
-                let [
-                    Answer::Verified { messages, bytes },
-                    Answer::Verified { messages: back, bytes: bytes_back },
-                ] = answers
-                else {
-                    return unexpected(&answers);
-                };
-                Ok(Ok(format!(
-                    "{back} messages from a to b and {messages} back, {:.1} MB",
-                    (bytes + bytes_back) as f64 / 1e6
-                )))
-            })?;
+        for (operation, check) in
+            Operation::MESSAGES.into_iter().zip([Check::Send, Check::Write, Check::Read])
+        {
+            self.check(check, |demo| demo.exchange(&[operation]))?;
         }
         self.disconnect()
+    }
+
+    /// Ping-pongs by operations, one after the other.
+    fn exchange(&mut self, operations: &[Operation]) -> Result<Finding> {
+        let (mut there, mut back, mut total) = (0, 0, 0);
+        for operation in operations.iter().copied() {
+            let answers = self.guests.both(|side| Command::PingPong { operation, side })?;
+            let [
+                Answer::Verified { messages, bytes },
+                Answer::Verified { messages: messages_there, bytes: bytes_there },
+            ] = answers
+            else {
+                return unexpected(&answers);
+            };
+            there += messages_there;
+            back += messages;
+            total += bytes + bytes_there;
+        }
+        let megabytes = total as f64 / 1e6;
+        Ok(Ok(format!("{there} messages from a to b and {back} back, {megabytes:.1} MB")))
+    }
+
+    /// Ping-pongs over links of the other services.
+    fn other_services(&mut self) -> Result<()> {
+        for (check, service, operations) in [
+            (Check::Uc, Service::Uc, &[Operation::Send, Operation::Write][..]),
+            (Check::Ud, Service::Ud, &[Operation::Send]),
+            (Check::Srq, Service::Srq, &[Operation::Send]),
+        ] {
+            self.check(check, |demo| {
+                demo.connect_well(LinkPlan { service, ..VERIFIED })?;
+                let finding = demo.exchange(operations)?;
+                demo.disconnect()?;
+                Ok(finding)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn atomics(&mut self) -> Result<()> {
+        self.check(Check::Atomics, |demo| {
+            demo.connect_well(SMALL)?;
+            let answers = demo.guests.both(|side| Command::Atomics { side })?;
+            let [Answer::Verified { messages, .. }, Answer::Verified { .. }] = answers else {
+                return unexpected(&answers);
+            };
+            demo.disconnect()?;
+            Ok(Ok(format!("{messages} operations, and the word has the value that it must have")))
+        })
+    }
+
+    /// Opens devices whose doorbells are mapped into the guests.
+    fn direct(&mut self, host: &Host) -> Result<()> {
+        self.check(Check::Direct, |demo| {
+            if let Err(seen) = demo.open_devices(host, Doorbells::Direct)? {
+                return Ok(Err(seen));
+            }
+            demo.connect_well(VERIFIED)?;
+            let finding = demo.exchange(&Operation::MESSAGES)?;
+            demo.disconnect()?;
+            Ok(finding)
+        })
     }
 
     fn transfer(&mut self) -> Result<()> {
@@ -211,7 +284,7 @@ impl<'a> Demo<'a> {
     fn wrong_key(&mut self) -> Result<()> {
         let mut refusals = None;
         self.check(Check::WrongKey, |demo| {
-            demo.connect_well(WRONG)?;
+            demo.connect_well(SMALL)?;
             let answers = demo.guests.both(|side| Command::WrongKey { side })?;
             let [Answer::Refused(first), Answer::Refused(second)] = answers else {
                 return unexpected(&answers);
@@ -234,26 +307,56 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn measure(&mut self) -> Result<()> {
+    /// Measures RC; with relayed doorbells atomics too.
+    fn measure(&mut self, doorbells: Doorbells) -> Result<()> {
         self.connect_well(MEASURED)?;
-        for operation in Operation::ALL {
-            let waiting = waiting(operation);
-            for bytes in SIZES {
-                self.screen.progress(&format!("measuring {} of {}", operation.name(), table::size(bytes)));
-                let answers =
-                    self.guests.both(|side| Command::Measure { operation, bytes, waiting, side })?;
-                let [Answer::Measured(Some(measured)), Answer::Measured(None)] = answers else {
-                    bail!("no numbers: {answers:?}");
-                };
-                self.rows.push(Row { operation, bytes, waiting, measured });
+        for operation in Operation::MESSAGES {
+            self.measure_sizes(operation, Service::Rc, doorbells, &SIZES)?;
+        }
+        if doorbells == Doorbells::Relayed {
+            for operation in [Operation::FetchAdd, Operation::CompareSwap] {
+                self.measure_sizes(operation, Service::Rc, doorbells, &[8])?;
             }
         }
         self.disconnect()
     }
 
+    fn measure_others(&mut self) -> Result<()> {
+        for (service, operations) in OTHERS {
+            self.connect_well(LinkPlan { service, ..MEASURED })?;
+            let sizes = if service == Service::Ud { &OTHER_SIZES[..2] } else { &OTHER_SIZES };
+            for operation in operations {
+                self.measure_sizes(*operation, service, Doorbells::Relayed, sizes)?;
+            }
+            self.disconnect()?;
+        }
+        Ok(())
+    }
+
+    fn measure_sizes(
+        &mut self,
+        operation: Operation,
+        service: Service,
+        doorbells: Doorbells,
+        sizes: &[u32],
+    ) -> Result<()> {
+        let waiting = waiting(operation);
+        for bytes in sizes.iter().copied() {
+            let what = format!("{} ({}, {})", operation.name(), service.name(), doorbells.name());
+            self.screen.progress(&format!("measuring {what} of {}", table::size(bytes)));
+            let answers = self.guests.both(|side| Command::Measure { operation, bytes, waiting, side })?;
+            let [Answer::Measured(Some(measured)), Answer::Measured(None)] = answers else {
+                bail!("no numbers: {answers:?}");
+            };
+            self.rows.push(Row { operation, service, doorbells, bytes, waiting, measured });
+        }
+        Ok(())
+    }
+
     /// All links are closed, so all that was posted has been executed or flushed.
     fn compare_counts(&mut self, now: &Counts, before: &Counts) {
-        let Tally { sends, receives, received, flushed, payload, wrong_keys } = self.posted;
+        let Tally { sends, datagrams, receives, received, received_datagrams, flushed, payload, wrong_keys } =
+            self.posted;
         let count = |name| now.since(before, name);
         let requests = |sends, receives, flushed| {
             format!("{sends} send and {receives} receive requests executed, {flushed} flushed")
@@ -261,10 +364,16 @@ impl<'a> Demo<'a> {
         let mut finding = expect(
             &requests(sends, received, flushed),
             &requests(count("send_wqes"), count("receive_wqes"), count("flushed_wqes")),
-        );
-        if received + flushed != receives {
-            finding =
-                Err(format!("expected {receives} receives, {received} and {flushed} flushed were seen"));
+        )
+        .map(|seen| format!("{seen}; {received_datagrams} datagrams received"));
+        if received + received_datagrams + flushed != receives {
+            finding = Err(format!(
+                "expected {receives} receives; {received}, {received_datagrams} of datagrams and {flushed} flushed were seen"
+            ));
+        }
+        // The model counts those of the subnet manager too.
+        if received_datagrams != datagrams {
+            finding = Err(format!("expected {datagrams} datagrams, {received_datagrams} were received"));
         }
         self.note(Check::WorkRequests, finding);
         let bytes = |count: u64| format!("{count} bytes");
@@ -289,9 +398,8 @@ impl<'a> Demo<'a> {
         let (cores, spin) = (cores(), SPIN.as_micros());
         self.screen.line("");
         self.screen.line(&table::render(&self.rows));
-        self.screen.line(
-            "Latency is half a round trip for send, and from posting to completion for write and read.",
-        );
+        self.screen
+            .line("Latency is half a round trip for send, and from posting to completion for the others.");
         self.screen.line(&format!(
             "The engine is the daemon's thread; it executes all work requests, and sleeps after {spin} µs without."
         ));

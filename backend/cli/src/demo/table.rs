@@ -2,12 +2,14 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::protocol::{Measurement, Operation, Waiting};
+use super::protocol::{Doorbells, Measurement, Operation, Service, Waiting};
 
 /// A row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub(crate) operation: Operation,
+    pub(crate) service: Service,
+    pub(crate) doorbells: Doorbells,
     pub(crate) bytes: u32,
     pub(crate) waiting: Waiting,
     pub(crate) measured: Measurement,
@@ -29,13 +31,24 @@ impl Row {
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
-    let headings =
-        ["operation", "size", "median", "99 %", "messages/s", "bandwidth", "who polls, who sleeps"];
+    let headings = [
+        "operation",
+        "service",
+        "doorbells",
+        "size",
+        "median",
+        "99 %",
+        "messages/s",
+        "bandwidth",
+        "who polls, who sleeps",
+    ];
     table.set_header(headings);
     for row in rows {
         let measured = &row.measured;
         table.add_row([
             row.operation.name().to_owned(),
+            row.service.name().to_owned(),
+            row.doorbells.name().to_owned(),
             size(row.bytes),
             microseconds(measured.median),
             microseconds(measured.percentile99),
@@ -44,7 +57,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
             row.who().to_owned(),
         ]);
     }
-    for column in 1..=5 {
+    for column in 3..=7 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -82,10 +95,22 @@ mod tests {
     fn row_has_its_numbers_and_tells_who_sleeps() {
         let measured =
             Measurement { median: 1449, percentile99: 93_051, rate: 2_345_678.0, bandwidth: 1.5e9 };
-        let row = |operation, waiting| Row { operation, bytes: 65536, waiting, measured };
-        let rows = [row(Operation::Send, Waiting::Sleep), row(Operation::Read, Waiting::Poll)];
+        let row = |operation, service, doorbells, waiting| Row {
+            operation,
+            service,
+            doorbells,
+            bytes: 65536,
+            waiting,
+            measured,
+        };
+        let rows = [
+            row(Operation::Send, Service::Srq, Doorbells::Direct, Waiting::Sleep),
+            row(Operation::Read, Service::Uc, Doorbells::Relayed, Waiting::Poll),
+        ];
         let text = render(&rows);
         for word in [
+            "RC, SRQ",
+            "direct",
             "64 KiB",
             "1.4 µs",
             "93.1 µs",

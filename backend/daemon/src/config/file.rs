@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Config, ConfigError, Device, GuestEntry, GuestKind, GuestLimits};
+use super::{Config, ConfigError, Device, Doorbells, GuestEntry, GuestKind, GuestLimits};
 
 /// Why a configuration file can't be used. One line each: what, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,8 @@ struct Guest {
     kind: GuestKind,
     require_seals: Option<bool>,
     #[serde(default)]
+    doorbells: Doorbells,
+    #[serde(default)]
     limits: GuestLimits,
 }
 
@@ -106,8 +108,8 @@ impl File {
 
 impl Guest {
     fn into_entry(self) -> GuestEntry {
-        let Self { name, socket, kind, require_seals, limits } = self;
-        GuestEntry { name, socket, kind, require_seals, limits }
+        let Self { name, socket, kind, require_seals, doorbells, limits } = self;
+        GuestEntry { name, socket, kind, require_seals, doorbells, limits }
     }
 }
 
@@ -138,6 +140,7 @@ mod tests {
             socket = "/run/web1"
             kind = "vm"
             require_seals = true
+            doorbells = "direct"
             [guest.limits]
             queue_pairs = 64
             registered_bytes = 17179869184
@@ -155,6 +158,7 @@ mod tests {
             GuestLimits { queue_pairs: Some(64), registered_bytes: Some(16 << 30), ..GuestLimits::default() };
         let web1 = GuestEntry {
             require_seals: Some(true),
+            doorbells: Doorbells::Direct,
             limits,
             ..GuestEntry::new("web1", "/run/web1", GuestKind::Vm)
         };
@@ -176,6 +180,7 @@ mod tests {
             (format!("{guest}limit = 3\n"), "line 4: unknown field `limit`"),
             (format!("{guest}[guest.limits]\nqps = 3\n"), "line 5: unknown field `qps`"),
             (format!("{guest}kind = 'pod'\n"), "line 4: unknown variant `pod`"),
+            (format!("{guest}doorbells = 'mapped'\n"), "line 4: unknown variant `mapped`"),
             (format!("{guest}[guest.limits]\nqueue_pairs = -1\n"), "line 5: "),
             ("device = \n".to_owned(), "line 1: "),
             ("[[guest]]\nname = 'a'\n".to_owned(), "line 1: missing field `socket`"),

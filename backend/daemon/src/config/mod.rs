@@ -96,6 +96,8 @@ pub struct GuestEntry {
     pub kind: GuestKind,
     /// Whether memory is refused that can be truncated under the daemon; `None`: as the kind has it.
     pub require_seals: Option<bool>,
+    /// How its doorbells may reach the HCA.
+    pub doorbells: Doorbells,
     /// What it may have.
     pub limits: GuestLimits,
 }
@@ -108,6 +110,7 @@ impl GuestEntry {
             socket: socket.into(),
             kind,
             require_seals: None,
+            doorbells: Doorbells::default(),
             limits: GuestLimits::default(),
         }
     }
@@ -127,6 +130,19 @@ pub enum GuestKind {
     Vm,
     /// A process or container of this host, with `paraverbs-verbs`.
     Process,
+}
+
+/// How a guest's doorbells reach the HCA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Doorbells {
+    /// Through the guest's memory, which the daemon reads: works with every VMM.
+    #[default]
+    Relayed,
+    /// Through memory that is mapped into the guest, where its VMM does that; else relayed, and the log tells.
+    Direct,
+    /// As direct where the device is the model, as relayed where it is a card.
+    Auto,
 }
 
 /// Why a configuration makes no sense. One line each: what, and what to do.
@@ -177,6 +193,16 @@ pub enum ConfigError {
     /// A socket needs a name.
     #[error("a socket without a path; name one, e.g. /run/paraverbs/a.sock")]
     NoPath,
+    /// A card's doorbells can't be mapped into guests.
+    #[error(
+        "guest {guest:?} is to have direct doorbells, which only the model has so far, and the device is {device}; use doorbells = \"relayed\", or \"auto\""
+    )]
+    DirectOnCard {
+        /// Whose.
+        guest: String,
+        /// The card.
+        device: Device,
+    },
     /// A limit that can't be one.
     #[error("guest {guest:?}")]
     Limit {
@@ -220,6 +246,10 @@ impl Config {
                 .limits
                 .check()
                 .map_err(|source| ConfigError::Limit { guest: guest.name.clone(), source })?;
+            if guest.doorbells == Doorbells::Direct && matches!(self.device, Device::Vfio(_)) {
+                let device = self.device.clone();
+                return Err(ConfigError::DirectOnCard { guest: guest.name.clone(), device });
+            }
         }
         if let Some(name) = twice(self.guests.iter().map(|guest| &guest.name)) {
             return Err(ConfigError::TwiceNamed(name.clone()));
@@ -329,6 +359,19 @@ mod tests {
             refusal(&zero),
             "guest \"a\": limit queue_pairs is 0; leave it out for the default, or allow at least 1"
         );
+    }
+
+    #[test]
+    fn direct_doorbells_need_the_model() {
+        let mut config = config(&[("a", "/a")]);
+        config.guests[0].doorbells = Doorbells::Direct;
+        config.check().unwrap();
+        config.device = "vfio:0000:01:00.0".parse().unwrap();
+        let text = refusal(&config);
+        assert!(text.starts_with("guest \"a\" is to have direct doorbells"), "{text}");
+        assert!(text.contains("vfio:0000:01:00.0"), "{text}");
+        config.guests[0].doorbells = Doorbells::Auto;
+        config.check().unwrap();
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl Bare {
     }
 
     pub fn cq(&self, uar: UarId) -> Result<Created<CqId>, HcaError> {
-        let ring = [self.piece(CQ_RING, PAGE)];
+        let layout = self.hca.cq_layout(&CqGeometry { entries: CQ_ENTRIES }).unwrap();
+        let ring = [self.piece(CQ_RING, usize::try_from(layout.ring_bytes).unwrap())];
         self.hca.create_cq(&CqSpec {
             guest: self.id,
             cookie: CQ_COOKIE,
@@ -93,6 +94,25 @@ impl Bare {
             timestamp: false,
             ignore_overrun: false,
         })
+    }
+
+    /// A queue pair that uses nothing.
+    pub fn nothing(&self, geometry: QpGeometry) -> QpSpec<'static> {
+        QpSpec {
+            guest: self.id,
+            cookie: QP_COOKIE,
+            pd: None,
+            uar: None,
+            send_cq: None,
+            recv_cq: None,
+            srq: None,
+            xrcd: None,
+            geometry,
+            memory: RingMemory { ring: &[], record: None },
+            lso: false,
+            block_loopback: false,
+            forced_gid: None,
+        }
     }
 
     pub fn leave(self) {
@@ -146,7 +166,12 @@ impl Guest {
     }
 
     fn of(hca: &Arc<Mlx4Hca>, n: u64, kind: QpKind, send_last: bool) -> Self {
-        let bare = Bare::new(hca, n);
+        Self::on(Bare::new(hca, n), kind, send_last)
+    }
+
+    /// One on memory that is there already.
+    pub fn on(bare: Bare, kind: QpKind, send_last: bool) -> Self {
+        let hca = &Arc::clone(&bare.hca);
         let pd = hca.alloc_pd(bare.id).unwrap().id;
         let uar = hca.alloc_uar(bare.id).unwrap();
         let (mr, keys) = bare.mr(pd, ALL).unwrap();
@@ -155,18 +180,12 @@ impl Guest {
         let layout = hca.qp_layout(&geometry).unwrap();
         let ring = [bare.piece(QP_RING, usize::try_from(layout.ring_bytes).unwrap())];
         let spec = QpSpec {
-            guest: bare.id,
-            cookie: QP_COOKIE,
             pd: Some(pd),
             uar: Some(uar),
             send_cq: Some(cq.id),
             recv_cq: Some(cq.id),
-            srq: None,
-            xrcd: None,
-            geometry,
             memory: RingMemory { ring: &ring, record: Some(bare.at(RECORDS + 8)) },
-            lso: false,
-            block_loopback: false,
+            ..bare.nothing(geometry)
         };
         let qp = hca.create_qp(&spec).unwrap();
         let stride = if kind == QpKind::Ud { DATAGRAM_STRIDE } else { SEND_STRIDE };
@@ -179,9 +198,10 @@ impl Guest {
             record: RECORDS + 8,
             posted: 0,
         };
-        let entries = CQ_ENTRIES as usize;
+        let QueueFormat::Mlx4(format) = hca.device().queue_format;
+        let (entries, stride) = (CQ_ENTRIES as usize, usize::from(format.cqe_bytes));
         let completions =
-            CompletionRing { offset: CQ_RING, entries, record: RECORDS, consumer: 0, sequence: 1 };
+            CompletionRing { offset: CQ_RING, entries, stride, record: RECORDS, consumer: 0, sequence: 1 };
         Self { bare, pd, uar, mr, keys, cq, qp, send, receive, completions }
     }
 

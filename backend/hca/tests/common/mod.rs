@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 
 use mlx4::{Profile, Timeouts};
 use mlx4_model::fabric::{Fabric, FabricConfig};
-use mlx4_model::hca::{EngineThread, HcaConfig};
+use mlx4_model::hca::{EngineThread, Fault, HcaConfig};
 use mlx4_model::seam::ModelDevice;
 use mlx4_pci::PciDevice;
+use mlx4_wire::cmd::Opcode as CommandOpcode;
+use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use paraverbs_hca::{Mlx4Config, Mlx4Hca};
 use paraverbs_tenant::hca::{Cookie, EventSink, Hca, HcaEvent, PortInfo};
+use zerocopy::{FromBytes, FromZeros};
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -101,6 +104,24 @@ pub fn impatient_with(profile: Profile) -> Mlx4Config {
     Mlx4Config { profile, ..impatient() }
 }
 
+/// Takes what not every card has out of what a card says of itself.
+#[derive(Debug)]
+struct Plain;
+
+impl Fault for Plain {
+    fn answer(&self, opcode: CommandOpcode, mailbox: &mut [u8], _: &mut u64) {
+        if opcode == CommandOpcode::QUERY_DEV_CAP
+            && let Ok(cap) = QueryDevCap::mut_from_bytes(&mut mailbox[..size_of::<QueryDevCap>()])
+        {
+            cap.flags.set_xrc(false);
+            cap.flags.set_mem_window(false);
+            cap.bmme = FromZeros::new_zeroed();
+            cap.gso_rss.set_log2_max_gso(0);
+            cap.ext_flags.set_cqe_64b(false);
+        }
+    }
+}
+
 /// A card of the model, and the HCA on it.
 pub struct Rig {
     pub hca: Arc<Mlx4Hca>,
@@ -112,10 +133,20 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(node_guid: u64, config: Mlx4Config) -> Self {
+        Self::of(node_guid, config, None)
+    }
+
+    /// A card that says to have neither XRC nor windows, nor to cut long messages.
+    pub fn of_a_plain_card(node_guid: u64, config: Mlx4Config) -> Self {
+        Self::of(node_guid, config, Some(Arc::new(Plain)))
+    }
+
+    fn of(node_guid: u64, config: Mlx4Config, fault: Option<Arc<dyn Fault>>) -> Self {
         let _already = env_logger::builder().is_test(true).try_init();
         let fabric = Fabric::new(FabricConfig::default()).unwrap();
         let card = HcaConfig { node_guid, ports: 1, trace: None };
         let device = Arc::new(ModelDevice::new(card, &fabric).unwrap());
+        fault.into_iter().for_each(|fault| device.hca().inject(fault));
         let engine = device.hca().start_engine().unwrap();
         let unopened = device.hca().dump();
         let seam: Arc<dyn PciDevice> = Arc::<ModelDevice>::clone(&device);

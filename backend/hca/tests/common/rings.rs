@@ -63,13 +63,23 @@ impl SendRing {
         self.post_as(memory, opcode, body, units);
     }
 
+    /// Posts a request of an extended connection to a shared receive queue.
+    pub fn post_to(&mut self, memory: &HostMemory, opcode: Opcode, body: &[u8], srqn: u32) {
+        let units = u32::try_from((16 + body.len()) / 16).unwrap();
+        self.write(memory, (opcode, units), body, srqn);
+    }
+
     /// Posts a request that says to be of so many units.
     pub fn post_as(&mut self, memory: &HostMemory, opcode: Opcode, body: &[u8], units: u32) {
+        self.write(memory, (opcode, units), body, 0);
+    }
+
+    fn write(&mut self, memory: &HostMemory, (opcode, units): (Opcode, u32), body: &[u8], srqn: u32) {
         let slot = self.offset + (self.head % self.entries) * self.stride;
         let mut ctrl = CtrlSeg::new_zeroed();
         ctrl.opcode = CtrlOpcode::new().with_owner(self.head & self.entries != 0).with_opcode(opcode);
         ctrl.size = CtrlSize::new().with_units(units);
-        ctrl.flags = CtrlFlags::new().with_completion(Completion::ALWAYS);
+        ctrl.flags = CtrlFlags::new().with_completion(Completion::ALWAYS).with_remote_srqn(srqn);
         memory.write(slot + 16, body).unwrap();
         memory.write(slot + 4, &ctrl.as_bytes()[4..]).unwrap();
         memory.store_be32(slot, ctrl.opcode.into_bits().get()).unwrap();
@@ -106,10 +116,15 @@ pub struct Done {
     pub syndrome: Option<u8>,
 }
 
+/// Opcode of the mark that ends a ring.
+const MARK: u8 = 0x16;
+
 /// A completion queue.
 pub struct CompletionRing {
     pub offset: usize,
     pub entries: usize,
+    /// Bytes of an entry, of which the last 32 tell.
+    pub stride: usize,
     pub record: usize,
     pub consumer: usize,
     /// Sequence number of arm requests: one more with each event.
@@ -119,7 +134,7 @@ pub struct CompletionRing {
 impl CompletionRing {
     /// Takes a completion, if there is one.
     pub fn poll(&mut self, memory: &HostMemory) -> Option<Done> {
-        let at = self.offset + (self.consumer % self.entries) * CQE_BYTES as usize;
+        let at = self.entry(self.consumer);
         let owner = memory.load_u8(at + usize::try_from(CQE_OWNER).unwrap()).unwrap();
         if (owner & 0x80 != 0) != (self.consumer & self.entries != 0) {
             return None;
@@ -138,6 +153,29 @@ impl CompletionRing {
             bytes: cqe.byte_count.get(),
             syndrome: cqe.owner.is_error().then_some(bytes[SYNDROME]),
         })
+    }
+
+    fn entry(&self, index: usize) -> usize {
+        self.offset + (index % self.entries) * self.stride + self.stride - CQE_BYTES as usize
+    }
+
+    /// Goes on in another ring, to which the HCA has moved the queue: takes over what is in front of the mark, each
+    /// entry one index further on.
+    pub fn moved(&mut self, memory: &HostMemory, offset: usize, entries: usize) {
+        let new = Self { offset, entries, ..*self };
+        let owner = |ring: &Self, index| ring.entry(index) + usize::try_from(CQE_OWNER).unwrap();
+        for index in self.consumer..self.consumer + self.entries {
+            let last = memory.load_u8(owner(self, index)).unwrap();
+            if last & 0x1f == MARK {
+                *self = Self { consumer: self.consumer + 1, ..new };
+                return;
+            }
+            let mut bytes = [0; CQE_BYTES as usize];
+            memory.read(self.entry(index), &mut bytes).unwrap();
+            bytes[31] = last & 0x7f | if (index + 1) & entries != 0 { 0x80 } else { 0 };
+            memory.write(new.entry(index + 1), &bytes).unwrap();
+        }
+        panic!("no mark");
     }
 
     /// Asks for the next event; what the doorbell is to carry, with a number that isn't this queue's.

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use paraverbs_tenant::{Counters, TeardownReport, Tenant};
+use virtio_rdma::doorbell::DoorbellMode;
 use virtio_rdma::mad::MadSent;
-use virtio_rdma::request::{HEADER_BYTES, MAX_ANSWER_BYTES};
+use virtio_rdma::request::{Body, HEADER_BYTES, MAX_ANSWER_BYTES, Request};
 use virtio_rdma::{Reason, Reserved};
 use zerocopy::IntoBytes;
 
-use crate::relay::RelayHandle;
+use crate::relay::{Exposure, RelayHandle};
 use chain::Chain;
 use queue::Next;
 pub(crate) use queue::{Queue, Ring};
@@ -39,6 +40,8 @@ const TIMES_IN_A_TURN: usize = CHAINS_IN_A_TURN / CHAINS_AT_ONCE;
 pub(crate) struct Device {
     tenant: Arc<Tenant>,
     relay: RelayHandle,
+    /// How it has its region mapped, if it has one.
+    exposure: Option<Arc<dyn Exposure>>,
     /// Longest request in bytes.
     max_request: usize,
     /// Nothing more is done for the guest.
@@ -49,12 +52,13 @@ pub(crate) struct Device {
 
 impl Device {
     /// The device of a guest that was just admitted.
-    pub(crate) fn new(tenant: Arc<Tenant>, relay: RelayHandle) -> Self {
+    pub(crate) fn new(tenant: Arc<Tenant>, relay: RelayHandle, exposure: Option<Arc<dyn Exposure>>) -> Self {
         let max_request =
             usize::try_from(tenant.config_space().max_request_bytes.get()).unwrap_or(usize::MAX);
         Self {
             tenant,
             relay,
+            exposure,
             max_request,
             closing: AtomicBool::new(false),
             unannounced: AtomicBool::new(true),
@@ -86,6 +90,12 @@ impl Device {
     fn carry_out(&self, ring: &impl Ring, chain: &Chain) -> Option<u32> {
         // One byte more than there may be, so that the tenant sees that it is too long.
         let request = ring.with(|queue| chain.read(queue.memory(), self.max_request.saturating_add(1)))?;
+        if let Some(exposure) = &self.exposure
+            && wants_region(&request)
+        {
+            // Before the tenant is locked: the VMM may want something of it first.
+            exposure.map();
+        }
         let mut reply = [0; REPLY_BYTES];
         let room = chain.room().min(REPLY_BYTES);
         let length = self.tenant.handle(&request, reply.get_mut(..room)?)?;
@@ -251,4 +261,10 @@ impl Device {
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
+}
+
+/// Whether a request is for doorbells in the device's region.
+fn wants_region(request: &[u8]) -> bool {
+    let direct = |request: Request<'_>| matches!(request.body, Body::AllocUar(body) if body.mode == DoorbellMode::DIRECT);
+    Request::parse(request).is_ok_and(direct)
 }

@@ -1,14 +1,14 @@
-//! One doorbell area in guest memory, shared by the thread that reads it and whoever closes it.
+//! One doorbell area, in guest memory or in the device's region, shared by the thread that reads it and whoever
+//! closes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use paraverbs_tenant::SlotTable;
 use paraverbs_tenant::hca::Hca;
-use paraverbs_tenant::{RelayArea, SlotTable};
 use virtio_rdma::doorbell::{Reader, Words};
 
 use crate::mapping::Mapping;
-use crate::memory::mapping_of;
 
 /// The relay's thread is in it, or about to see that it may not be.
 const READING: u8 = 1;
@@ -41,19 +41,31 @@ pub(crate) struct Area {
     guest: GuestNumber,
     reader: Reader<AreaWords>,
     table: Arc<SlotTable>,
+    direct: Option<u32>,
     state: AtomicU8,
 }
 
 impl Area {
-    /// The area that a tenant has opened; none if it isn't in memory that this crate gave.
-    pub(crate) fn new(guest: GuestNumber, area: &RelayArea) -> Option<Self> {
-        let words = AreaWords {
-            mapping: mapping_of(&area.region)?,
-            offset: usize::try_from(area.offset).ok()?,
-            missing: AtomicU64::new(0),
-        };
-        let reader = Reader::new(words, area.slots)?;
-        Some(Self { guest, reader, table: Arc::clone(&area.table), state: AtomicU8::new(0) })
+    /// The area of `slots` slots at an offset in a mapping.
+    pub(crate) fn new(
+        guest: GuestNumber,
+        (mapping, offset): (Arc<Mapping>, u64),
+        slots: u32,
+        table: &Arc<SlotTable>,
+    ) -> Option<Self> {
+        let words = AreaWords { mapping, offset: usize::try_from(offset).ok()?, missing: AtomicU64::new(0) };
+        let reader = Reader::new(words, slots)?;
+        Some(Self { guest, reader, table: Arc::clone(table), direct: None, state: AtomicU8::new(0) })
+    }
+
+    /// The same area, as one at this offset in the device's region.
+    pub(crate) fn at(self, offset: u32) -> Self {
+        Self { direct: Some(offset), ..self }
+    }
+
+    /// Where in the device's region it is, if it is there.
+    pub(crate) fn direct(&self) -> Option<u32> {
+        self.direct
     }
 
     /// Whose it is.

@@ -1,11 +1,13 @@
 //! Doorbell areas and the one thread of an HCA that reads them.
 
 mod area;
+mod direct;
 mod thread;
 mod turns;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use direct::{Direct, Exposure, RegionMemory};
 pub(crate) use thread::{RelayHandle, RelayThread};
 
 /// Spinning costs a core, so there must be some to spare: those of two peers, and one for the rest.

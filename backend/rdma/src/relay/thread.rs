@@ -4,6 +4,7 @@
 //! takes in changes when a flag says that there are some. Before it sleeps it asks each area for kicks and the
 //! engine for its waker, and looks again (`docs/virtio-rdma.md`, 10.2).
 
+use std::hint;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,11 +12,42 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use paraverbs_tenant::hca::Hca;
-use paraverbs_tenant::{Relay, RelayArea, SlotTable};
+use paraverbs_tenant::{DirectArea, Relay, RelayArea, SlotTable};
 
 use super::area::{Area, GuestNumber};
+use super::direct::Direct;
 use super::turns::Turns;
 use super::{Engine, Progress, RelayConfig};
+use crate::memory::mapping_of;
+
+/// Looks in vain between two looks at the clock.
+const LOOKS: u32 = 32;
+/// How long the thread keeps its core while it looks in vain. Then it lets others have it from time to time: whoever
+/// has work for this thread may wait for the very same core.
+const KEEP: Duration = Duration::from_micros(20);
+
+/// How long the thread has looked in vain.
+#[derive(Debug, Default)]
+struct Idle {
+    looks: u32,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// Notes another look in vain. False if they have been going on for so long.
+    fn goes_on(&mut self, spin: Duration) -> bool {
+        self.looks += 1;
+        if !self.looks.is_multiple_of(LOOKS) {
+            hint::spin_loop();
+            return true;
+        }
+        let past = self.since.get_or_insert_with(Instant::now).elapsed();
+        if past >= KEEP {
+            thread::yield_now();
+        }
+        past < spin
+    }
+}
 
 /// What the thread and the others share.
 struct Shared {
@@ -53,7 +85,7 @@ impl Shared {
 
     fn run(&self) {
         let mut turns = Turns::default();
-        let mut idle_since = None;
+        let mut idle = Idle::default();
         while !self.stop.load(Ordering::Acquire) {
             if self.changed.load(Ordering::Relaxed) && self.changed.swap(false, Ordering::Acquire) {
                 turns = Turns::of(&self.areas());
@@ -61,16 +93,14 @@ impl Shared {
             }
             let (worked, next_timer) = self.round(&mut turns);
             if worked {
-                idle_since = None;
+                idle = Idle::default();
                 continue;
             }
-            let since = *idle_since.get_or_insert_with(Instant::now);
-            if !self.spin.is_zero() && since.elapsed() < self.spin {
-                // Whoever has work for this thread may wait for the very same core.
-                thread::yield_now();
+            if !self.spin.is_zero() && idle.goes_on(self.spin) {
                 continue;
             }
             self.sleep(&turns, next_timer);
+            idle = Idle::default();
         }
     }
 
@@ -100,9 +130,23 @@ impl Shared {
 pub(crate) struct RelayHandle {
     shared: Arc<Shared>,
     guest: GuestNumber,
+    direct: Option<Arc<Direct>>,
 }
 
+/// One thread reads all areas, so one kick queue serves them.
+const KICK_QUEUE: u16 = 0;
+
 impl RelayHandle {
+    /// The same, for a guest with a region for areas.
+    pub(crate) fn with_region(self, direct: Option<Arc<Direct>>) -> Self {
+        Self { direct, ..self }
+    }
+
+    fn read(&self, area: Area) {
+        self.shared.areas().push(Arc::new(area));
+        self.shared.tell_change();
+    }
+
     /// Somebody has rung while the thread was asleep.
     pub(crate) fn kick(&self) {
         self.shared.wake();
@@ -111,20 +155,38 @@ impl RelayHandle {
 
 impl Relay for RelayHandle {
     fn open(&self, area: RelayArea) -> u16 {
-        match Area::new(self.guest, &area) {
-            Some(area) => {
-                self.shared.areas().push(Arc::new(area));
-                self.shared.tell_change();
-            }
+        let place = mapping_of(&area.region).map(|mapping| (mapping, area.offset));
+        match place.and_then(|place| Area::new(self.guest, place, area.slots, &area.table)) {
+            Some(area) => self.read(area),
             None => log::error!("a doorbell area is not in mapped guest memory: it is not read"),
         }
-        // One thread reads all areas, so one kick queue serves them.
-        0
+        KICK_QUEUE
+    }
+
+    fn has_region(&self) -> bool {
+        self.direct.as_ref().is_some_and(|direct| direct.exposure().is_known())
+    }
+
+    fn open_direct(&self, slots: u32, table: &Arc<SlotTable>) -> Option<DirectArea> {
+        let direct = self.direct.as_ref()?;
+        let place = direct.take(slots)?;
+        let offset = u64::from(place.offset);
+        let Some(area) = Area::new(self.guest, (place.mapping, offset), slots, table) else {
+            direct.give_back(place.offset);
+            return None;
+        };
+        self.read(area.at(place.offset));
+        Some(DirectArea { offset, kick_queue: KICK_QUEUE })
     }
 
     fn close(&self, table: &Arc<SlotTable>) {
         let closed: Vec<_> = self.shared.areas().extract_if(.., |area| area.is_of(table)).collect();
-        closed.iter().for_each(|area| area.close());
+        for area in &closed {
+            area.close();
+            if let (Some(direct), Some(offset)) = (&self.direct, area.direct()) {
+                direct.give_back(offset);
+            }
+        }
         // The thread lets go of the area's memory.
         self.shared.tell_change();
     }
@@ -171,7 +233,7 @@ impl RelayThread {
     /// The relay, for a guest that wasn't there before.
     pub(crate) fn handle(&self) -> RelayHandle {
         let guest = GuestNumber(self.shared.guests.fetch_add(1, Ordering::Relaxed));
-        RelayHandle { shared: Arc::clone(&self.shared), guest }
+        RelayHandle { shared: Arc::clone(&self.shared), guest, direct: None }
     }
 }
 

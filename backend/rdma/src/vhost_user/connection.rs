@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use log::Level;
 use paraverbs_tenant::{LogLimit, Notify};
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::Backend;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -22,11 +23,13 @@ use virtio_rdma::queue::{self, QUEUES, Queue as Role};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 
+use super::shared::SharedRegion;
 use super::vring::Vring;
 use super::wake::{EVENT_WORKER, WORKERS, Wake};
 use crate::device::{Device, Queue, Ring};
 use crate::host::RdmaHost;
 use crate::memory::{Memory, MemoryRefused, MemoryTable};
+use crate::relay::Exposure;
 
 /// Longest queue: what VMMs allow.
 const MAX_QUEUE_SIZE: usize = 1024;
@@ -71,6 +74,10 @@ pub(crate) struct Connection {
     device: Device,
     wake: Arc<Wake>,
     require_seals: bool,
+    /// The device's shared-memory region, if it has one.
+    region: Option<Arc<SharedRegion>>,
+    /// Whether a guest without a region is to be told of in the log: once.
+    expects_region: AtomicBool,
     memory: Mutex<Arc<MemoryTable>>,
     /// Held by a worker while it works on a queue, so that stopping one can wait for it.
     working: [Mutex<()>; WORKERS],
@@ -120,6 +127,7 @@ impl Connection {
         device: Device,
         wake: Arc<Wake>,
         require_seals: bool,
+        (region, expects_region): (Option<Arc<SharedRegion>>, bool),
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
@@ -128,6 +136,8 @@ impl Connection {
             device,
             wake,
             require_seals,
+            region,
+            expects_region: AtomicBool::new(expects_region),
             memory: Mutex::default(),
             working: Default::default(),
             event_queue_started: AtomicBool::new(false),
@@ -175,6 +185,9 @@ impl Connection {
         self.doomed.store(true, Ordering::SeqCst);
         // Or a worker whose queue the guest refills without end would hold up who waits for that queue.
         self.device.leave_queues();
+        if let Some(region) = &self.region {
+            region.end();
+        }
         if let Some(handle) = self.hang_up.get() {
             handle.0.shutdown();
         }
@@ -214,7 +227,10 @@ impl Connection {
     fn serve(&self, queue: u16, vring: &Vring) {
         let ring = Served { vring, memory: &self.memory };
         match Role::at(queue) {
-            Some(Role::Control) => self.device.control(&ring),
+            Some(Role::Control) => {
+                self.note_missing_region();
+                self.device.control(&ring);
+            }
             Some(Role::Event) => {
                 // Events can come before there is a queue for them.
                 let running = ring.with(|queue| queue.is_running());
@@ -258,6 +274,26 @@ impl Connection {
         }
     }
 
+    /// Tells once if a guest whose doorbells are to be direct can't have them so.
+    fn note_missing_region(&self) {
+        if !self.expects_region.load(Ordering::Relaxed) || !self.expects_region.swap(false, Ordering::Relaxed)
+        {
+            return;
+        }
+        if !self.region.as_ref().is_some_and(|region| region.is_known()) {
+            let level = self.log.level(Level::Warn);
+            let why = "its VMM takes no shared-memory regions (VHOST_USER_PROTOCOL_F_SHMEM)";
+            log::log!(level, "guest {}: doorbells are relayed, {why}", self.name);
+        }
+    }
+
+    /// The device is about to be reset.
+    fn forget_region(&self) {
+        if let Some(region) = &self.region {
+            region.forget();
+        }
+    }
+
     /// Some guest has taken memory away: if it was this one, it is cut off.
     fn check_memory(&self) {
         if self.table().is_lost() {
@@ -288,13 +324,28 @@ impl VhostUserBackend for Connection {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG
+        let always = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let region = VhostUserProtocolFeatures::SHMEM | VhostUserProtocolFeatures::BACKEND_REQ;
+        if self.region.is_some() { always | region } else { always }
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        let region = self.region.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(region.config())
+    }
+
+    fn set_backend_req_fd(&self, channel: Backend) {
+        if let Some(region) = &self.region {
+            region.take_channel(channel);
+        }
     }
 
     fn reset_device(&self) {
+        // First, or a worker that waits for the front end would have it wait.
+        self.forget_region();
         let _idle = self.working.first().map(lock);
         self.event_queue_started.store(false, Ordering::Release);
         self.device.control_queue_stopped();
@@ -332,6 +383,9 @@ impl VhostUserBackend for Connection {
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         let queue = u16::try_from(queue).unwrap_or(u16::MAX);
         let Some((worker, _)) = place_of(queue) else { return Ok(()) };
+        if Role::at(queue) == Some(Role::Control) {
+            self.forget_region();
+        }
         let _idle = self.working.get(worker).map(lock);
         match Role::at(queue) {
             Some(Role::Control) => self.device.control_queue_stopped(),

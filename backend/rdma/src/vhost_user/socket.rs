@@ -19,10 +19,12 @@ use vm_memory::GuestMemoryAtomic;
 
 use super::connection::{Connection, chain_of};
 use super::listen::{ListenError, SocketFile};
+use super::shared::SharedRegion;
 use super::wake::Wake;
 use crate::device::Device;
 use crate::host::RdmaHost;
 use crate::memory::Memory;
+use crate::relay::{Direct, Exposure, RegionMemory};
 
 /// Longest name of a thread in bytes.
 const MAX_THREAD_NAME: usize = 15;
@@ -33,6 +35,18 @@ const AFTER_FAILURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// How often a guest is hung up on that is to be gone and isn't.
 const HANG_UP_AGAIN: Duration = Duration::from_millis(10);
+
+/// How a guest's doorbells may reach the HCA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doorbells {
+    /// Through areas in the guest's memory only.
+    #[default]
+    Relayed,
+    /// Through areas of the device's, too, where the VMM maps them.
+    Auto,
+    /// The same; a VMM that doesn't map them is told of in the log.
+    Direct,
+}
 
 /// What a guest's socket is to be.
 #[derive(Clone, Debug)]
@@ -45,6 +59,8 @@ pub struct GuestSocketConfig {
     pub guest: GuestConfig,
     /// Whether memory is refused that the guest could shorten (lacks F_SEAL_SHRINK).
     pub require_seals: bool,
+    /// How its doorbells may reach the HCA.
+    pub doorbells: Doorbells,
 }
 
 /// How a guest's socket is at the moment.
@@ -278,14 +294,32 @@ impl Shared {
     /// Takes the guest that waits, and serves it until it has gone.
     fn serve_one(&self, listener: &mut Listener) -> Result<(), ServeError> {
         let wake = Arc::new(Wake::new()?);
-        let tenant = self.host.admit(self.config.guest.clone(), Arc::clone(&wake) as _)?;
-        let device = Device::new(tenant, self.host.relay());
+        let region = self.region()?;
+        let exposure = region.clone().map(|region| region as Arc<dyn Exposure>);
+        let direct = region.clone().map(|region| Direct::new(Arc::clone(region.memory()), region));
+        let tenant = self.host.admit(self.config.guest.clone(), Arc::clone(&wake) as _, direct)?;
+        let device = Device::new(tenant, self.host.relay(), exposure);
         let (who, host) = ((Arc::clone(&self.name), Arc::clone(&self.log)), Arc::clone(&self.host));
-        let connection = Connection::new(who, host, device, wake, self.config.require_seals);
+        let wanted = (region.clone(), self.config.doorbells == Doorbells::Direct);
+        let connection = Connection::new(who, host, device, wake, self.config.require_seals, wanted);
         let served = self.converse(&connection, listener);
         // Where there was no conversation; a second time it does nothing.
         connection.device().close();
+        if let Some(region) = region {
+            region.end();
+            region.wait_until_idle(|| self.is_stopped());
+        }
         served
+    }
+
+    /// The region of a device, if it may have one: no page of it is ever another connection's.
+    fn region(&self) -> io::Result<Option<Arc<SharedRegion>>> {
+        if self.config.doorbells == Doorbells::Relayed {
+            return Ok(None);
+        }
+        let limits = &self.config.guest.limits;
+        let memory = Arc::new(RegionMemory::new(limits.uars, limits.slots)?);
+        Ok(Some(SharedRegion::new(Arc::clone(&self.name), memory)))
     }
 
     /// Speaks vhost-user until the guest has gone, and tears its device down.

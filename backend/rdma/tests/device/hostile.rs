@@ -102,7 +102,7 @@ fn index_beyond_the_queue_is_passed_over_until_it_is_right() {
 }
 
 /// Says stop when it goes, also by a panic.
-struct Stopping<'a>(&'a AtomicBool);
+pub(crate) struct Stopping<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {

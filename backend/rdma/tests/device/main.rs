@@ -6,6 +6,7 @@
 )]
 
 mod control;
+mod direct;
 mod doorbells;
 mod events;
 mod fake;

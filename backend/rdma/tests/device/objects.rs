@@ -2,7 +2,7 @@
 
 use virtio_rdma::doorbell::DoorbellMode;
 use virtio_rdma::request::completion::CreateCq;
-use virtio_rdma::request::domain::{AllocPd, AllocUar};
+use virtio_rdma::request::domain::{AllocPd, AllocUar, UarAllocated};
 use virtio_rdma::request::queue_pair::{CreateQp, QpType};
 use virtio_rdma::{U16, U32, U64};
 use zerocopy::FromZeros;
@@ -35,11 +35,17 @@ impl Process {
     }
 
     pub(crate) fn on_vector(guest: &mut Guest, number: u64, vector: u16) -> Self {
+        let uar = guest.call(&alloc_uar(BASE + FREE + STRIDE * number), &[]).unwrap();
+        assert_eq!((uar.kick_queue.get(), uar.slots.get()), (0, SLOTS));
+        Self::in_uar(guest, number, vector, &uar)
+    }
+
+    /// As [`Process::new`], in a UAR that is there.
+    pub(crate) fn in_uar(guest: &mut Guest, number: u64, vector: u16, uar: &UarAllocated) -> Self {
         let area = FREE + STRIDE * number;
         let records = BASE + area + 0x4000;
         let pd = guest.call(&AllocPd {}, &[]).unwrap().pd;
-        let uar = guest.call(&alloc_uar(BASE + area), &[]).unwrap();
-        assert_eq!((uar.kick_queue.get(), uar.slots.get()), (0, SLOTS));
+        let slots = uar.slots.get();
         let cq = CreateCq {
             uar: uar.uar,
             entries: U32::new(64),
@@ -67,8 +73,8 @@ impl Process {
             cq: cq.cq.get(),
             qp: qp.qp.get(),
             qpn: qp.qpn.get(),
-            send: qp.send.slot(SLOTS).unwrap(),
-            arm: cq.arm.slot(SLOTS).unwrap(),
+            send: qp.send.slot(slots).unwrap(),
+            arm: cq.arm.slot(slots).unwrap(),
             area,
         }
     }

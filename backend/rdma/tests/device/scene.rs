@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paraverbs_rdma::{Engine, GuestSocket, GuestSocketConfig, RdmaHost, RelayConfig};
+use paraverbs_rdma::{Doorbells, Engine, GuestSocket, GuestSocketConfig, RdmaHost, RelayConfig};
 use paraverbs_tenant::{GuestConfig, Host};
 use tempfile::TempDir;
 
@@ -37,6 +37,7 @@ impl Scene {
             path: self.path(name),
             guest: GuestConfig::default(),
             require_seals: true,
+            doorbells: Doorbells::default(),
         }
     }
 

@@ -233,6 +233,9 @@ pub struct QpSpec<'a> {
     pub lso: bool,
     /// Its own multicast messages don't come back to it.
     pub block_loopback: bool,
+    /// UD: its packets have the source GID of this index in the HCA's table of the port, whatever the guest's
+    /// address vectors say.
+    pub forced_gid: Option<u16>,
 }
 
 /// State of a queue pair.

@@ -1,6 +1,8 @@
 //! PDs, UARs, XRC domains.
 
-use virtio_rdma::doorbell::{AREA_ALIGN, DoorbellMode, area_bytes, header};
+use std::sync::Arc;
+
+use virtio_rdma::doorbell::{AREA_ALIGN, DoorbellMode, MAX_SLOTS, area_bytes, header};
 use virtio_rdma::request::domain::{
     AllocPd, AllocUar, CloseXrcd, DeallocPd, DeallocUar, OpenXrcd, PdAllocated, UarAllocated, XrcdOpened,
 };
@@ -11,9 +13,9 @@ use zerocopy::IntoBytes;
 use super::CarryOut;
 use crate::destroy::Kind;
 use crate::doorbell::SlotTable;
-use crate::memory::Range;
-use crate::objects::{Base, Held, Parents, Uar};
-use crate::relay::RelayArea;
+use crate::hca::UarId;
+use crate::objects::{AreaPlace, Base, Held, Parents, Uar};
+use crate::relay::{DirectArea, RelayArea};
 use crate::state::State;
 
 impl CarryOut for AllocPd {
@@ -51,51 +53,84 @@ impl CarryOut for CloseXrcd {
 impl CarryOut for AllocUar {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<UarAllocated, Reason> {
         match self.mode {
-            DoorbellMode::RELAYED => {}
-            DoorbellMode::DIRECT | DoorbellMode::REGISTERS => return Err(Reason::NOT_OFFERED),
-            _ => return Err(Reason::BAD_TYPE),
+            DoorbellMode::RELAYED => relayed(state, self),
+            DoorbellMode::DIRECT => direct(state, self),
+            DoorbellMode::REGISTERS => Err(Reason::NOT_OFFERED),
+            _ => Err(Reason::BAD_TYPE),
         }
-        let slots = self.slots.get();
-        let bytes = area_bytes(slots).filter(|_| slots <= state.config.limits.slots);
-        let bytes = bytes.ok_or(Reason::BEYOND_CAPABILITY)?;
-        if !self.area.get().is_multiple_of(AREA_ALIGN) {
-            return Err(Reason::MISALIGNED);
-        }
-        let area = state.table.find_writable(self.area.get(), u64::from(bytes))?;
-        state.objects.uars.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
-        state
-            .memory
-            .write(&area.entry.region, area.start, header(slots).as_bytes())
-            .map_err(|_| Reason::NOT_IN_MEMORY)?;
-        let (handle, kick_queue) = open_uar(state, slots, area)?;
-        Ok(UarAllocated {
-            uar: U32::new(handle),
-            kick_queue: U16::new(kick_queue),
-            reserved: Reserved::ZERO,
-            slots: U32::new(slots),
-            area_bytes: U32::new(bytes),
-            area_offset: U64::ZERO,
-            blueflame_offset: U64::ZERO,
-            blueflame_bytes: U32::ZERO,
-            reserved_end: Reserved::ZERO,
-        })
     }
 }
 
-/// A UAR of the HCA with a table of slots, and its area opened; answers its handle and kick queue.
-fn open_uar(state: &mut State, slots: u32, area: Range) -> Result<(u32, u16), Reason> {
-    let id = state.hca().alloc_uar(state.guest).map_err(|error| error.reason())?;
-    let table = SlotTable::new(id, slots, state.counters.clone());
-    let base = Base::new(id, 0, Held::default(), Parents::default());
+/// A UAR with an area in guest memory.
+fn relayed(state: &mut State, request: &AllocUar) -> Result<UarAllocated, Reason> {
+    let slots = request.slots.get();
+    let bytes = area_bytes(slots).filter(|_| slots <= state.config.limits.slots);
+    let bytes = bytes.ok_or(Reason::BEYOND_CAPABILITY)?;
+    if !request.area.get().is_multiple_of(AREA_ALIGN) {
+        return Err(Reason::MISALIGNED);
+    }
+    let area = state.table.find_writable(request.area.get(), u64::from(bytes))?;
+    state.objects.uars.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
+    state
+        .memory
+        .write(&area.entry.region, area.start, header(slots).as_bytes())
+        .map_err(|_| Reason::NOT_IN_MEMORY)?;
+    let (id, table) = alloc_uar(state, slots)?;
     let kick_queue = state.relay.open(RelayArea {
         region: area.entry.region.clone(),
         offset: area.start,
         slots,
         table: table.clone(),
     });
-    let uar = Uar { base, slots: table, area: Some(area) };
-    let handle = state.objects.uars.insert(uar).ok_or(Reason::OBJECT_LIMIT)?;
-    Ok((handle, kick_queue))
+    let handle = keep_uar(state, id, table, AreaPlace::Guest(area))?;
+    Ok(allocated(handle, slots, DirectArea { offset: 0, kick_queue }))
+}
+
+/// A UAR with an area in the device's shared-memory region.
+fn direct(state: &mut State, request: &AllocUar) -> Result<UarAllocated, Reason> {
+    if !state.relay.has_region() {
+        return Err(Reason::NOT_OFFERED);
+    }
+    if (request.slots.get(), request.area.get()) != (0, 0) {
+        return Err(Reason::BAD_ATTRIBUTE);
+    }
+    state.objects.uars.next_handle().ok_or(Reason::OBJECT_LIMIT)?;
+    let slots = state.config.limits.slots.min(MAX_SLOTS);
+    let (id, table) = alloc_uar(state, slots)?;
+    let Some(area) = state.relay.open_direct(slots, &table) else {
+        if let Err(error) = state.hca().dealloc_uar(id) {
+            log::debug!("HCA did not give back {id:?} of {:?}: {error}", state.guest);
+        }
+        return Err(Reason::NOT_OFFERED);
+    };
+    let handle = keep_uar(state, id, table, AreaPlace::Region)?;
+    Ok(allocated(handle, slots, area))
+}
+
+/// A UAR of the HCA, and a table of its slots.
+fn alloc_uar(state: &mut State, slots: u32) -> Result<(UarId, Arc<SlotTable>), Reason> {
+    let id = state.hca().alloc_uar(state.guest).map_err(|error| error.reason())?;
+    Ok((id, SlotTable::new(id, slots, state.counters.clone())))
+}
+
+/// Keeps a UAR whose area is read; answers its handle.
+fn keep_uar(state: &mut State, id: UarId, slots: Arc<SlotTable>, area: AreaPlace) -> Result<u32, Reason> {
+    let base = Base::new(id, 0, Held::default(), Parents::default());
+    state.objects.uars.insert(Uar { base, slots, area: Some(area) }).ok_or(Reason::OBJECT_LIMIT)
+}
+
+fn allocated(uar: u32, slots: u32, area: DirectArea) -> UarAllocated {
+    UarAllocated {
+        uar: U32::new(uar),
+        kick_queue: U16::new(area.kick_queue),
+        reserved: Reserved::ZERO,
+        slots: U32::new(slots),
+        area_bytes: U32::new(area_bytes(slots).unwrap_or(0)),
+        area_offset: U64::new(area.offset),
+        blueflame_offset: U64::ZERO,
+        blueflame_bytes: U32::ZERO,
+        reserved_end: Reserved::ZERO,
+    }
 }
 
 impl CarryOut for DeallocUar {

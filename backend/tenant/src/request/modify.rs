@@ -1,5 +1,7 @@
 //! Changes of queue pairs: the values of attributes, and the state that the tenant assumes.
 
+use std::sync::Arc;
+
 use virtio_rdma::Reason;
 use virtio_rdma::request::queue_pair::{
     MigState, ModifyQp, QpAttrMask as Mask, QpAttributes, QpState as AbiState,
@@ -170,7 +172,17 @@ fn checked(body: &ModifyQp, state: &State) -> Result<(QpId, QpModify, u8), Reaso
 impl CarryOut for ModifyQp {
     fn carry_out(&self, state: &mut State, _: &Request<'_>) -> Result<Done, Reason> {
         let (id, modify, port) = checked(self, state)?;
-        let result = state.hca().modify_qp(id, &modify);
+        let number = found(state.objects.qps.get(self.qp.get()))?.base.number;
+        let (host, hca) = (Arc::clone(&state.host), state.hca());
+        let link = host.links().connect(&*hca, number, &modify)?;
+        let result = hca.modify_qp(id, &modify);
+        match (result, link) {
+            (Ok(()), _) if matches!(modify.to, QpState::Reset | QpState::Err) => {
+                host.links().disconnect(number);
+            }
+            (Err(error), Some(pending)) if !error.leaves_open() => host.links().withdraw(pending),
+            _ => {}
+        }
         let qp = found(state.objects.qps.get_mut(self.qp.get()))?;
         if result.is_ok() || result.is_err_and(HcaError::leaves_open) {
             qp.strays |= modify.alternate.is_some_and(|alternate| alternate.path.port != port);

@@ -21,6 +21,7 @@ use crate::hca::{
     Cookie, Migration, QpAttributes, QpGeometry, QpKind, QpSpec, QpState, QueueGeometry, RemoteAccess,
     SrqKind, Target,
 };
+use crate::links;
 use crate::objects::{Base, Parents, Qp, found};
 use crate::state::State;
 
@@ -128,6 +129,11 @@ fn srq(state: &State, parents: &Parents) -> Result<Option<crate::hca::SrqId>, Re
     srq.base.live().map(Some)
 }
 
+/// The GID that all datagrams of the guest have as their source, if it has GIDs of its own.
+fn own_gid(state: &State) -> Option<u16> {
+    state.config.own_gids.as_ref().and_then(|own| own.first().copied())
+}
+
 impl CarryOut for CreateQp {
     fn carry_out(&self, state: &mut State, request: &Request<'_>) -> Result<QpCreated, Reason> {
         let kind = kind(state, self.qp_type)?;
@@ -165,6 +171,7 @@ impl CarryOut for CreateQp {
             memory: ring.memory(),
             lso: self.flags.contains(QpFlags::UD_LSO),
             block_loopback: self.flags.contains(QpFlags::BLOCK_SELF_MCAST_LB),
+            forced_gid: if kind == QpKind::Ud { own_gid(state) } else { None },
         });
         let (qp, held) = state.settle(held, &parents, result).inspect_err(|_| {
             if let (Some(slots), Some(slot)) = (slots, slot) {
@@ -184,6 +191,10 @@ impl CarryOut for CreateQp {
             groups: BTreeSet::new(),
         };
         let handle = state.objects.qps.insert(object).ok_or(Reason::OBJECT_LIMIT)?;
+        if links::is_connected(kind) {
+            let end = links::End::new(state.guest, qp.id, Cookie(handle), &state.events);
+            state.host.links().insert(qp.number, end);
+        }
         state.let_ring(&parents, slot, Target::Send(qp.id));
         let send = slot.map_or(DoorbellPlace::NONE, DoorbellPlace::of_slot);
         Ok(QpCreated { qp: U32::new(handle), qpn: U32::new(qp.number), send })

@@ -35,6 +35,8 @@ pub(crate) struct Fake {
     /// Regions with windows bound to them.
     pub(crate) bound: BTreeSet<u32>,
     pub(crate) max_maps: usize,
+    /// LMC of each port, whose LID is its number.
+    pub(crate) lmc: u8,
     pub(crate) modified: Vec<QpModify>,
     pub(crate) rung: Vec<(Doorbell, u64)>,
 }
@@ -197,7 +199,8 @@ impl Hca for FakeHca {
 
     fn query_port(&self, port: u8) -> Result<PortInfo, HcaError> {
         assert!((1..=2).contains(&port));
-        Ok(PortInfo { state: 4, gids: 2, pkeys: 4, lid: u16::from(port), ..PortInfo::default() })
+        let lmc = self.lock().lmc;
+        Ok(PortInfo { state: 4, gids: 2, pkeys: 4, lid: u16::from(port), lmc, ..PortInfo::default() })
     }
 
     fn query_gid(&self, port: u8, index: u16) -> Result<Gid, HcaError> {

@@ -237,9 +237,13 @@ fn port_is_unknown_after_a_change_that_may_have_happened() {
 }
 
 #[test]
-fn guest_with_gids_of_its_own_is_offered_no_datagrams() {
+fn guest_without_a_gid_for_them_is_offered_no_datagrams() {
     let scene = Scene::new();
-    let (tenant, _) = guest(&scene.host, GuestConfig { own_gids: Some(vec![1]), ..GuestConfig::default() });
+    let of = |own| guest(&scene.host, GuestConfig { own_gids: Some(own), ..GuestConfig::default() }).0;
+    let with_gids = of(vec![1]);
+    assert!(with_gids.config_space().capabilities.contains(Capabilities::UD | Capabilities::OWN_GIDS));
+    with_gids.close();
+    let tenant = of(Vec::new());
     let offered = tenant.config_space().capabilities;
     assert!(!offered.intersects(Capabilities::UD | Capabilities::MULTICAST));
     assert!(offered.contains(Capabilities::OWN_GIDS));

@@ -3,6 +3,7 @@
 pub(crate) mod fake;
 mod hostile;
 mod life;
+mod links;
 pub(crate) mod memory;
 mod random;
 mod scene;

@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 use super::rings::Inbox;
 use crate::arena::Arena;
 use crate::error::Result;
-use crate::event::{AsyncEvent, EventElement, EventType};
+use crate::event::{Acks, AsyncEvent, EventElement, EventType};
 use crate::event_fd::Event;
 use crate::signal::{Deadline, Loss, wait};
 use crate::transport::Transport;
@@ -26,11 +26,40 @@ const MOST_KEPT: usize = 1024;
 pub(crate) enum ObjectKind {
     Cq,
     Qp,
+    Srq,
+}
+
+impl ObjectKind {
+    /// The object of the kind with one of the HCA's numbers.
+    fn element(self, number: u32) -> EventElement {
+        match self {
+            Self::Cq => EventElement::Cq(number),
+            Self::Qp => EventElement::Qp(number),
+            Self::Srq => EventElement::Srq(number),
+        }
+    }
+}
+
+/// An event that waits for the program.
+#[derive(Debug)]
+struct Waiting {
+    event_type: EventType,
+    element: EventElement,
+    /// Of the object that it is about.
+    acks: Option<Arc<Acks>>,
+}
+
+/// An object that events may be about.
+#[derive(Debug)]
+struct Watched {
+    /// The HCA's number of it.
+    number: u32,
+    acks: Arc<Acks>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    events: VecDeque<AsyncEvent>,
+    events: VecDeque<Waiting>,
     /// Events that there was no room for.
     dropped: u32,
     /// The program knows that the device is lost.
@@ -43,10 +72,10 @@ pub(super) struct Asynchronous {
     transport: Arc<dyn Transport>,
     loss: Arc<Loss>,
     generation: u32,
-    /// Taken before `numbers` and `kept`.
+    /// Taken before `watched` and `kept`.
     inbox: Mutex<Inbox<{ size_of::<Wire>() }>>,
-    /// The HCA's numbers of objects, by kind and handle.
-    numbers: Mutex<HashMap<(ObjectKind, u32), u32>>,
+    /// By kind and handle.
+    watched: Mutex<HashMap<(ObjectKind, u32), Watched>>,
     kept: Mutex<Kept>,
     /// Readable while there is something to tell.
     readable: Arc<Event>,
@@ -69,7 +98,7 @@ impl Asynchronous {
             loss: Arc::clone(loss),
             generation,
             inbox: Mutex::new(Inbox::start(transport, arena, EVENT, BUFFERS)?),
-            numbers: Mutex::default(),
+            watched: Mutex::default(),
             kept: Mutex::default(),
             readable,
         })
@@ -98,28 +127,32 @@ impl Asynchronous {
         }
         if event.lost.get() != 0 {
             let event_type = EventType::EventsLost(event.lost.get());
-            self.keep(AsyncEvent { event_type, element: EventElement::Device });
+            self.keep(Waiting { event_type, element: EventElement::Device, acks: None });
         }
-        let element = self.element(&event);
-        if let (Some(event_type), Some(element)) = (event_type(event.event_type), element) {
+        let subject = self.subject(&event);
+        if let (Some(event_type), Some((element, acks))) = (event_type(event.event_type), subject) {
             log::debug!("event {event_type:?} of {element:?}, syndrome {:#x}", event.syndrome);
-            self.keep(AsyncEvent { event_type, element });
+            self.keep(Waiting { event_type, element, acks });
         }
     }
 
     /// What an event is about; `None` if it isn't there (any more), or unknown.
-    fn element(&self, event: &Wire) -> Option<EventElement> {
-        let number = |kind| lock(&self.numbers).get(&(kind, event.handle.get())).copied();
+    fn subject(&self, event: &Wire) -> Option<(EventElement, Option<Arc<Acks>>)> {
+        let object = |kind: ObjectKind| {
+            let watched = lock(&self.watched);
+            let Watched { number, acks } = watched.get(&(kind, event.handle.get()))?;
+            Some((kind.element(*number), Some(Arc::clone(acks))))
+        };
         match event.event_type.subject()? {
-            EventSubject::Cq => number(ObjectKind::Cq).map(EventElement::Cq),
-            EventSubject::Qp => number(ObjectKind::Qp).map(EventElement::Qp),
-            EventSubject::Srq => None,
-            EventSubject::Port => Some(EventElement::Port(event.port)),
-            EventSubject::Device => Some(EventElement::Device),
+            EventSubject::Cq => object(ObjectKind::Cq),
+            EventSubject::Qp => object(ObjectKind::Qp),
+            EventSubject::Srq => object(ObjectKind::Srq),
+            EventSubject::Port => Some((EventElement::Port(event.port), None)),
+            EventSubject::Device => Some((EventElement::Device, None)),
         }
     }
 
-    fn keep(&self, event: AsyncEvent) {
+    fn keep(&self, event: Waiting) {
         let mut kept = lock(&self.kept);
         if kept.events.len() < MOST_KEPT {
             kept.events.push_back(event);
@@ -131,9 +164,12 @@ impl Asynchronous {
 
     /// The next event, if there is one. The loss of the device comes last.
     fn next(&self) -> Option<AsyncEvent> {
-        let of_device = |event_type| AsyncEvent { event_type, element: EventElement::Device };
+        let of_device = |event_type| AsyncEvent::new(event_type, EventElement::Device, None);
         let mut kept = lock(&self.kept);
-        let mut next = kept.events.pop_front();
+        let mut next = kept
+            .events
+            .pop_front()
+            .map(|event| AsyncEvent::new(event.event_type, event.element, event.acks.as_ref()));
         if next.is_none() && kept.dropped != 0 {
             next = Some(of_device(EventType::EventsLost(std::mem::take(&mut kept.dropped))));
         }
@@ -177,17 +213,19 @@ impl Asynchronous {
 
     /// An object is there, of which there may be events.
     pub(super) fn watch(&self, kind: ObjectKind, handle: u32, number: u32) {
-        lock(&self.numbers).insert((kind, handle), number);
+        lock(&self.watched).insert((kind, handle), Watched { number, acks: Arc::default() });
+    }
+
+    /// Counts the events of an object that aren't acknowledged.
+    pub(super) fn acks(&self, kind: ObjectKind, handle: u32) -> Option<Arc<Acks>> {
+        lock(&self.watched).get(&(kind, handle)).map(|watched| Arc::clone(&watched.acks))
     }
 
     /// An object is gone: so are its events.
     pub(super) fn forget(&self, kind: ObjectKind, handle: u32) {
         self.drain();
-        let Some(number) = lock(&self.numbers).remove(&(kind, handle)) else { return };
-        let element = match kind {
-            ObjectKind::Cq => EventElement::Cq(number),
-            ObjectKind::Qp => EventElement::Qp(number),
-        };
+        let Some(Watched { number, .. }) = lock(&self.watched).remove(&(kind, handle)) else { return };
+        let element = kind.element(number);
         let mut kept = lock(&self.kept);
         kept.events.retain(|event| event.element != element);
         self.settle(&kept);

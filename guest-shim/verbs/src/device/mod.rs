@@ -31,6 +31,7 @@ use crate::transport::Transport;
 use crate::virtqueue::Layout;
 
 pub(crate) use asynchronous::ObjectKind;
+pub use doorbell::Doorbells;
 pub(crate) use doorbell::{Bell, Uar};
 pub(crate) use vector::{Pending, Subscriber, Vector};
 
@@ -158,6 +159,15 @@ impl Open {
         self.device.asynchronous.forget(kind, handle);
     }
 
+    /// Ends an object when all events about it are acknowledged; those that are taken meanwhile are waited for too.
+    pub(crate) fn after_acks<T>(&self, kind: ObjectKind, handle: u32, end: impl FnOnce() -> T) -> T {
+        let acks = self.device.asynchronous.acks(kind, handle);
+        acks.iter().for_each(|acks| acks.wait());
+        let ended = end();
+        acks.iter().for_each(|acks| acks.wait());
+        ended
+    }
+
     pub(crate) fn get_async_event(&self, deadline: Deadline) -> Result<Option<AsyncEvent>> {
         self.device.asynchronous.get(deadline)
     }
@@ -186,6 +196,11 @@ impl Open {
         &self.limits
     }
 
+    /// Whether completions have 64 bytes; 32 otherwise.
+    pub(crate) fn wide_completions(&self) -> bool {
+        self.config.format.cqe_bytes.get() == 64
+    }
+
     pub(crate) fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
@@ -194,7 +209,7 @@ impl Open {
 /// The limits of rings, if the library's way to build them fits the device.
 fn limits(format: &Mlx4Format) -> Result<QueueLimits> {
     let fits = [
-        ("completions of 64 bytes", format.cqe_bytes.get() == 32),
+        ("completions of other than 32 or 64 bytes", matches!(format.cqe_bytes.get(), 32 | 64)),
         ("WQEs read farther ahead", u32::from(format.headroom_bytes.get()) <= SQ_PREFETCH_BYTES),
         ("more headroom", format.headroom_wqes <= 1),
         ("larger send WQEs", format.log2_min_send_stride <= 6),

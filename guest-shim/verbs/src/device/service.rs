@@ -1,4 +1,5 @@
-//! The thread that takes replies and asynchronous events, and notices when the device is gone.
+//! The thread that takes replies and asynchronous events, maps what the device wants mapped, and notices when it is
+//! gone.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ fn run(device: &Device, stop: &Event) {
     let control = device.transport.interrupt(CONTROL);
     let event = device.transport.interrupt(EVENT);
     let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-    let mut polled = [
+    let mut polled = vec![
         readable(stop.as_fd()),
         readable(device.loss.as_fd()),
         // What the daemon sends is for whoever asked it; only the end counts here.
@@ -52,6 +53,7 @@ fn run(device: &Device, stop: &Event) {
         readable(control.as_fd()),
         readable(event.as_fd()),
     ];
+    polled.extend(device.transport.wanted().map(readable));
     loop {
         match poll(&mut polled, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -60,7 +62,8 @@ fn run(device: &Device, stop: &Event) {
                 device.loss.set("nobody can wait for its events");
             }
         }
-        let has = |index: usize| !polled[index].revents().is_empty();
+        let has = |index: usize| polled.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let wanted = has(5);
         if has(3) {
             control.clear();
             device.control.collect();
@@ -74,6 +77,9 @@ fn run(device: &Device, stop: &Event) {
         }
         if has(0) || device.loss.is_lost() {
             break;
+        }
+        if wanted && !device.transport.serve() {
+            polled.truncate(5);
         }
     }
     // Whoever still waits for a reply finds that the device is lost.

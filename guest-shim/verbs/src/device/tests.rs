@@ -202,10 +202,43 @@ fn events_of_this_generation_and_of_known_objects_are_told() {
     );
     fake.deliver(EVENT, event(Code::CQ_ERR, GENERATION, handle, 0).as_bytes(), 32);
     cq.destroy().unwrap();
-    assert_eq!(open.get_async_event(Deadline::after(Some(Duration::ZERO))).unwrap(), None);
+    assert!(open.get_async_event(Deadline::after(Some(Duration::ZERO))).unwrap().is_none());
     fake.deliver(EVENT, event(Code::DEVICE_FATAL, GENERATION + 1, 0, 0).as_bytes(), 32);
     assert_eq!(next().event_type, EventType::DeviceFatal);
     assert!(open.loss().is_lost());
+}
+
+#[test]
+fn destruction_waits_until_events_that_were_taken_are_acknowledged() {
+    let (fake, open) = open(|_| None);
+    let cq = Cq::new(&open, 4, None).unwrap();
+    let handle = cq.cqn() - 0x80;
+    let wire = event(Code::CQ_ERR, GENERATION, handle, 0);
+    fake.deliver(EVENT, wire.as_bytes(), 32);
+    let taken = open.get_async_event(Deadline::after(Some(PATIENCE))).unwrap().unwrap();
+    let destroyed = AtomicU32::new(0);
+    std::thread::scope(|threads| {
+        let thread = threads.spawn(|| {
+            cq.destroy().unwrap();
+            destroyed.store(1, Ordering::SeqCst);
+        });
+        // Other objects come and go meanwhile.
+        Cq::new(&open, 4, None).unwrap().destroy().unwrap();
+        assert_eq!(destroyed.load(Ordering::SeqCst), 0);
+        drop(taken);
+        thread.join().unwrap();
+    });
+    assert_eq!(destroyed.into_inner(), 1);
+}
+
+#[test]
+fn dropping_an_object_does_not_wait_for_its_events() {
+    let (fake, open) = open(|_| None);
+    let cq = Cq::new(&open, 4, None).unwrap();
+    fake.deliver(EVENT, event(Code::CQ_ERR, GENERATION, cq.cqn() - 0x80, 0).as_bytes(), 32);
+    let taken = open.get_async_event(Deadline::after(Some(PATIENCE))).unwrap().unwrap();
+    drop(cq);
+    assert_eq!(taken.event_type, EventType::CqErr);
 }
 
 #[test]
@@ -361,7 +394,7 @@ fn device_that_does_not_fit_is_refused() {
         change(&mut fake.config);
         Open::new(Arc::new(fake)).unwrap_err().to_string()
     };
-    assert!(refused(|config| config.format.cqe_bytes = U16::new(64)).contains("completions of 64 bytes"));
+    assert!(refused(|config| config.format.cqe_bytes = U16::new(128)).contains("32 or 64 bytes"));
     assert!(refused(|config| config.format.headroom_bytes = U16::new(4096)).contains("farther ahead"));
     assert!(refused(|config| config.state = DeviceState::FAILED).contains("could not bring the HCA up"));
 }

@@ -1,10 +1,38 @@
 //! What queue pairs are asked for, and how they are changed.
 
-use virtio_rdma::request::queue_pair::{MigState as MigStateCode, QpState as QpStateCode};
+use virtio_rdma::request::queue_pair::{
+    MigState as MigStateCode, QpState as QpStateCode, QpType as QpTypeCode,
+};
 
 use crate::access::Access;
 use crate::attr::{Gid, Mtu, verbs_enum};
 use crate::cq::Cq;
+use crate::srq::Srq;
+
+/// Type of a queue pair (`ibv_qp_type`). The receiving end of XRC is a type of its own,
+/// [`XrcRecvQp`](crate::XrcRecvQp).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QpType {
+    /// Reliable connection.
+    Rc,
+    /// Unreliable connection.
+    Uc,
+    /// Unreliable datagram.
+    Ud,
+    /// The sending end of an extended reliable connection.
+    XrcSend,
+}
+
+impl QpType {
+    pub(super) const fn code(self) -> QpTypeCode {
+        match self {
+            Self::Rc => QpTypeCode::RC,
+            Self::Uc => QpTypeCode::UC,
+            Self::Ud => QpTypeCode::UD,
+            Self::XrcSend => QpTypeCode::XRC_SEND,
+        }
+    }
+}
 
 verbs_enum! {
     /// State of a queue pair (`ibv_qp_state`).
@@ -53,25 +81,49 @@ pub struct QpCap {
     pub max_inline_data: u32,
 }
 
-/// What an RC queue pair shall be (`ibv_qp_init_attr`).
+/// What a queue pair shall be (`ibv_qp_init_attr`).
 #[derive(Clone, Copy, Debug)]
 pub struct QpInit<'a> {
+    /// Its type.
+    pub qp_type: QpType,
     /// Where its send requests complete.
     pub send_cq: &'a Cq,
-    /// Where its receive requests complete; may be the same.
+    /// Where its receive requests complete; may be the same. Doesn't count for [`QpType::XrcSend`], which has none.
     pub recv_cq: &'a Cq,
-    /// What it shall be able to hold, at least.
+    /// The SRQ that it receives by, in place of a receive queue of its own.
+    pub srq: Option<&'a Srq>,
+    /// What it shall be able to hold, at least. With an SRQ the receive numbers don't count.
     pub cap: QpCap,
     /// Whether every send request is signalled.
     pub sq_sig_all: bool,
+    /// Whether its send requests have room for masked compare and swap.
+    pub masked_atomics: bool,
+    /// UD: longest header of messages that are cut into packets, in bytes; 0: none are.
+    pub max_lso_header: u16,
+    /// UD: its own multicast messages don't come back to it (`IBV_QP_CREATE_BLOCK_SELF_MCAST_LB`).
+    pub block_self_mcast_lb: bool,
 }
 
 impl<'a> QpInit<'a> {
-    /// With one CQ for both queues, and room for 64 requests of one piece in each.
+    /// RC, with one CQ for both queues, and room for 64 requests of one piece in each.
     pub const fn new(cq: &'a Cq) -> Self {
-        let cap =
-            QpCap { max_send_wr: 64, max_recv_wr: 64, max_send_sge: 1, max_recv_sge: 1, max_inline_data: 0 };
-        Self { send_cq: cq, recv_cq: cq, cap, sq_sig_all: false }
+        Self {
+            qp_type: QpType::Rc,
+            send_cq: cq,
+            recv_cq: cq,
+            srq: None,
+            cap: QpCap {
+                max_send_wr: 64,
+                max_recv_wr: 64,
+                max_send_sge: 1,
+                max_recv_sge: 1,
+                max_inline_data: 0,
+            },
+            sq_sig_all: false,
+            masked_atomics: false,
+            max_lso_header: 0,
+            block_self_mcast_lb: false,
+        }
     }
 }
 
@@ -141,6 +193,8 @@ pub struct QpAttr {
     pub pkey_index: Option<u16>,
     /// Primary port, from 1.
     pub port_num: Option<u8>,
+    /// Q_Key.
+    pub qkey: Option<u32>,
     /// Primary path.
     pub ah_attr: Option<AhAttr>,
     /// Path MTU.

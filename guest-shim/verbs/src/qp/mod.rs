@@ -1,29 +1,31 @@
 //! Queue pairs.
 
 mod attr;
+mod create;
+mod multicast;
 mod wire;
 mod work;
 
-pub use attr::{AhAttr, AltPath, Grh, MigState, QpAttr, QpCap, QpInit, QpState, RtrAttr, RtsAttr};
+pub use attr::{AhAttr, AltPath, Grh, MigState, QpAttr, QpCap, QpInit, QpState, QpType, RtrAttr, RtsAttr};
 
-pub(crate) use work::Work;
+pub(crate) use work::{Work, with_pieces};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
-use virtio_rdma::request::queue_pair::{
-    CreateQp, DestroyQp, ModifyQp, QpCap as WireCap, QpCreated, QpFlags, QpType, QueryQp,
-};
+use virtio_rdma::request::queue_pair::{CreateQp, DestroyQp, ModifyQp, QpCreated, QueryQp};
 use virtio_rdma::{Reserved, U32, U64};
-use zerocopy::FromZeros;
 
+use self::multicast::Groups;
+use self::work::To;
 use crate::access::Access;
 use crate::arena::{Block, PAGE};
 use crate::cq::{Queue, RECORD_BYTES};
 use crate::device::{Bell, ObjectKind, Open};
 use crate::error::{Error, Result};
+use crate::mw::{Mw, MwBind, MwType, inc_rkey};
 use crate::pd::Domain;
-use crate::wr::{RecvWr, SendWr};
+use crate::srq::Shared;
+use crate::wr::{RecvWr, SendWr, UdDest};
 
 /// A list of requests was posted up to one that was refused.
 #[derive(Debug, thiserror::Error)]
@@ -35,84 +37,74 @@ pub struct BadWr {
     pub error: Error,
 }
 
-/// A reliably connected queue pair (`ibv_qp`).
+/// A queue pair (`ibv_qp`).
 #[derive(Debug)]
 pub struct Qp {
     domain: Arc<Domain>,
     /// Of sends and of receives.
     cqs: [Arc<Queue>; 2],
+    _srq: Option<Arc<Shared>>,
     handle: u32,
+    qp_type: QpType,
     cap: QpCap,
     work: Arc<Work>,
     /// What this side has taken it to; the HCA may have gone to an error state since.
     state: Mutex<QpState>,
+    groups: Mutex<Groups>,
     ring: Block,
-    record: Block,
+    record: Option<Block>,
     ended: bool,
 }
 
-/// The rings that hold at least what is asked for, and what they hold.
-fn layout(open: &Open, cap: &QpCap) -> Result<(QpLayout, QpCap)> {
-    let (most_wr, most_sge) = (open.attributes().max_qp_wr.get(), open.attributes().max_sge.get());
-    let most_inline = open.config().format.max_inline_bytes.get().into();
-    for (what, asked, most) in [
-        ("max_send_wr", cap.max_send_wr, most_wr),
-        ("max_recv_wr", cap.max_recv_wr, most_wr),
-        ("max_send_sge", cap.max_send_sge, most_sge),
-        ("max_recv_sge", cap.max_recv_sge, most_sge),
-        ("max_inline_data", cap.max_inline_data, most_inline),
-    ] {
-        if asked > most {
-            return Err(Error::Invalid(format!("{what} of {asked} exceeds the device's {most}")));
-        }
-    }
-    let size = SendSize { requests: cap.max_send_wr, sges: cap.max_send_sge, inline: cap.max_inline_data };
-    let send = SendGeometry::new(Service::Rc, size, open.limits())?;
-    let receive = ReceiveGeometry::new(cap.max_recv_wr, cap.max_recv_sge, open.limits())?;
-    let holds = QpCap {
-        max_send_wr: send.requests().min(most_wr),
-        max_recv_wr: receive.entries().min(most_wr),
-        max_send_sge: send.max_sges().min(most_sge),
-        max_recv_sge: receive.max_sges().min(most_sge),
-        max_inline_data: send.max_inline().min(most_inline),
-    };
-    Ok((QpLayout { send, receive: Some(receive) }, holds))
+/// Changes a queue pair.
+pub(crate) fn modify(open: &Open, handle: u32, attr: &QpAttr) -> Result<()> {
+    let (attr_mask, attributes) = attr.to_wire();
+    open.call(&ModifyQp { qp: U32::new(handle), attr_mask, attributes }).map(|_| ())
 }
 
-/// log2 of a power of two.
-fn log2(power: u32) -> u8 {
-    // At most 31.
-    #[expect(clippy::cast_possible_truncation, reason = "at most 31")]
-    let log2 = power.trailing_zeros() as u8;
-    log2
+/// How a queue pair is.
+pub(crate) fn query(open: &Open, handle: u32) -> Result<QpAttr> {
+    let answer = open.call(&QueryQp { qp: U32::new(handle), reserved: Reserved::ZERO })?;
+    QpAttr::of_wire(&answer.attributes)
 }
 
 impl Qp {
     pub(crate) fn new(domain: &Arc<Domain>, init: &QpInit<'_>) -> Result<Self> {
         let open = domain.open();
         open.loss().check()?;
-        let cqs = [Arc::clone(init.send_cq.queue()), Arc::clone(init.recv_cq.queue())];
-        if cqs.iter().any(|cq| !cq.is_of(open)) {
-            return Err(Error::Invalid("a CQ is of another context than the protection domain".into()));
-        }
-        let (layout, cap) = layout(open, &init.cap)?;
+        create::check(open, init)?;
+        let (layout, cap) = create::layout(open, init)?;
         let ring = open.arena().allocate(layout.bytes(), PAGE)?;
-        let record = open.arena().allocate(RECORD_BYTES, RECORD_BYTES)?;
-        let mut body = create(&layout, &cap);
+        let record = layout.receive.map(|_| open.arena().allocate(RECORD_BYTES, RECORD_BYTES)).transpose()?;
+        let mut body = create::request(init, &layout, &cap);
         body.pd = U32::new(domain.handle());
-        (body.send_cq, body.recv_cq) = (U32::new(cqs[0].handle()), U32::new(cqs[1].handle()));
-        body.record = U64::new(record.guest_address());
-        let (QpCreated { qp, qpn, send }, uar) = open.with_uar(|uar| {
-            open.make(&CreateQp { uar: U32::new(uar.handle()), ..body }, &[&ring, &record])
-        })?;
+        body.record = U64::new(record.as_ref().map_or(0, Block::guest_address));
+        let memory: Vec<&Block> = std::iter::once(&ring).chain(&record).collect();
+        let (QpCreated { qp, qpn, send }, uar) =
+            open.with_uar(|uar| open.make(&CreateQp { uar: U32::new(uar.handle()), ..body }, &memory))?;
         let (handle, qpn) = (qp.get(), qpn.get());
-        let work = Work::new(qpn, &layout, &ring, &record, Bell::new(&uar, &send)?, init.sq_sig_all)?;
+        let srq = init.srq.map(|srq| Arc::clone(srq.shared()));
+        let receives = work::receives(&layout, &ring, record.as_ref(), srq.as_ref())?;
+        let work = Work::new(qpn, &layout, &ring, receives, Bell::new(&uar, &send)?, init.sq_sig_all)?;
+        let cqs = [Arc::clone(init.send_cq.queue()), Arc::clone(init.recv_cq.queue())];
         let turnover = open.turnover();
         open.watch(ObjectKind::Qp, handle, qpn);
         cqs.iter().for_each(|cq| cq.attach(&work));
         drop(turnover);
-        let state = Mutex::new(QpState::Reset);
-        Ok(Self { domain: Arc::clone(domain), cqs, handle, cap, work, state, ring, record, ended: false })
+        Ok(Self {
+            domain: Arc::clone(domain),
+            cqs,
+            _srq: srq,
+            handle,
+            qp_type: init.qp_type,
+            cap,
+            work,
+            state: Mutex::new(QpState::Reset),
+            groups: Mutex::default(),
+            ring,
+            record,
+            ended: false,
+        })
     }
 
     fn open(&self) -> &Arc<Open> {
@@ -121,11 +113,14 @@ impl Qp {
 
     fn end(&mut self) -> Result<()> {
         self.ended = true;
+        self.leave_groups();
         let _turnover = self.open().turnover();
         self.work.set_state(QpState::Reset);
         let body = DestroyQp { qp: U32::new(self.handle), reserved: Reserved::ZERO };
-        let result = self.open().end(&body, &[&self.ring, &self.record]);
+        let memory: Vec<&Block> = std::iter::once(&self.ring).chain(&self.record).collect();
+        let result = self.open().end(&body, &memory);
         self.cqs.iter().for_each(|cq| cq.detach(self.qpn()));
+        self.work.forget_binds();
         self.open().forget(ObjectKind::Qp, self.handle);
         result
     }
@@ -137,6 +132,11 @@ impl Qp {
     /// Its number, as completions, events and the other side have it.
     pub fn qpn(&self) -> u32 {
         self.work.qpn()
+    }
+
+    /// Its type.
+    pub fn qp_type(&self) -> QpType {
+        self.qp_type
     }
 
     /// What it can hold, at least what was asked for.
@@ -160,19 +160,19 @@ impl Qp {
             // Nothing is posted any more that the HCA would see.
             self.work.set_state(to);
         }
-        let (attr_mask, attributes) = attr.to_wire();
-        let result = self.open().call(&ModifyQp { qp: U32::new(self.handle), attr_mask, attributes });
+        let result = modify(self.open(), self.handle, attr);
         if result.is_ok() {
             *state = to;
             if to == QpState::Reset {
                 self.cqs.iter().for_each(|cq| cq.clean(self.qpn()));
+                self.work.forget_binds();
             }
         }
         self.work.set_state(*state);
-        result.map(|_| ())
+        result
     }
 
-    /// RESET to INIT: on a port, with the first P_Key, for such remote operations.
+    /// RESET to INIT, of connected types: on a port, with the first P_Key, for such remote operations.
     ///
     /// # Errors
     /// As [`Qp::modify`].
@@ -183,6 +183,21 @@ impl Qp {
             qp_access_flags: Some(access),
             ..QpAttr::state(QpState::Init)
         })
+    }
+
+    /// RESET to RTS, of UD: on a port, with the first P_Key, and a Q_Key with the top bit clear.
+    ///
+    /// # Errors
+    /// As [`Qp::modify`]; a Q_Key with the top bit set (`EPERM`).
+    pub fn to_datagrams(&self, port_num: u8, qkey: u32) -> Result<()> {
+        self.modify(&QpAttr {
+            port_num: Some(port_num),
+            pkey_index: Some(0),
+            qkey: Some(qkey),
+            ..QpAttr::state(QpState::Init)
+        })?;
+        self.modify(&QpAttr::state(QpState::Rtr))?;
+        self.modify(&QpAttr { sq_psn: Some(0), ..QpAttr::state(QpState::Rts) })
     }
 
     /// INIT to RTR.
@@ -206,18 +221,17 @@ impl Qp {
     /// # Errors
     /// The device is lost.
     pub fn query(&self) -> Result<QpAttr> {
-        let answer = self.open().call(&QueryQp { qp: U32::new(self.handle), reserved: Reserved::ZERO })?;
-        QpAttr::of_wire(&answer.attributes)
+        query(self.open(), self.handle)
     }
 
-    /// Posts a send request (`ibv_post_send`).
+    /// Posts a send request (`ibv_post_send`) of RC or UC.
     ///
     /// # Errors
-    /// The queue is full (`ENOMEM`); the queue pair was never taken to RTS; too many pieces, too much inline
-    /// data, or a piece of 2 GiB or more (`EINVAL`); the device is lost.
+    /// The queue is full (`ENOMEM`); the queue pair was never taken to RTS; it is of another type, or has no such
+    /// operation; too many pieces, too much inline data, or a piece of 2 GiB or more (`EINVAL`); the device is lost.
     pub fn post_send(&self, wr: &SendWr<'_>) -> Result<()> {
         self.open().loss().check()?;
-        self.work.post_send(std::slice::from_ref(wr)).1
+        self.work.post_send(std::iter::once((wr, To::Peer))).1
     }
 
     /// Posts send requests, with one doorbell for all.
@@ -225,16 +239,79 @@ impl Qp {
     /// # Errors
     /// As [`Qp::post_send`]; requests before the refused one are posted.
     pub fn post_send_list(&self, wrs: &[SendWr<'_>]) -> std::result::Result<(), BadWr> {
+        self.post_list(wrs.iter().map(|wr| (wr, To::Peer)))
+    }
+
+    /// Posts a send request (`ibv_post_send`) of UD.
+    ///
+    /// # Errors
+    /// As [`Qp::post_send`].
+    pub fn post_send_ud(&self, wr: &SendWr<'_>, to: &UdDest<'_>) -> Result<()> {
+        self.open().loss().check()?;
+        self.work.post_send(std::iter::once((wr, To::of(to)))).1
+    }
+
+    /// Posts send requests of UD, with one doorbell for all.
+    ///
+    /// # Errors
+    /// As [`Qp::post_send`]; requests before the refused one are posted.
+    pub fn post_send_ud_list(&self, wrs: &[(SendWr<'_>, UdDest<'_>)]) -> std::result::Result<(), BadWr> {
+        self.post_list(wrs.iter().map(|(wr, to)| (wr, To::of(to))))
+    }
+
+    /// Posts a send request (`ibv_post_send`) of XRC; `remote_srqn` is the SRQ at the other side, which counts for
+    /// requests that take a receive request there.
+    ///
+    /// # Errors
+    /// As [`Qp::post_send`].
+    pub fn post_send_xrc(&self, wr: &SendWr<'_>, remote_srqn: u32) -> Result<()> {
+        self.open().loss().check()?;
+        self.work.post_send(std::iter::once((wr, To::Srq(remote_srqn)))).1
+    }
+
+    fn post_list<'a>(
+        &self,
+        wrs: impl Iterator<Item = (&'a SendWr<'a>, To)>,
+    ) -> std::result::Result<(), BadWr> {
         self.open().loss().check().map_err(|error| BadWr { index: 0, error })?;
         let (index, result) = self.work.post_send(wrs);
         result.map_err(|error| BadWr { index, error })
     }
 
+    /// Binds a window of type 1 (`ibv_bind_mw`), by a request in the send queue; returns the key that it has then.
+    ///
+    /// # Errors
+    /// The window is of type 2 (`EINVAL`); window, region and queue pair are not of one domain (`EPERM`); as
+    /// [`Qp::post_send`].
+    pub fn bind_mw(&self, mw: &Mw, bind: &MwBind<'_>) -> Result<u32> {
+        let rkey = inc_rkey(mw.rkey());
+        self.post_bind(MwType::Type1, mw, rkey, bind).map(|()| rkey)
+    }
+
+    /// Binds a window of type 2 (`ibv_post_send` with `IBV_WR_BIND_MW`), with a key that differs from the one before
+    /// in the low 8 bits ([`inc_rkey`]).
+    ///
+    /// # Errors
+    /// The window is of type 1, or the key differs in other bits (`EINVAL`); window, region and queue pair are not of
+    /// one domain (`EPERM`); as [`Qp::post_send`].
+    pub fn post_bind_mw(&self, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
+        self.post_bind(MwType::Type2, mw, rkey, bind)
+    }
+
+    fn post_bind(&self, mw_type: MwType, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
+        self.open().loss().check()?;
+        mw.check(mw_type, rkey, &self.domain, bind)?;
+        let (operation, bound) = mw.bind(rkey, bind);
+        self.work.post_bind(bind, operation, bound)?;
+        mw.set_rkey(rkey);
+        Ok(())
+    }
+
     /// Posts a receive request (`ibv_post_recv`).
     ///
     /// # Errors
-    /// The queue is full (`ENOMEM`); the queue pair is in RESET; too many pieces, or a piece of 2 GiB or more
-    /// (`EINVAL`); the device is lost.
+    /// The queue is full (`ENOMEM`); the queue pair is in RESET, or has no receive queue of its own; too many pieces,
+    /// or a piece of 2 GiB or more (`EINVAL`); the device is lost.
     pub fn post_recv(&self, wr: &RecvWr<'_>) -> Result<()> {
         self.open().loss().check()?;
         self.work.post_recv(std::slice::from_ref(wr)).1
@@ -250,13 +327,15 @@ impl Qp {
         result.map_err(|error| BadWr { index, error })
     }
 
-    /// Ends it (`ibv_destroy_qp`), as dropping it does. Its completions are taken out of the CQs, and its events
-    /// that nobody has taken are gone.
+    /// Ends it (`ibv_destroy_qp`): it leaves its multicast groups; its completions are taken out of the CQs, and its
+    /// events that nobody has taken are gone. Waits until those that were taken are acknowledged, which dropping it
+    /// does not.
     ///
     /// # Errors
     /// The HCA doesn't give it back: its memory is then kept aside.
     pub fn destroy(mut self) -> Result<()> {
-        self.end()
+        let (open, handle) = (Arc::clone(self.open()), self.handle);
+        open.after_acks(ObjectKind::Qp, handle, || self.end())
     }
 }
 
@@ -267,26 +346,5 @@ impl Drop for Qp {
         {
             log::warn!("{error}");
         }
-    }
-}
-
-/// The request for an RC queue pair, without the objects that it names.
-fn create(layout: &QpLayout, cap: &QpCap) -> CreateQp {
-    let receive = layout.receive.map_or((0, 0), |receive| (log2(receive.entries()), log2(receive.stride())));
-    CreateQp {
-        flags: QpFlags::NONE,
-        qp_type: QpType::RC,
-        log2_send_wqes: log2(layout.send.entries()),
-        log2_send_stride: log2(layout.send.stride()),
-        log2_recv_wqes: receive.0,
-        log2_recv_stride: receive.1,
-        cap: WireCap {
-            max_send_wr: U32::new(cap.max_send_wr),
-            max_recv_wr: U32::new(cap.max_recv_wr),
-            max_send_sge: U32::new(cap.max_send_sge),
-            max_recv_sge: U32::new(cap.max_recv_sge),
-            max_inline_data: U32::new(cap.max_inline_data),
-        },
-        ..CreateQp::new_zeroed()
     }
 }

@@ -10,7 +10,7 @@ use crate::attr::{Gid, Mtu, known};
 use crate::error::Result;
 
 impl AhAttr {
-    fn to_wire(self) -> AhAttributes {
+    pub(crate) fn to_wire(self) -> AhAttributes {
         let grh = self.grh.unwrap_or_default();
         AhAttributes {
             dgid: grh.dgid.0,
@@ -59,6 +59,7 @@ impl QpAttr {
         wire.set(Mask::ACCESS_FLAGS, self.qp_access_flags, |to, access| to.qp_access_flags = access.flags());
         wire.set(Mask::PKEY_INDEX, self.pkey_index, |to, index| to.pkey_index = U16::new(index));
         wire.set(Mask::PORT, self.port_num, |to, port| to.port_num = port);
+        wire.set(Mask::QKEY, self.qkey, |to, qkey| to.qkey = U32::new(qkey));
         wire.set(Mask::AV, self.ah_attr, |to, path| to.ah_attr = path.to_wire());
         wire.set(Mask::PATH_MTU, self.path_mtu, |to, mtu| to.path_mtu = mtu.code());
         wire.set(Mask::TIMEOUT, self.timeout, |to, timeout| to.timeout = timeout);
@@ -82,8 +83,8 @@ impl QpAttr {
         (wire.mask, wire.to)
     }
 
-    /// What the device answered. Attributes that an RC queue pair in RESET or INIT doesn't have yet are as the
-    /// HCA has them.
+    /// What the device answered. Attributes that a queue pair of its type and state doesn't have are as the HCA has
+    /// them.
     pub(super) fn of_wire(from: &QpAttributes) -> Result<Self> {
         let state = known("queue pair state", QpState::of_code(from.qp_state))?;
         let alt_path = AltPath {
@@ -98,6 +99,7 @@ impl QpAttr {
             qp_access_flags: Some(Access::of_flags(from.qp_access_flags)),
             pkey_index: Some(from.pkey_index.get()),
             port_num: Some(from.port_num),
+            qkey: Some(from.qkey.get()),
             ah_attr: Some(AhAttr::of_wire(&from.ah_attr)),
             path_mtu: Mtu::of_code(from.path_mtu),
             timeout: Some(from.timeout),

@@ -8,9 +8,10 @@ use virtio_rdma::config::Config;
 
 use crate::error::Result;
 use crate::event_fd::Event;
-use crate::memory::Chunk;
+use crate::memory::{Chunk, Span};
 use crate::virtqueue::Layout;
 
+mod region;
 mod vhost_user;
 
 #[cfg(test)]
@@ -49,6 +50,21 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
 
     /// What the device signals when it has used chains of a queue. It is not blocking.
     fn interrupt(&self, index: u16) -> &Event;
+
+    /// `bytes` bytes of the device's shared-memory region; `None` if the device has not had them mapped.
+    fn region(&self, _offset: u64, _bytes: usize) -> Option<Span> {
+        None
+    }
+
+    /// A descriptor that is readable when the device wants something of this side; `None` if it never does.
+    fn wanted(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Does what the device wants. Answers whether it can want more.
+    fn serve(&self) -> bool {
+        false
+    }
 
     /// A descriptor that hangs up when the device is gone.
     fn hangup(&self) -> BorrowedFd<'_>;

@@ -13,10 +13,11 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_rdma::config::Config;
 use virtio_rdma::queue::QUEUES;
 
+use super::region::Region;
 use super::{QueueRings, Transport};
 use crate::error::{Error, Result};
 use crate::event_fd::Event;
-use crate::memory::Chunk;
+use crate::memory::{Chunk, Span};
 
 /// `VIRTIO_F_VERSION_1`.
 const VERSION_1: u64 = 1 << 32;
@@ -28,6 +29,10 @@ const NEEDED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// What is used of it to have doorbells mapped, where the daemon offers that.
+const REGION: VhostUserProtocolFeatures =
+    VhostUserProtocolFeatures::SHMEM.union(VhostUserProtocolFeatures::BACKEND_REQ);
 
 /// How long the daemon may take to its first answer. It serves one connection of a socket after another.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,6 +47,7 @@ pub(crate) struct VhostUser {
     stream: UnixStream,
     kicks: Vec<Event>,
     interrupts: Vec<Event>,
+    region: Option<Region>,
 }
 
 impl VhostUser {
@@ -63,7 +69,7 @@ impl VhostUser {
         let clone = stream.try_clone().map_err(Error::system("another descriptor of the socket"))?;
         let frontend = Frontend::from_stream(clone, QUEUES.into());
         let (kicks, interrupts) = (eventfds()?, eventfds()?);
-        let device = Self { path: path.to_owned(), frontend, stream, kicks, interrupts };
+        let mut device = Self { path: path.to_owned(), frontend, stream, kicks, interrupts, region: None };
         device.agree()?;
         Ok(device)
     }
@@ -77,7 +83,7 @@ impl VhostUser {
     }
 
     /// Settles features and protocol features.
-    fn agree(&self) -> Result<()> {
+    fn agree(&mut self) -> Result<()> {
         let mut frontend = self.frontend.clone();
         self.failed("SET_OWNER", frontend.set_owner())?;
         let features = self.failed("GET_FEATURES", frontend.get_features())?;
@@ -90,13 +96,32 @@ impl VhostUser {
             let lacks = NEEDED.difference(offered);
             return Err(self.handshake("GET_PROTOCOL_FEATURES", format!("the daemon lacks {lacks:?}")));
         }
-        self.failed("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(NEEDED))?;
+        let region = offered.contains(REGION);
+        let taken = if region { NEEDED | REGION } else { NEEDED };
+        self.failed("SET_PROTOCOL_FEATURES", frontend.set_protocol_features(taken))?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let queues = self.failed("GET_QUEUE_NUM", frontend.get_queue_num())?;
         if queues < QUEUES.into() {
             return Err(self.handshake("GET_QUEUE_NUM", format!("{queues} queues, {QUEUES} are needed")));
         }
+        if region {
+            self.region = self.agree_on_region()?;
+        }
         self.failed("SET_FEATURES", frontend.set_features(wanted))
+    }
+
+    /// Learns of the shared-memory region and gives the daemon the channel on which it says what to map of it.
+    fn agree_on_region(&self) -> Result<Option<Region>> {
+        let mut frontend = self.frontend.clone();
+        let config = self.failed("GET_SHMEM_CONFIG", frontend.get_shmem_config())?;
+        let Some(bytes) = config.memory_sizes.first().filter(|bytes| config.nregions != 0 && **bytes != 0)
+        else {
+            return Ok(None);
+        };
+        let region = Region::new(*bytes).map_err(Error::system("a channel for the daemon"))?;
+        let given = frontend.set_backend_request_fd(&region.far_end());
+        self.failed("SET_BACKEND_REQ_FD", given)?;
+        Ok(Some(region))
     }
 }
 
@@ -179,6 +204,18 @@ impl Transport for VhostUser {
 
     fn interrupt(&self, index: u16) -> &Event {
         &self.interrupts[usize::from(index)]
+    }
+
+    fn region(&self, offset: u64, bytes: usize) -> Option<Span> {
+        self.region.as_ref()?.span(offset, bytes)
+    }
+
+    fn wanted(&self) -> Option<BorrowedFd<'_>> {
+        self.region.as_ref().map(Region::wanted)
+    }
+
+    fn serve(&self) -> bool {
+        self.region.as_ref().is_some_and(Region::serve)
     }
 
     fn hangup(&self) -> BorrowedFd<'_> {

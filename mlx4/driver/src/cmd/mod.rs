@@ -12,7 +12,7 @@ mod slots;
 mod timeout;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_pci::{DmaBuffer, PciDevice};
@@ -72,6 +72,8 @@ pub(crate) struct Commands {
     slots: Slots,
     /// For each place an input and an output mailbox.
     mailboxes: DmaBuffer,
+    /// Bytes of each input mailbox that may not be zero.
+    filled: [AtomicUsize; MAX_SLOTS],
     events: AtomicBool,
     timeouts: Timeouts,
 }
@@ -87,6 +89,7 @@ impl Commands {
             register: Mutex::new(CommandRegister::new(Arc::clone(device))),
             slots: Slots::new(),
             mailboxes,
+            filled: [const { AtomicUsize::new(0) }; MAX_SLOTS],
             events: AtomicBool::new(false),
             timeouts,
         })
@@ -179,7 +182,7 @@ impl Commands {
     fn attempt(&self, command: &Command<'_>, output: &mut [u8]) -> Result<u64, CommandFailure> {
         let slot = self.slots.take(self.timeouts.post)?;
         let (inbox, outbox) = (2 * slot.index * MAILBOX_BYTES, (2 * slot.index + 1) * MAILBOX_BYTES);
-        let input = self.fill(inbox, command.input)?;
+        let input = self.fill((inbox, &self.filled[slot.index]), command.input)?;
         let has_output = !output.is_empty();
         if has_output {
             self.mailboxes.fill(outbox, MAILBOX_BYTES, 0).map_err(CommandFailure::Mailbox)?;
@@ -213,14 +216,15 @@ impl Commands {
     }
 
     /// Puts the input into its mailbox; returns what the register is told.
-    fn fill(&self, inbox: usize, input: Input<'_>) -> Result<u64, CommandFailure> {
+    fn fill(&self, (inbox, filled): (usize, &AtomicUsize), input: Input<'_>) -> Result<u64, CommandFailure> {
         match input {
             Input::None => Ok(0),
             Input::Immediate(value) => Ok(value),
             Input::Mailbox(bytes) => {
                 let mailbox = self.mailboxes.slice(inbox, MAILBOX_BYTES).map_err(CommandFailure::Mailbox)?;
                 mailbox.write(0, bytes).map_err(CommandFailure::Mailbox)?;
-                let rest = MAILBOX_BYTES.saturating_sub(bytes.len());
+                // The place is this command's alone.
+                let rest = filled.swap(bytes.len(), Ordering::Relaxed).saturating_sub(bytes.len());
                 mailbox.fill(bytes.len(), rest, 0).map_err(CommandFailure::Mailbox)?;
                 Ok(mailbox.iova())
             }

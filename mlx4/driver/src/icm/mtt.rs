@@ -51,11 +51,12 @@ impl Pages<'_> {
     }
 }
 
-/// A range of entries.
+/// A range of entries, or none.
 #[derive(Debug)]
 pub(crate) struct MttRange {
     first: u64,
-    log2: u8,
+    /// A power of two, or 0.
+    count: u64,
 }
 
 impl MttRange {
@@ -63,6 +64,11 @@ impl MttRange {
     pub(crate) fn offset(&self) -> u64 {
         self.first * MTT_ENTRY_BYTES
     }
+}
+
+/// log2 of a power of two of at most 2^63.
+fn log2(count: u64) -> u8 {
+    u8::try_from(count.ilog2()).unwrap_or(u8::MAX)
 }
 
 /// The table, and which of its entries are free.
@@ -89,11 +95,13 @@ impl MttTable {
         pages: &Pages<'_>,
         spare: u32,
     ) -> Result<MttRange> {
-        let count = (pages.count() + u64::from(spare)).max(1).next_power_of_two();
-        // Of a power of two of at most 2^63.
-        let log2 = u8::try_from(count.ilog2()).unwrap_or(u8::MAX);
+        let count = match pages.count() + u64::from(spare) {
+            0 => return Ok(MttRange { first: 0, count: 0 }),
+            count => count.next_power_of_two(),
+        };
+        let log2 = log2(count);
         let first = self.lock().take(log2).ok_or(Error::Exhausted("translation entry"))?;
-        let range = MttRange { first, log2 };
+        let range = MttRange { first, count };
         if let Err(error) = self.table.get(commands, dma, first, count) {
             self.lock().give_back(first, log2);
             return Err(error);
@@ -122,8 +130,11 @@ impl MttTable {
     }
 
     pub(super) fn free(&self, commands: &Commands, range: MttRange) -> Result<()> {
-        let result = self.table.put(commands, range.first, 1 << range.log2);
-        self.lock().give_back(range.first, range.log2);
+        if range.count == 0 {
+            return Ok(());
+        }
+        let result = self.table.put(commands, range.first, range.count);
+        self.lock().give_back(range.first, log2(range.count));
         result
     }
 

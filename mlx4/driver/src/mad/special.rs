@@ -22,7 +22,7 @@ use crate::error::{Error, Fields, Result};
 use crate::numbers::Number;
 use crate::object::{Pd, Uar};
 use crate::port::{LAST_UNICAST_LID, Port};
-use crate::qp::Attributes;
+use crate::qp::{Attributes, QpRights};
 use crate::queues::{CompletionQueue, QueuePair, QueuePairConfig};
 use crate::region::RegisteredMemory;
 use crate::shared::Shared;
@@ -91,7 +91,8 @@ impl Special {
             receive_sges: 1,
             srq: None,
         };
-        let qp = QueuePair::with_number(parts.shared, number, &config, queue == MadQueue::Smi)?;
+        let qp = QueuePair::with_number(parts.shared, number, &config, QpRights::default())?;
+        let qp = if queue == MadQueue::Smi { qp.into_qp0() } else { qp };
         let slots = Mutex::new(Slots { free: u64::MAX, posted: 0 });
         Ok(Self { port, queue, qp, base, slots, psn: AtomicU32::new(0) })
     }

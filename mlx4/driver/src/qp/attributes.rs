@@ -1,6 +1,6 @@
 //! Attributes of queue pairs, and which of them a transition needs or takes (IBTA vol. 1, 11.2.5.2).
 
-use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpState, ServiceType};
+use mlx4_wire::ctx::qp::{Mtu, PathMigration, QpState};
 
 use crate::error::{Error, Result};
 use crate::path::Path;
@@ -127,8 +127,8 @@ impl Attributes {
     }
 
     /// Checks that all attributes are given that a transition needs, and none that it doesn't take.
-    pub(super) fn check(&self, service: ServiceType, from: QpState, to: QpState) -> Result<()> {
-        let (required, optional) = accepted(service, from, to);
+    pub(super) fn check(&self, role: Role, from: QpState, to: QpState) -> Result<()> {
+        let (required, optional) = accepted(role, from, to);
         let given = self.set();
         let missing = required & !given;
         let extra = given & !(required | optional);
@@ -146,60 +146,69 @@ pub(super) fn state_name(state: QpState) -> &'static str {
     state.name().unwrap_or("an unknown state")
 }
 
-/// Attributes that a transition needs, and those that it takes besides. Special queue pairs are as datagram
-/// ones.
-fn accepted(service: ServiceType, from: QpState, to: QpState) -> (Set, Set) {
+/// What a queue pair is, as far as its attributes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Rc,
+    Uc,
+    XrcSend,
+    XrcReceive,
+    /// Special queue pairs too.
+    Datagram,
+}
+
+impl Role {
+    fn is_connected(self) -> bool {
+        self != Self::Datagram
+    }
+
+    /// Whether it waits for acknowledgements of what it sends.
+    fn requests(self) -> bool {
+        matches!(self, Self::Rc | Self::XrcSend)
+    }
+
+    /// Whether it acknowledges what comes.
+    fn responds(self) -> bool {
+        matches!(self, Self::Rc | Self::XrcReceive)
+    }
+}
+
+fn when(role: bool, set: Set) -> Set {
+    if role { set } else { 0 }
+}
+
+/// Attributes that a transition needs, and those that it takes besides.
+fn accepted(role: Role, from: QpState, to: QpState) -> (Set, Set) {
     use QpState as S;
+    let (connected, requests, responds) = (role.is_connected(), role.requests(), role.responds());
+    let first = PKEY | PORT | if connected { ACCESS } else { QKEY };
+    // What may change in RTS and on the way there.
+    let running = if connected { ACCESS | ALTERNATE | MIGRATION | when(responds, MIN_RNR) } else { QKEY };
     match (from, to) {
-        (S::RST, S::INIT) => match service {
-            ServiceType::RC | ServiceType::UC => (PKEY | PORT | ACCESS, 0),
-            _ => (PKEY | PORT | QKEY, 0),
+        (S::RST, S::INIT) => (first, 0),
+        (S::INIT, S::INIT) => (0, first),
+        (S::INIT, S::RTR) if connected => (
+            PATH | MTU | REMOTE | RECEIVE_PSN | when(responds, RESPONDER | MIN_RNR),
+            ALTERNATE | ACCESS | PKEY,
+        ),
+        (S::INIT, S::RTR) => (0, PKEY | QKEY),
+        (S::RTR, S::RTS) => {
+            let reliable = when(requests || responds, TIMEOUT) | when(requests, RETRY | RNR | REQUESTER);
+            (SEND_PSN | reliable, running)
+        }
+        (S::RTS, S::RTS) | (S::SQD | S::SQ_DRAINING, S::RTS) => (0, running),
+        (S::SQER, S::RTS) => match role {
+            Role::Uc => (0, ACCESS),
+            Role::Datagram => (0, QKEY),
+            _ => (0, 0),
         },
-        (S::INIT, S::INIT) => match service {
-            ServiceType::RC | ServiceType::UC => (0, PKEY | PORT | ACCESS),
-            _ => (0, PKEY | PORT | QKEY),
-        },
-        (S::INIT, S::RTR) => match service {
-            ServiceType::RC => {
-                (PATH | MTU | REMOTE | RECEIVE_PSN | RESPONDER | MIN_RNR, ALTERNATE | ACCESS | PKEY)
-            }
-            ServiceType::UC => (PATH | MTU | REMOTE | RECEIVE_PSN, ALTERNATE | ACCESS | PKEY),
-            _ => (0, PKEY | QKEY),
-        },
-        (S::RTR, S::RTS) => match service {
-            ServiceType::RC => {
-                (SEND_PSN | TIMEOUT | RETRY | RNR | REQUESTER, ALTERNATE | ACCESS | MIN_RNR | MIGRATION)
-            }
-            ServiceType::UC => (SEND_PSN, ALTERNATE | ACCESS | MIGRATION),
-            _ => (SEND_PSN, QKEY),
-        },
-        (S::RTS, S::RTS) | (S::SQD | S::SQ_DRAINING, S::RTS) => match service {
-            ServiceType::RC => (0, ACCESS | ALTERNATE | MIGRATION | MIN_RNR),
-            ServiceType::UC => (0, ACCESS | ALTERNATE | MIGRATION),
-            _ => (0, QKEY),
-        },
-        (S::SQER, S::RTS) => match service {
-            ServiceType::RC => (0, 0),
-            ServiceType::UC => (0, ACCESS),
-            _ => (0, QKEY),
-        },
-        (S::SQD | S::SQ_DRAINING, S::SQD) => match service {
-            ServiceType::RC => (
-                0,
-                PKEY | ACCESS
-                    | PATH
-                    | RESPONDER
-                    | MIN_RNR
-                    | TIMEOUT
-                    | RETRY
-                    | RNR
-                    | REQUESTER
-                    | ALTERNATE
-                    | MIGRATION,
-            ),
-            ServiceType::UC => (0, PKEY | ACCESS | PATH | ALTERNATE | MIGRATION),
-            _ => (0, PKEY | QKEY),
-        },
+        (S::SQD | S::SQ_DRAINING, S::SQD) if connected => {
+            let requester = when(requests, RETRY | RNR | REQUESTER);
+            let responder = when(responds, RESPONDER | MIN_RNR);
+            let reliable = when(requests || responds, TIMEOUT) | requester | responder;
+            (0, PKEY | ACCESS | PATH | ALTERNATE | MIGRATION | reliable)
+        }
+        (S::SQD | S::SQ_DRAINING, S::SQD) => (0, PKEY | QKEY),
         _ => (0, 0),
     }
 }
@@ -211,19 +220,40 @@ mod tests {
     #[test]
     fn missing_attribute_is_named() {
         let attributes = Attributes { port: Some(1), pkey_index: Some(0), ..Attributes::default() };
-        let error = attributes.check(ServiceType::RC, QpState::RST, QpState::INIT).unwrap_err();
+        let error = attributes.check(Role::Rc, QpState::RST, QpState::INIT).unwrap_err();
         assert_eq!(error.to_string(), "access is missing for a transition from RST to INIT");
-        let error = attributes.check(ServiceType::UD, QpState::RST, QpState::INIT).unwrap_err();
+        let error = attributes.check(Role::Datagram, QpState::RST, QpState::INIT).unwrap_err();
         assert_eq!(error.to_string(), "Q_Key is missing for a transition from RST to INIT");
     }
 
     #[test]
     fn attribute_that_the_transition_does_not_take_is_named() {
         let attributes = Attributes { send_psn: Some(1), mtu: Some(Mtu::MTU_256), ..Attributes::default() };
-        let error = attributes.check(ServiceType::UD, QpState::RTR, QpState::RTS).unwrap_err();
+        let error = attributes.check(Role::Datagram, QpState::RTR, QpState::RTS).unwrap_err();
         assert_eq!(error.to_string(), "MTU can't be given for a transition from RTR to RTS");
         let attributes = Attributes { qkey: Some(1), ..Attributes::default() };
-        assert!(attributes.check(ServiceType::UD, QpState::RTS, QpState::ERR).is_err());
+        assert!(attributes.check(Role::Datagram, QpState::RTS, QpState::ERR).is_err());
+    }
+
+    #[test]
+    fn ends_of_an_extended_connection_need_what_their_direction_has() {
+        let rtr = Attributes {
+            path: Some(Path::local(1, 2, 0)),
+            mtu: Some(Mtu::MTU_1024),
+            remote_qpn: Some(3),
+            receive_psn: Some(4),
+            ..Attributes::default()
+        };
+        let to_rtr = |role, given: Attributes| given.check(role, QpState::INIT, QpState::RTR).is_ok();
+        let responder = Attributes { responder_reads: Some(1), min_rnr_timer: Some(1), ..rtr };
+        assert!(to_rtr(Role::XrcSend, rtr) && !to_rtr(Role::XrcSend, responder));
+        assert!(to_rtr(Role::XrcReceive, responder) && !to_rtr(Role::XrcReceive, rtr));
+        let rts = Attributes { send_psn: Some(1), timeout: Some(14), ..Attributes::default() };
+        let requester =
+            Attributes { retry_count: Some(7), rnr_retry: Some(7), requester_reads: Some(1), ..rts };
+        let to_rts = |role, given: Attributes| given.check(role, QpState::RTR, QpState::RTS).is_ok();
+        assert!(to_rts(Role::XrcSend, requester) && !to_rts(Role::XrcSend, rts));
+        assert!(to_rts(Role::XrcReceive, rts) && !to_rts(Role::XrcReceive, requester));
     }
 
     #[test]

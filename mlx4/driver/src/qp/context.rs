@@ -5,14 +5,15 @@
 //! mask.
 
 use mlx4_wire::ctx::RingPages;
-use mlx4_wire::ctx::path::SchedQueue;
+use mlx4_wire::ctx::path::{FORCE_SGID, SchedQueue};
 use mlx4_wire::ctx::qp::{
-    Mtu, MtuMessage, PathMigration, QpFlags, QpMailbox, QpSrq, QpState, RequesterParams, ServiceType, WqSize,
+    Mtu, MtuMessage, PathMigration, QpFlags, QpMailbox, QpSrq, QpState, QpXrcd, RequesterParams, ServiceType,
+    WqSize,
 };
 use mlx4_wire::{Number24, U32, U64};
 use zerocopy::FromZeros;
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, Role};
 use crate::error::{Error, Result};
 use crate::path::{NO_COUNTER, path_timeout};
 use crate::region::Access;
@@ -39,6 +40,14 @@ pub(super) struct Fixed {
     pub(super) receive: WqSize,
     pub(super) pages: RingPages,
     pub(super) record: u64,
+    /// Of the target of an extended connection: its domain.
+    pub(super) xrcd: Option<u16>,
+    /// Fast register requests are allowed.
+    pub(super) fast_register: bool,
+    /// Datagrams can be cut out of long messages.
+    pub(super) lso: bool,
+    /// Datagrams have this source GID, whatever their address vector says.
+    pub(super) forced_gid: Option<u8>,
     /// The schedule queue of port 1 and service level 0.
     pub(super) sched_queue: SchedQueue,
 }
@@ -62,11 +71,23 @@ pub(super) struct Change<'a> {
 pub(super) struct Limits {
     pub(super) ports: u8,
     pub(super) log2_max_message: u8,
+    pub(super) log2_max_lso: u8,
     pub(super) log2_requester_reads: u8,
     pub(super) log2_responder_reads: u8,
 }
 
 impl Fixed {
+    /// What the queue pair is, as far as its attributes go.
+    pub(super) fn role(&self) -> Role {
+        match (self.service, self.xrcd) {
+            (ServiceType::RC, _) => Role::Rc,
+            (ServiceType::UC, _) => Role::Uc,
+            (ServiceType::XRC, None) => Role::XrcSend,
+            (ServiceType::XRC, Some(_)) => Role::XrcReceive,
+            _ => Role::Datagram,
+        }
+    }
+
     /// The mailbox of a transition, whose attributes have been checked to be of it.
     pub(super) fn mailbox(&self, limits: &Limits, change: &Change<'_>) -> Result<QpMailbox> {
         let Change { from, to, attributes, .. } = *change;
@@ -99,7 +120,10 @@ impl Fixed {
         (context.rq_size, context.sq_size) = (self.receive, self.send);
         context.uar_page = Number24::wrapping(self.uar);
         context.local_qpn = Number24::wrapping(self.qpn);
-        context.requester = RequesterParams::new().with_log2_ack_request(LOG2_ACK_REQUEST);
+        context.requester = RequesterParams::new()
+            .with_log2_ack_request(LOG2_ACK_REQUEST)
+            .with_fast_register(self.fast_register);
+        context.xrcd = QpXrcd::new().with_xrcd(self.xrcd.unwrap_or(0));
         context.send_cqn = Number24::wrapping(self.send_cqn);
         context.receive_cqn = Number24::wrapping(self.receive_cqn);
         if let Some(srqn) = self.srqn {
@@ -122,6 +146,9 @@ impl Fixed {
         // Datagrams have their path in the request, but their port here.
         if attributes.port.is_some() || to == QpState::RTR {
             primary.sched_queue = self.sched_queue.with_port_index((port - 1) & 1);
+        }
+        if let Some(index) = self.forced_gid.filter(|_| to == QpState::RTR) {
+            primary.sgid_index = FORCE_SGID | index;
         }
         if let Some(path) = attributes.path {
             *primary = path.address(limits.ports)?;
@@ -148,6 +175,7 @@ impl Fixed {
 
     fn messages(&self, mailbox: &mut QpMailbox, limits: &Limits, attributes: &Attributes) {
         let (mtu, log2) = match self.service {
+            ServiceType::UD if self.lso => (Mtu::MTU_4096, limits.log2_max_lso),
             ServiceType::UD => (Mtu::MTU_4096, LOG2_UD_MESSAGE),
             ServiceType::MLX => (Mtu::MTU_4096, LOG2_MLX_MESSAGE),
             _ => match attributes.mtu {

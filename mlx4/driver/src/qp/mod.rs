@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlx4_wire::Number24;
 use mlx4_wire::cmd::misc::SqdModifier;
 use mlx4_wire::cmd::{Opcode, Status};
-use mlx4_wire::ctx::RingPages;
-use mlx4_wire::ctx::path::SchedQueue;
+use mlx4_wire::ctx::path::{FORCE_SGID, SchedQueue};
 use mlx4_wire::ctx::qp::{QpMailbox, QpState, ServiceType, WqSize};
 
 pub use attributes::{AlternatePath, Attributes};
@@ -24,9 +23,11 @@ use crate::error::{Error, Result};
 use crate::icm::{Kind, MttRange};
 use crate::numbers::Number;
 use crate::object::{Live, Pd, Uar};
+use crate::queues::EmptyQueue;
 use crate::region::Access;
 use crate::shared::Shared;
 use crate::srq::Srq;
+use crate::xrc::{XRC_TARGET, Xrcd, XrcdUse};
 use attributes::state_name;
 use context::{Change, Fixed, Limits};
 
@@ -39,11 +40,11 @@ const LOG2_SEND_STRIDE: u8 = 6;
 /// What a queue pair shall be.
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig<'a> {
-    /// Its service: RC, UC or UD.
+    /// Its service: RC, UC, UD, or XRC for the end of an extended connection that sends.
     pub service: ServiceType,
     /// Its send queue: a stride of 64 bytes or more.
     pub send: WqSize,
-    /// Its receive queue; `None` with an SRQ. The queue with the larger stride is first in the buffer, the
+    /// Its receive queue; `None` with an SRQ, and of XRC. The queue with the larger stride is first in the buffer, the
     /// send queue if they are equal.
     pub receive: Option<WqSize>,
     /// Its domain.
@@ -60,6 +61,20 @@ pub struct QpConfig<'a> {
     pub buffer: RingMemoryPages<'a>,
     /// Bus address of the receive queue's doorbell record of 4 bytes, a multiple of 4; 0 without a queue.
     pub record: u64,
+    /// What its requests may do that is not for everybody.
+    pub rights: QpRights,
+}
+
+/// What requests of a queue pair may do that is not for everybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QpRights {
+    /// They may register memory by its bus addresses. Never for a queue pair that somebody else posts to.
+    pub fast_register: bool,
+    /// UD: they may be messages that the device cuts into datagrams.
+    pub lso: bool,
+    /// UD: all datagrams have this source GID, by its index in the port's table, whatever their address vector
+    /// says.
+    pub forced_gid: Option<u8>,
 }
 
 /// What changes of a queue pair.
@@ -91,6 +106,7 @@ pub struct Qp {
     live: Live,
     _pd: Pd,
     _uar: Uar,
+    _xrcd: Option<XrcdUse>,
     mtt: MttRange,
     fixed: Fixed,
     progress: Mutex<Progress>,
@@ -100,8 +116,35 @@ impl Qp {
     /// A queue pair in RESET. Its queues' memory need not be ready before it goes to INIT.
     pub(crate) fn new(shared: &Arc<Shared>, number: Number, config: &QpConfig<'_>) -> Result<Self> {
         check(shared, config)?;
+        Self::made(shared, number, config, None)
+    }
+
+    /// The end of extended connections of a domain that receives.
+    pub(crate) fn xrc_target(shared: &Arc<Shared>, number: Number, xrcd: &Xrcd) -> Result<Self> {
+        let config = QpConfig {
+            service: ServiceType::XRC,
+            send: EmptyQueue::size(),
+            receive: None,
+            pd: xrcd.pd(),
+            uar: xrcd.uar(),
+            send_cq: xrcd.cq(),
+            receive_cq: xrcd.cq(),
+            srq: None,
+            buffer: xrcd.queue().pages(),
+            record: 0,
+            rights: QpRights::default(),
+        };
+        Self::made(shared, number, &config, Some(xrcd))
+    }
+
+    fn made(
+        shared: &Arc<Shared>,
+        number: Number,
+        config: &QpConfig<'_>,
+        xrcd: Option<&Xrcd>,
+    ) -> Result<Self> {
         let claim = Claim::ring(shared, (Kind::Qp, number), &config.buffer)?;
-        let fixed = match fixed(&claim, config) {
+        let fixed = match fixed(&claim, config, xrcd) {
             Ok(fixed) => fixed,
             Err(error) => {
                 claim.give_back(shared)?;
@@ -110,7 +153,8 @@ impl Qp {
         };
         let (live, mtt) = claim.keep(shared, "queue pair");
         let (pd, uar) = (config.pd.clone(), config.uar.clone());
-        Ok(Self { live, _pd: pd, _uar: uar, mtt, fixed, progress: Mutex::new(Progress::NEW) })
+        let xrcd = xrcd.map(Xrcd::held);
+        Ok(Self { live, _pd: pd, _uar: uar, _xrcd: xrcd, mtt, fixed, progress: Mutex::new(Progress::NEW) })
     }
 
     /// The same as the QP0 of its port, whose packets have a virtual lane of their own.
@@ -119,9 +163,9 @@ impl Qp {
         self
     }
 
-    /// Its number.
+    /// Its number; of an XRC target with [`XRC_TARGET`](crate::XRC_TARGET).
     pub fn number(&self) -> u32 {
-        self.live.number()
+        self.fixed.qpn
     }
 
     /// Its service.
@@ -159,7 +203,7 @@ impl Qp {
         let from = progress.state;
         let opcode =
             transition(from, to).ok_or(Error::Transition { from: state_name(from), to: state_name(to) })?;
-        attributes.check(self.fixed.service, from, to)?;
+        attributes.check(self.fixed.role(), from, to)?;
         let change = Change {
             from,
             to,
@@ -208,6 +252,7 @@ impl Qp {
             // At most 2.
             ports: u8::try_from(shared.caps.ports.len()).unwrap_or(0),
             log2_max_message: shared.caps.log2_max_message,
+            log2_max_lso: shared.caps.log2_max_lso,
             log2_requester_reads: shared.caps.log2_max_requester_reads,
             log2_responder_reads: shared.layout.profile.log2_reads,
         }
@@ -244,7 +289,7 @@ impl Qp {
             let command = Command::new(Opcode::TO_RST_QP, qpn);
             shared.commands.run(&Command { opmod: TO_RST_MODIFIER, ..command })?;
         }
-        let given_back = give_back(&shared, Kind::Qp, qpn, self.mtt);
+        let given_back = give_back(&shared, Kind::Qp, self.live.number(), self.mtt);
         self.live.end();
         given_back
     }
@@ -256,11 +301,11 @@ impl Qp {
 }
 
 /// What of a queue pair never changes.
-fn fixed(claim: &Claim, config: &QpConfig<'_>) -> Result<Fixed> {
-    let offset = claim.mtt().offset();
+fn fixed(claim: &Claim, config: &QpConfig<'_>, xrcd: Option<&Xrcd>) -> Result<Fixed> {
+    let QpRights { fast_register, lso, forced_gid } = config.rights;
     Ok(Fixed {
         service: config.service,
-        qpn: claim.number(),
+        qpn: claim.number() | if xrcd.is_some() { XRC_TARGET } else { 0 },
         pd: config.pd.number(),
         uar: config.uar.index(),
         send_cqn: config.send_cq.number(),
@@ -268,9 +313,12 @@ fn fixed(claim: &Claim, config: &QpConfig<'_>) -> Result<Fixed> {
         srqn: config.srq.map(Srq::number),
         send: config.send,
         receive: config.receive.unwrap_or_default(),
-        pages: RingPages::new(config.buffer.log2_page, offset)
-            .ok_or(Error::argument("MTT offset", offset))?,
+        pages: config.buffer.context(claim.mtt())?,
         record: config.record,
+        xrcd: xrcd.map(Xrcd::number),
+        fast_register,
+        lso,
+        forced_gid,
         sched_queue: SchedQueue::BASE,
     })
 }
@@ -288,13 +336,30 @@ fn check(shared: &Shared, config: &QpConfig<'_>) -> Result<()> {
     let bytes = config.send.bytes() + config.receive.map_or(0, |receive| receive.bytes());
     config.buffer.check(bytes.into())?;
     let own = config.receive.is_some();
-    if own == config.srq.is_some() {
-        return Err(Error::argument("receive queue beside an SRQ, or neither", u64::from(own)));
+    let sources = u64::from(own) + u64::from(config.srq.is_some());
+    if sources != u64::from(config.service != ServiceType::XRC) {
+        return Err(Error::argument("number of receive queues and SRQs", sources));
     }
+    check_rights(shared, config)?;
     if !config.record.is_multiple_of(4) || own != (config.record != 0) {
         return Err(Error::argument("address of a doorbell record", config.record));
     }
     Ok(())
+}
+
+fn check_rights(shared: &Shared, config: &QpConfig<'_>) -> Result<()> {
+    let QpRights { fast_register, lso, forced_gid } = config.rights;
+    let datagrams = config.service == ServiceType::UD;
+    if fast_register && !shared.caps.has_fast_registration {
+        return Err(Error::argument("fast registration", 1u64));
+    }
+    if lso && !(datagrams && shared.caps.log2_max_lso != 0) {
+        return Err(Error::argument("segmentation of long messages", 1u64));
+    }
+    match forced_gid {
+        Some(index) if !datagrams || index >= FORCE_SGID => Err(Error::argument("forced source GID", index)),
+        _ => Ok(()),
+    }
 }
 
 /// The command of a transition.

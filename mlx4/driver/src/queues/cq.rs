@@ -9,6 +9,7 @@ use mlx4_queue::{Completion, CompletionQueue as Ring, Notify, Place, PostedRecei
 
 use super::memory::{Bell, Memory};
 use super::qp::Work;
+use super::srq::SharedRing;
 use crate::cq::{Cq, CqConfig, CqState};
 use crate::error::{Error, Result};
 use crate::object::Uar;
@@ -20,13 +21,24 @@ type CqRing = Ring<Arc<Memory>, Bell>;
 /// The ring of a completion queue; its queue pairs know it too, to clean it of theirs.
 pub(super) struct Poller {
     ring: Mutex<CqRing>,
-    queues: Arc<Registry<Work>>,
+    queues: Queues,
+}
+
+/// The queues that requests are posted to, by number.
+struct Queues {
+    pairs: Arc<Registry<Work>>,
+    shared: Arc<Registry<SharedRing>>,
 }
 
 impl Poller {
     fn ring(&self) -> MutexGuard<'_, CqRing> {
         // A panic while polling leaves the indexes as they are.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what is left of a shared receive queue of extended connections that is gone.
+    pub(super) fn clean_shared(&self, srqn: u32) {
+        self.ring().clean_xrc(srqn);
     }
 
     /// Takes out what is left of a queue pair that the device has reset.
@@ -39,12 +51,18 @@ impl Poller {
     }
 }
 
-/// Finds the queues that completions are of.
-struct Resolver<'a>(&'a Registry<Work>);
+/// Finds the queues that completions are of. Most follow one of the same queue pair.
+struct Resolver<'a> {
+    queues: &'a Queues,
+    last: Option<Arc<Work>>,
+}
 
 impl Resolver<'_> {
-    fn work(&self, qpn: u32) -> Option<Arc<Work>> {
-        self.0.get(qpn).filter(|work| work.qpn() == qpn)
+    fn work(&mut self, qpn: u32) -> Option<&Work> {
+        if self.last.as_ref().is_none_or(|last| last.qpn() != qpn) {
+            self.last = self.queues.pairs.get(qpn).filter(|work| work.qpn() == qpn);
+        }
+        self.last.as_deref()
     }
 }
 
@@ -56,6 +74,10 @@ impl WorkQueues for Resolver<'_> {
     fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
         self.work(qpn)?.receive_completed(wqe_index)
     }
+
+    fn xrc_completed(&mut self, srqn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        self.queues.shared.get(srqn)?.completed(wqe_index)
+    }
 }
 
 /// A completion queue in memory of the driver.
@@ -63,7 +85,11 @@ impl WorkQueues for Resolver<'_> {
 /// Its queue pairs must be destroyed before it.
 pub struct CompletionQueue {
     cq: Cq,
+    /// The record, and the ring until it is resized.
     memory: Arc<Memory>,
+    /// The ring since it was resized.
+    resized: Mutex<Option<Arc<Memory>>>,
+    shared: Arc<Shared>,
     poller: Arc<Poller>,
 }
 
@@ -76,7 +102,7 @@ impl CompletionQueue {
         vector: usize,
         notify: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self> {
-        let geometry = CqGeometry::new(completions, &shared.caps.queues)?;
+        let geometry = geometry(shared, completions)?;
         let number = shared.numbers.cqs.take()?;
         let doorbell = uar.doorbell(DoorbellKind::Arm(number.get()))?;
         let memory = Memory::new(shared.device.dma(), geometry.bytes() as usize)?;
@@ -96,8 +122,10 @@ impl CompletionQueue {
         let ignore_overrun = false;
         let config = CqConfig { log2_entries, ring: ring_pages, record, uar, ignore_overrun, vector };
         let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
-        let poller = Poller { ring: Mutex::new(ring), queues: Arc::clone(&shared.queues) };
-        Ok(Self { cq, memory, poller: Arc::new(poller) })
+        let queues = Queues { pairs: Arc::clone(&shared.queues), shared: Arc::clone(&shared.shared_rings) };
+        let poller = Arc::new(Poller { ring: Mutex::new(ring), queues });
+        let (resized, shared) = (Mutex::new(None), Arc::clone(shared));
+        Ok(Self { cq, memory, resized, shared, poller })
     }
 
     /// The queue as the device has it.
@@ -116,7 +144,7 @@ impl CompletionQueue {
     /// The device has written one that can't be; it is passed over.
     pub fn poll(&self, most: usize, mut each: impl FnMut(Completion)) -> Result<usize> {
         let mut ring = self.poller.ring();
-        let mut resolver = Resolver(&self.poller.queues);
+        let mut resolver = Resolver { queues: &self.poller.queues, last: None };
         let mut count = 0;
         let mut result = Ok(());
         while count < most {
@@ -141,6 +169,36 @@ impl CompletionQueue {
         self.poller.ring().arm(notify);
     }
 
+    /// Has room for at least so many completions from now on. Nothing is lost, and others may poll meanwhile.
+    ///
+    /// # Errors
+    /// More are unread than that, no memory is left, or the device refuses it: the queue is as before. If the
+    /// device doesn't answer, or hasn't moved the queue as it should, the queue is lost.
+    pub fn resize(&self, completions: u32) -> Result<()> {
+        let geometry = geometry(&self.shared, completions)?;
+        let mut resized = self.resized.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = Memory::new(self.shared.device.dma(), geometry.bytes() as usize)?;
+        let place = Place { memory: Arc::clone(&memory), offset: 0 };
+        if let Err(error) = self.poller.ring().prepare_resize(place, geometry) {
+            Memory::release(memory);
+            return Err(error.into());
+        }
+        let pages = memory.pages();
+        if let Err(error) = self.cq.resize(geometry.log2_entries(), &Memory::ring(&pages)) {
+            if !error.is_unanswered() {
+                self.poller.ring().cancel_resize();
+                Memory::release(memory);
+            }
+            return Err(error);
+        }
+        self.poller.ring().finish_resize()?;
+        // The first ring is beside the record, and stays with it.
+        if let Some(before) = resized.replace(memory) {
+            Memory::release(before);
+        }
+        Ok(())
+    }
+
     /// How it is.
     ///
     /// # Errors
@@ -158,9 +216,15 @@ impl CompletionQueue {
         let Some(poller) = Arc::into_inner(self.poller) else { return Err(Error::InUse(1)) };
         self.cq.destroy()?;
         drop(poller);
-        Memory::release(self.memory);
+        let resized = self.resized.into_inner().unwrap_or_else(PoisonError::into_inner);
+        resized.into_iter().chain([self.memory]).for_each(Memory::release);
         Ok(())
     }
+}
+
+fn geometry(shared: &Shared, completions: u32) -> Result<CqGeometry> {
+    let geometry = CqGeometry::new(completions, &shared.caps.queues)?;
+    Ok(geometry.with_wide_entries(shared.layout.profile.wide_cqes))
 }
 
 impl fmt::Debug for CompletionQueue {

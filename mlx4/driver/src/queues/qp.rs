@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_pci::DoorbellKind;
-use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
+use mlx4_queue::geometry::{QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service, lso_reserve};
 use mlx4_queue::request::{PostError, SendRequest, Sge};
 use mlx4_queue::{Place, PostedReceive, PostedSend, ReceiveQueue, SendQueue, WqeWriter};
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
@@ -12,11 +12,14 @@ use mlx4_wire::ctx::qp::{QpState, ServiceType};
 use super::cq::{CompletionQueue, Poller};
 use super::memory::{Bell, Memory};
 use super::srq::{SharedReceiveQueue, SharedRing};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::numbers::Number;
 use crate::object::{Pd, Uar};
-use crate::qp::{Attributes, Qp, QpConfig, QpStatus};
+use crate::qp::{Attributes, Qp, QpConfig, QpRights, QpStatus};
 use crate::shared::Shared;
+
+/// Longest header of messages that the device cuts into datagrams, in bytes.
+const LSO_HEADER: u16 = 124;
 
 type SendRing = SendQueue<Arc<Memory>, Bell>;
 
@@ -24,6 +27,8 @@ type SendRing = SendQueue<Arc<Memory>, Bell>;
 enum Receives {
     Own(Mutex<ReceiveQueue<Arc<Memory>>>),
     Shared(Arc<SharedRing>),
+    /// It sends only.
+    Nowhere,
 }
 
 /// The queues of a queue pair: what posting and polling work with.
@@ -51,6 +56,7 @@ impl Work {
         match &self.receive {
             Receives::Own(queue) => lock(queue).complete(wqe_index),
             Receives::Shared(ring) => ring.completed(wqe_index),
+            Receives::Nowhere => None,
         }
     }
 
@@ -108,9 +114,14 @@ pub struct QueuePair {
 }
 
 impl QueuePair {
-    pub(crate) fn new(shared: &Arc<Shared>, config: &QueuePairConfig<'_>) -> Result<Self> {
+    pub(crate) fn new(shared: &Arc<Shared>, config: &QueuePairConfig<'_>, rights: QpRights) -> Result<Self> {
         let number = shared.numbers.qps.take()?;
-        Self::with_number(shared, number, config, false)
+        Self::with_number(shared, number, config, rights)
+    }
+
+    /// The same as the QP0 of its port.
+    pub(crate) fn into_qp0(self) -> Self {
+        Self { qp: self.qp.into_qp0(), ..self }
     }
 
     /// A queue pair of a given number, which may be a special one.
@@ -118,14 +129,16 @@ impl QueuePair {
         shared: &Arc<Shared>,
         number: Number,
         config: &QueuePairConfig<'_>,
-        is_qp0: bool,
+        rights: QpRights,
     ) -> Result<Self> {
         let limits = &shared.caps.queues;
         let receive = match config.srq {
             Some(_) => None,
+            None if config.service == Service::Xrc => None,
             None => Some(ReceiveGeometry::new(config.receives, config.receive_sges, limits)?),
         };
-        let send = SendGeometry::new(config.service, config.send, limits)?;
+        let reserve = if rights.lso { lso_reserve(LSO_HEADER) } else { 0 };
+        let send = SendGeometry::reserving(config.service, config.send, reserve, limits)?;
         let layout = QpLayout { send, receive };
         let doorbell = config.uar.doorbell(DoorbellKind::Send(number.get()))?;
         let memory = Memory::new(shared.device.dma(), layout.bytes())?;
@@ -136,6 +149,7 @@ impl QueuePair {
                 Service::Rc => ServiceType::RC,
                 Service::Uc => ServiceType::UC,
                 Service::Ud => ServiceType::UD,
+                Service::Xrc => ServiceType::XRC,
                 Service::Mlx => ServiceType::MLX,
             },
             send: send.wq_size(),
@@ -147,9 +161,9 @@ impl QueuePair {
             srq: config.srq.map(SharedReceiveQueue::object),
             buffer: Memory::ring(&pages),
             record: if receive.is_some() { memory.record() } else { 0 },
+            rights,
         };
         let qp = memory.unless_kept(Qp::new(shared, number, &qp_config))?;
-        let qp = if is_qp0 { qp.into_qp0() } else { qp };
         let work = Arc::new(work);
         shared.queues.insert(qp.number(), Arc::clone(&work));
         let pollers = [config.send_cq, config.receive_cq].map(|cq| Arc::clone(cq.poller()));
@@ -197,6 +211,18 @@ impl QueuePair {
     pub fn post_send(&self, requests: &[SendRequest<'_>]) -> Result<(), PostError> {
         let mut queue = lock(&self.work.send);
         let result = requests.iter().try_for_each(|request| queue.post(request));
+        queue.ring();
+        result
+    }
+
+    /// Posts requests of an extended connection to a shared receive queue at the other end, and rings the
+    /// doorbell.
+    ///
+    /// # Errors
+    /// As for [`QueuePair::post_send`].
+    pub fn post_xrc(&self, requests: &[SendRequest<'_>], srqn: u32) -> Result<(), PostError> {
+        let mut queue = lock(&self.work.send);
+        let result = requests.iter().try_for_each(|request| queue.post_xrc(request, srqn));
         queue.ring();
         result
     }
@@ -275,7 +301,7 @@ fn work(
             Receives::Own(Mutex::new(queue))
         }
         (None, Some(srq)) => Receives::Shared(Arc::clone(srq.ring())),
-        (None, None) => return Err(Error::argument("receive queue", 0u64)),
+        (None, None) => Receives::Nowhere,
     };
     Ok(Work { qpn, send: Mutex::new(send), receive })
 }

@@ -7,14 +7,16 @@ use mlx4_queue::geometry::SrqGeometry;
 use mlx4_queue::request::Sge;
 use mlx4_queue::{Place, PostedReceive, SharedReceiveQueue as Ring};
 
+use super::cq::{CompletionQueue, Poller};
 use super::memory::Memory;
 use crate::error::{Error, Result};
 use crate::object::Pd;
 use crate::shared::Shared;
 use crate::srq::{Srq, SrqConfig};
+use crate::xrc::Xrcd;
 
 /// The ring of an SRQ; its queue pairs know it too.
-pub(super) struct SharedRing(Mutex<Ring<Arc<Memory>>>);
+pub(crate) struct SharedRing(Mutex<Ring<Arc<Memory>>>);
 
 impl SharedRing {
     fn lock(&self) -> MutexGuard<'_, Ring<Arc<Memory>>> {
@@ -33,10 +35,19 @@ pub struct SharedReceiveQueue {
     srq: Srq,
     memory: Arc<Memory>,
     ring: Arc<SharedRing>,
+    shared: Arc<Shared>,
+    /// Of one for extended connections: where requests complete.
+    poller: Option<Arc<Poller>>,
 }
 
 impl SharedReceiveQueue {
-    pub(crate) fn new(shared: &Arc<Shared>, pd: &Pd, requests: u32, sges: u32) -> Result<Self> {
+    /// For so many requests of so many pieces; with an XRC domain, what comes completes in the queue beside it.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        pd: &Pd,
+        (requests, sges): (u32, u32),
+        xrc: Option<(&Xrcd, &CompletionQueue)>,
+    ) -> Result<Self> {
         let geometry = SrqGeometry::new(requests, sges, &shared.caps.queues)?;
         let number = shared.numbers.srqs.take()?;
         let memory = Memory::new(shared.device.dma(), geometry.bytes() as usize)?;
@@ -51,9 +62,15 @@ impl SharedReceiveQueue {
             pd,
             ring: Memory::ring(&pages),
             record,
+            xrc: xrc.map(|(xrcd, cq)| (xrcd, cq.object())),
         };
         let srq = memory.unless_kept(Srq::new(shared, number, &config))?;
-        Ok(Self { srq, memory, ring: Arc::new(SharedRing(Mutex::new(ring))) })
+        let ring = Arc::new(SharedRing(Mutex::new(ring)));
+        let poller = xrc.map(|(_, cq)| Arc::clone(cq.poller()));
+        if poller.is_some() {
+            shared.shared_rings.insert(srq.number(), Arc::clone(&ring));
+        }
+        Ok(Self { srq, memory, ring, shared: Arc::clone(shared), poller })
     }
 
     /// The queue as the device has it.
@@ -82,8 +99,15 @@ impl SharedReceiveQueue {
     /// The device doesn't give it back, and the memory stays mapped until the next reset; or queue pairs still
     /// use it.
     pub fn destroy(self) -> Result<()> {
+        let srqn = self.srq.number();
+        if self.poller.is_some() {
+            self.shared.shared_rings.remove(srqn);
+        }
         let Some(ring) = Arc::into_inner(self.ring) else { return Err(Error::InUse(1)) };
         self.srq.destroy()?;
+        if let Some(poller) = self.poller {
+            poller.clean_shared(srqn);
+        }
         drop(ring);
         Memory::release(self.memory);
         Ok(())

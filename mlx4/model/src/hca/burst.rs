@@ -5,11 +5,13 @@
 //! given back is touched afterwards. A burst is short, and whoever holds one waits for nobody.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arc_swap::Guard;
 
 use super::fault::Fault;
 use super::icm::IcmMap;
+use super::tpt::KeyCache;
 use crate::mem::{DmaFault, DmaView};
 
 /// Where INIT_HCA put the tables in ICM that the HCA reads while it works; byte addresses in ICM.
@@ -37,13 +39,15 @@ pub(crate) enum IcmFault {
 pub(crate) struct Burst {
     pub(crate) dma: DmaView,
     pub(crate) tables: IcmTables,
+    /// Memory keys that were looked up.
+    pub(crate) keys: KeyCache,
     icm: Guard<Arc<IcmMap>>,
     fault: Option<Arc<dyn Fault>>,
 }
 
 impl Burst {
     pub(super) fn new(dma: DmaView, icm: Guard<Arc<IcmMap>>, tables: IcmTables) -> Self {
-        Self { dma, tables, icm, fault: None }
+        Self { dma, tables, keys: KeyCache::default(), icm, fault: None }
     }
 
     /// The burst, with a fault that a test has injected.
@@ -67,8 +71,19 @@ impl Burst {
         Ok(())
     }
 
+    /// Count of changes that the HCA itself has made in ICM.
+    pub(crate) fn icm_changes(&self) -> u64 {
+        self.icm.changes()
+    }
+
     /// Writes ICM; the range may cross pages.
     pub(crate) fn icm_write(&self, addr: u64, from: &[u8]) -> Result<(), IcmFault> {
+        let result = self.icm_write_pieces(addr, from);
+        self.icm.changed();
+        result
+    }
+
+    fn icm_write_pieces(&self, addr: u64, from: &[u8]) -> Result<(), IcmFault> {
         let mut done = 0;
         while done < from.len() {
             let (bus, n) = self.icm_piece(addr, done, from.len())?;
@@ -76,6 +91,18 @@ impl Burst {
             done += n;
         }
         Ok(())
+    }
+
+    /// Loads an aligned word of ICM at once, in host order.
+    pub(crate) fn icm_load_u32(&self, addr: u64, order: Ordering) -> Result<u32, IcmFault> {
+        let (bus, _) = self.icm_piece(addr, 0, 4)?;
+        Ok(self.dma.load_u32(bus, order)?)
+    }
+
+    /// Stores an aligned word of ICM at once, in host order.
+    pub(crate) fn icm_store_u32(&self, addr: u64, value: u32, order: Ordering) -> Result<(), IcmFault> {
+        let (bus, _) = self.icm_piece(addr, 0, 4)?;
+        Ok(self.dma.store_u32(bus, value, order)?)
     }
 
     fn icm_piece(&self, addr: u64, done: usize, len: usize) -> Result<(u64, usize), IcmFault> {

@@ -1,8 +1,8 @@
 //! The limits and capabilities of this ConnectX-3, in one place: QUERY_DEV_CAP and QUERY_PORT report them,
 //! and the commands hold the driver to them.
 //!
-//! Not offered, and so reported absent: BlueFlame, 64-byte CQEs and EQEs, memory windows, fast-register
-//! work requests, XRC, path migration, LSO and checksum offload, Ethernet, counters, flow steering.
+//! Not offered, and so reported absent: BlueFlame, zero-based windows, path migration, checksum offload, Ethernet,
+//! counters, flow steering.
 
 use mlx4_wire::cmd::dev_cap::QueryDevCap;
 use zerocopy::FromZeros;
@@ -26,12 +26,19 @@ pub(crate) const LOG2_MAX_SRQ_ENTRIES: u8 = 14;
 pub(crate) const LOG2_UARS: u8 = 10;
 /// Largest message in bytes.
 pub(crate) const LOG2_MAX_MESSAGE: u8 = 30;
+/// Largest payload of a large send (LSO) in bytes.
+pub(crate) const LOG2_MAX_LARGE_SEND: u8 = 17;
 /// Largest send WQE in bytes.
 pub(crate) const MAX_SEND_DESCRIPTOR: u16 = 1008;
 /// Largest receive WQE in bytes.
 pub(crate) const MAX_RECEIVE_DESCRIPTOR: u16 = 512;
+/// XRC domains; every number of a context's field is one.
+pub(crate) const LOG2_MAX_XRCDS: u8 = 16;
 /// Pieces in a scatter or gather list.
 pub(crate) const MAX_SGES: u8 = 32;
+/// RDMA reads and atomics under way at once, of a requester and of a responder.
+pub(crate) const LOG2_MAX_REQUESTER_READS: u8 = 7;
+pub(crate) const LOG2_MAX_RESPONDER_READS: u8 = 4;
 pub(crate) const LOG2_RESERVED_QPS: u8 = 6;
 pub(crate) const LOG2_RESERVED_SRQS: u8 = 6;
 pub(crate) const LOG2_RESERVED_CQS: u8 = 7;
@@ -101,6 +108,7 @@ fn objects(cap: &mut QueryDevCap) {
     cap.mcg.set_log2_max_qp_mcg(8);
     cap.pd_xrcd.set_num_rsvd_pds(4);
     cap.pd_xrcd.set_log2_max_pds(15);
+    cap.pd_xrcd.set_log2_max_xrcds(LOG2_MAX_XRCDS);
 }
 
 fn rings(cap: &mut QueryDevCap) {
@@ -108,8 +116,9 @@ fn rings(cap: &mut QueryDevCap) {
     cap.qp.set_log2_max_srq_sz(LOG2_MAX_SRQ_ENTRIES);
     cap.cq.set_log2_max_cq_sz(LOG2_MAX_CQ_ENTRIES);
     cap.mpt_eq.set_log2_max_eq_sz(LOG2_MAX_EQ_ENTRIES);
-    cap.rdma.set_log2_max_ra_req_qp(7);
-    cap.rdma.set_log2_max_ra_res_qp(4);
+    cap.rdma.set_log2_max_ra_req_qp(LOG2_MAX_REQUESTER_READS);
+    cap.rdma.set_log2_max_ra_res_qp(LOG2_MAX_RESPONDER_READS);
+    cap.gso_rss.set_log2_max_gso(LOG2_MAX_LARGE_SEND);
     cap.sq.set_max_sg(MAX_SGES);
     cap.sq.set_max_desc_sz(MAX_SEND_DESCRIPTOR);
     cap.rq.set_max_sg(MAX_SGES);
@@ -121,12 +130,22 @@ fn flags(cap: &mut QueryDevCap) {
     cap.flags.set_uc(true);
     cap.flags.set_ud(true);
     cap.flags.set_srq(true);
+    cap.flags.set_xrc(true);
     cap.flags.set_bad_pkey_cntr(true);
     cap.flags.set_bad_qkey_cntr(true);
+    cap.flags.set_blh(true);
+    cap.flags.set_mem_window(true);
     cap.flags.set_atomic(true);
     cap.flags.set_ud_av_port(true);
     cap.flags.set_ud_mcast(true);
     cap.ext_flags.set_port_mng_chg_ev(true);
+    cap.ext_flags.set_cqe_64b(true);
+    cap.ext_flags.set_eqe_64b(true);
+    cap.bmme.set_local_inv(true);
+    cap.bmme.set_remote_inv(true);
+    cap.bmme.set_type_2_win(true);
+    cap.bmme.set_win_type_2b(true);
+    cap.bmme.set_fast_reg_wr(true);
 }
 
 fn entry_sizes(cap: &mut QueryDevCap) {

@@ -51,6 +51,8 @@ counters! {
     flushed_wqes,
     /// Payload bytes of connected services copied from memory to memory, those of reads too; atomics aside.
     payload_bytes,
+    /// Bytes of connected services that the engine's copies have moved; those of messages that failed too.
+    copied_bytes,
     /// Accesses refused by a local key.
     rejected_lkeys,
     /// Accesses refused by a remote key.

@@ -1,10 +1,14 @@
-//! Completion queues: entries into the consumer's memory, arming, and overrun.
+//! Completion queues: entries into the consumer's memory, arming, moderation, and overrun.
+//!
+//! With moderation, an event that is due waits until enough entries have come since the last one, or until
+//! its time is over; the engine has the timer.
 //!
 //! The consumer's index and its last arm request stand in a doorbell record in host memory; the record is
 //! read when the index matters (the queue seems full) and when an arm doorbell comes.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mlx4_wire::cmd::Status;
 use mlx4_wire::cqe::{CQE_BYTES, CQE_FILL, Cqe, CqeOpcode};
@@ -16,7 +20,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::burst::Burst;
 use super::eq::{Eq, INDEX_MASK};
-use super::ring::{RingBudget, RingMemory};
+use super::ring::{EntryFormat, RingMemory};
+use super::running::Running;
 
 /// A completion queue in hardware ownership.
 pub(crate) struct Cq {
@@ -24,6 +29,7 @@ pub(crate) struct Cq {
     pub(crate) uar_page: u32,
     eq: Option<Arc<Eq>>,
     record: u64,
+    format: EntryFormat,
     overrun_ignore: bool,
     state: Mutex<State>,
 }
@@ -39,6 +45,8 @@ struct State {
     /// Index behind the last solicited or error entry, and whether there was one.
     solicited: Option<u32>,
     armed: Armed,
+    /// When the event that moderation holds back must go out.
+    due: Option<Instant>,
     failed: bool,
     live: bool,
 }
@@ -64,22 +72,29 @@ impl Cq {
     /// BAD_PARAM for a size or a page out of range, EXCEED_LIM for too much memory of queues.
     pub(crate) fn new(
         burst: &Burst,
-        rings: &RingBudget,
+        running: &Running,
         cqn: u32,
         context: &CqContext,
         eq: Option<Arc<Eq>>,
         initialised: bool,
     ) -> Result<Self, Status> {
-        let memory = ring(burst, rings, context, initialised)?;
+        let memory = ring(burst, running, context)?;
+        if !initialised {
+            disown(burst, &memory, running.cqe_format(), context);
+        }
+        let mut shown = *context;
+        shown.flags.set_status(CqStatus::OK);
+        shown.last_notified_index = context.consumer_index;
         let consumer = context.consumer_index.number();
         Ok(Self {
             cqn,
             uar_page: context.size.uar_page(),
             eq,
             record: context.record_base(),
+            format: running.cqe_format(),
             overrun_ignore: context.flags.overrun_ignore(),
             state: Mutex::new(State {
-                context: *context,
+                context: shown,
                 memory,
                 log2_entries: context.size.log2_entries(),
                 producer: consumer,
@@ -90,17 +105,19 @@ impl Cq {
                     CqState::ARMED_SOLICITED => Armed::Solicited,
                     _ => Armed::No,
                 },
+                due: None,
                 failed: false,
                 live: true,
             }),
         })
     }
 
-    /// Writes a completion, and an event if the queue is armed for it. `solicited` also for errors.
+    /// Writes a completion, and an event if the queue is armed for it. `solicited` also for errors. True if
+    /// the engine must look after the queue's timer ([`Cq::serve`]).
     ///
     /// # Errors
     /// The queue has no room or can't be written; the QP that completes here must go to ERR.
-    pub(crate) fn push(&self, burst: &Burst, cqe: &Cqe, solicited: bool) -> Result<(), CqFailed> {
+    pub(crate) fn push(&self, burst: &Burst, cqe: &Cqe, solicited: bool) -> Result<bool, CqFailed> {
         let mut state = self.lock();
         if !state.live || state.failed {
             return Err(CqFailed { first: None });
@@ -108,7 +125,7 @@ impl Cq {
         if !self.has_room(burst, &mut state) {
             return Err(fail(&mut state, CqStatus::OVERFLOW, CqErrorSyndrome::OVERRUN));
         }
-        if state.write(burst, cqe).is_err() {
+        if state.write(burst, self.format, cqe).is_err() {
             return Err(fail(&mut state, CqStatus::WRITE_FAILURE, CqErrorSyndrome::ACCESS_VIOLATION));
         }
         if solicited {
@@ -119,10 +136,7 @@ impl Cq {
             Armed::Solicited => solicited,
             Armed::No => false,
         };
-        if fires {
-            self.notify(burst, &mut state);
-        }
-        Ok(())
+        Ok(fires && self.request_event(burst, &mut state))
     }
 
     fn has_room(&self, burst: &Burst, state: &mut State) -> bool {
@@ -138,13 +152,16 @@ impl Cq {
     }
 
     /// Takes an arm doorbell. The request is the one in the doorbell record; a doorbell whose sequence
-    /// number differs from the record's was overtaken by a later one, which follows.
-    pub(crate) fn arm(&self, burst: &Burst, doorbell: &CqDoorbell) {
+    /// number differs from the record's was overtaken by a later one, which follows. True as for
+    /// [`Cq::push`].
+    pub(crate) fn arm(&self, burst: &Burst, doorbell: &CqDoorbell) -> bool {
         let mut state = self.lock();
-        let Ok(word) = burst.dma.load_u32(self.record + CQ_RECORD_ARM, Ordering::Acquire) else { return };
+        let Ok(word) = burst.dma.load_u32(self.record + CQ_RECORD_ARM, Ordering::Acquire) else {
+            return false;
+        };
         let record = CqArmRecord::from_bits(U32::from_bytes(word.to_ne_bytes()));
         if !state.live || record.sequence() != doorbell.arm.sequence() {
-            return;
+            return false;
         }
         let unread = |state: &State, end: u32| {
             let behind = end.wrapping_sub(record.consumer_index()) & INDEX_MASK;
@@ -156,16 +173,42 @@ impl Cq {
             CqArmCommand::SOLICITED => {
                 (Armed::Solicited, state.solicited.is_some_and(|end| unread(&state, end)))
             }
-            _ => return,
+            _ => return false,
         };
         state.armed = armed;
-        if pending {
-            self.notify(burst, &mut state);
+        pending && self.request_event(burst, &mut state)
+    }
+
+    /// An event is due: it goes out now, or when moderation lets it. True as for [`Cq::push`].
+    fn request_event(&self, burst: &Burst, state: &mut State) -> bool {
+        let (period, count) = (state.context.period.get(), state.context.max_count.get());
+        let last = state.context.last_notified_index.number();
+        let since = state.producer.wrapping_sub(last) & INDEX_MASK;
+        if period == 0 || since >= u32::from(count) {
+            self.notify(burst, state);
+            return false;
         }
+        if state.due.is_some() {
+            return false;
+        }
+        state.due = Some(Instant::now() + Duration::from_micros(period.into()));
+        true
+    }
+
+    /// Looks after the timer: sends the event if its time is over, else gives that time.
+    pub(crate) fn serve(&self, burst: &Burst, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        let due = state.due.filter(|_| state.live)?;
+        if now < due {
+            return Some(due);
+        }
+        self.notify(burst, &mut state);
+        None
     }
 
     fn notify(&self, burst: &Burst, state: &mut State) {
         state.armed = Armed::No;
+        state.due = None;
         state.context.last_notified_index = Number24::wrapping(state.producer);
         if let Some(eq) = &self.eq {
             eq.push(burst, Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn)));
@@ -177,17 +220,19 @@ impl Cq {
     ///
     /// # Errors
     /// As for [`Cq::new`]; BAD_RES_STATE if the queue has failed or the marker finds no room.
-    pub(crate) fn resize(
-        &self,
-        burst: &Burst,
-        rings: &RingBudget,
-        request: &CqContext,
-    ) -> Result<(), Status> {
-        let memory = ring(burst, rings, request, false)?;
+    pub(crate) fn resize(&self, burst: &Burst, running: &Running, request: &CqContext) -> Result<(), Status> {
+        let memory = ring(burst, running, request)?;
         let mut state = self.lock();
         let mut marker = Cqe::new_zeroed();
         marker.owner.set_opcode(CqeOpcode::RESIZE);
-        if state.failed || !self.has_room(burst, &mut state) || state.write(burst, &marker).is_err() {
+        if state.failed || !self.has_room(burst, &mut state) {
+            return Err(Status::BAD_RES_STATE);
+        }
+        // First: whoever meets the marker turns to the new ring at once.
+        let mut first = *request;
+        first.consumer_index = Number24::wrapping(state.producer + 1);
+        disown(burst, &memory, self.format, &first);
+        if state.write(burst, self.format, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }
         state.memory = memory;
@@ -197,11 +242,15 @@ impl Cq {
         Ok(())
     }
 
-    /// Sets event moderation, which the model keeps but doesn't apply: events may come sooner.
-    pub(crate) fn set_moderation(&self, request: &CqContext) {
+    /// Sets event moderation: a period in µs and a number of entries; without a period or a number there is
+    /// none. An event that waits goes out now.
+    pub(crate) fn set_moderation(&self, burst: &Burst, request: &CqContext) {
         let mut state = self.lock();
         state.context.period = request.period;
         state.context.max_count = request.max_count;
+        if state.due.is_some() && state.live {
+            self.notify(burst, &mut state);
+        }
     }
 
     /// Gives the queue back to software: when this returns, nothing is written any more.
@@ -230,7 +279,7 @@ impl Cq {
 }
 
 impl State {
-    fn write(&mut self, burst: &Burst, cqe: &Cqe) -> Result<(), super::ring::RingFault> {
+    fn write(&mut self, burst: &Burst, format: EntryFormat, cqe: &Cqe) -> Result<(), super::ring::RingFault> {
         let entries = 1u32 << self.log2_entries;
         let mut cqe = *cqe;
         cqe.owner.set_owner(self.producer & entries != 0);
@@ -239,30 +288,33 @@ impl State {
         if let Some(fault) = burst.fault() {
             fault.completion(&mut bytes);
         }
-        let slot = u64::from(self.producer & (entries - 1)) * u64::from(CQE_BYTES);
-        self.memory.write_entry(burst, slot, &bytes)?;
+        self.memory.write_entry(burst, format, self.producer & (entries - 1), &bytes)?;
         self.producer = (self.producer + 1) & INDEX_MASK;
         Ok(())
     }
 }
 
-fn ring(
-    burst: &Burst,
-    rings: &RingBudget,
-    context: &CqContext,
-    initialised: bool,
-) -> Result<RingMemory, Status> {
+fn ring(burst: &Burst, running: &Running, context: &CqContext) -> Result<RingMemory, Status> {
     let log2_entries = context.size.log2_entries();
     let log2_page = context.pages.log2_page();
     if log2_entries > super::caps::LOG2_MAX_CQ_ENTRIES || log2_page > 31 || context.page_offset.bytes() != 0 {
         return Err(Status::BAD_PARAM);
     }
-    let bytes = u64::from(CQE_BYTES) << log2_entries;
-    let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
-    if !initialised {
-        memory.fill(burst, CQE_FILL);
-    }
-    Ok(memory)
+    let bytes = running.cqe_format().ring_bytes(log2_entries);
+    RingMemory::resolve(burst, &running.rings, context.pages.mtt_base(), log2_page, bytes)
+}
+
+/// Makes every entry of a new ring the hardware's. The context's consumer index is the one of the first entry
+/// that will be written: slots before that one's are written in the next pass, whose owner bit is the other.
+fn disown(burst: &Burst, memory: &RingMemory, format: EntryFormat, context: &CqContext) {
+    const ODD_PASS_FILL: u8 = CQE_FILL ^ 0x80;
+    let (log2_entries, first) = (context.size.log2_entries(), context.consumer_index.number());
+    let entries = 1u32 << log2_entries;
+    let (before, after) =
+        if first & entries == 0 { (ODD_PASS_FILL, CQE_FILL) } else { (CQE_FILL, ODD_PASS_FILL) };
+    let at = format.slot(first & (entries - 1));
+    memory.fill(burst, 0..at, before);
+    memory.fill(burst, at..format.ring_bytes(log2_entries), after);
 }
 
 fn fail(state: &mut State, status: CqStatus, syndrome: CqErrorSyndrome) -> CqFailed {

@@ -13,7 +13,8 @@ use mlx4_wire::eqe::{EQE_BYTES, Eqe};
 use zerocopy::IntoBytes;
 
 use super::burst::Burst;
-use super::ring::{RingBudget, RingMemory};
+use super::ring::{EntryFormat, RingMemory};
+use super::running::Running;
 use crate::device::Interrupts;
 
 /// Indexes of queues run free in 24 bits.
@@ -24,6 +25,7 @@ pub(crate) struct Eq {
     pub(crate) eqn: u32,
     vector: u16,
     log2_entries: u8,
+    format: EntryFormat,
     overrun_ignore: bool,
     memory: RingMemory,
     interrupts: Arc<dyn Interrupts>,
@@ -55,7 +57,7 @@ impl Eq {
     /// BAD_PARAM for a size above 2^22 entries or a page above 2^31 bytes, EXCEED_LIM for too much memory of queues.
     pub(crate) fn new(
         burst: &Burst,
-        rings: &RingBudget,
+        running: &Running,
         eqn: u32,
         context: &EqContext,
         interrupts: Arc<dyn Interrupts>,
@@ -68,9 +70,10 @@ impl Eq {
         {
             return Err(Status::BAD_PARAM);
         }
-        let bytes = u64::from(EQE_BYTES) << log2_entries;
-        let memory = RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?;
-        memory.fill(burst, 0x80);
+        let format = running.eqe_format();
+        let bytes = format.ring_bytes(log2_entries);
+        let memory = RingMemory::resolve(burst, &running.rings, context.pages.mtt_base(), log2_page, bytes)?;
+        memory.fill(burst, 0..bytes, 0x80);
         let armed = match context.flags.state() {
             EqState::ARMED => Armed::Once,
             EqState::ALWAYS_ARMED => Armed::Always,
@@ -81,6 +84,7 @@ impl Eq {
             eqn,
             vector: context.interrupt.vector(),
             log2_entries,
+            format,
             overrun_ignore: context.flags.overrun_ignore(),
             memory,
             interrupts,
@@ -106,13 +110,13 @@ impl Eq {
             return;
         }
         event.owner.set_owner(state.producer & entries != 0);
-        let slot = u64::from(state.producer & (entries - 1)) * u64::from(EQE_BYTES);
+        let slot = state.producer & (entries - 1);
         let mut bytes = [0; EQE_BYTES as usize];
         bytes.copy_from_slice(event.as_bytes());
         if let Some(fault) = burst.fault() {
             fault.event(&mut bytes);
         }
-        if let Err(fault) = self.memory.write_entry(burst, slot, &bytes) {
+        if let Err(fault) = self.memory.write_entry(burst, self.format, slot, &bytes) {
             log::debug!("EQ {:#x} can't be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);
             state.dropped += 1;

@@ -4,11 +4,13 @@
 //! than are mapped (the Linux driver unmaps whole chunks), and mappings may lie past the size that
 //! SET_ICM_SIZE announced. Readers take a snapshot and no lock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
 use super::caps::MAX_ICM_BYTES;
+use crate::mem::Hints;
 
 /// An ICM page is 4 KiB, whatever the host's page size.
 pub(crate) const PAGE_SHIFT: u32 = 12;
@@ -46,19 +48,44 @@ impl Extent {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IcmMap {
     extents: Vec<Extent>,
+    hints: Hints,
+    /// Writes by the HCA itself; all maps of an ICM count together.
+    changes: Arc<AtomicU64>,
 }
 
 impl IcmMap {
     /// The bus address of an ICM address, and the number of bytes from there that are contiguous on the
     /// bus. `None` where nothing is mapped.
     pub(crate) fn translate(&self, addr: u64) -> Option<(u64, u64)> {
-        let page = addr >> PAGE_SHIFT;
-        let after = self.extents.partition_point(|e| e.page <= page);
-        let extent = self.extents.get(after.checked_sub(1)?)?;
-        (page < extent.end()).then(|| {
-            let offset = addr - (extent.page << PAGE_SHIFT);
-            (extent.bus.wrapping_add(offset), (extent.pages << PAGE_SHIFT) - offset)
-        })
+        let extent = self.find(addr >> PAGE_SHIFT)?;
+        let offset = addr - (extent.page << PAGE_SHIFT);
+        Some((extent.bus.wrapping_add(offset), (extent.pages << PAGE_SHIFT) - offset))
+    }
+
+    /// The extent that a page lies in.
+    #[inline]
+    fn find(&self, page: u64) -> Option<&Extent> {
+        match self.extents.get(self.hints.get(page)) {
+            Some(extent) if extent.page <= page && page < extent.end() => Some(extent),
+            _ => self.search(page),
+        }
+    }
+
+    fn search(&self, page: u64) -> Option<&Extent> {
+        let place = self.extents.partition_point(|e| e.page <= page).checked_sub(1)?;
+        let extent = self.extents.get(place).filter(|extent| page < extent.end())?;
+        self.hints.set(page, place);
+        Some(extent)
+    }
+
+    /// Count of changes that the HCA itself has made.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The HCA has changed something.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Number of pages mapped.

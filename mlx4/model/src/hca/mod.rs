@@ -118,6 +118,7 @@ pub struct Hca {
     counters: Counters,
     /// Transaction id of the next trap.
     traps: AtomicU64,
+    key_traps: port::KeyTraps,
     fault: OnceLock<Arc<dyn Fault>>,
 }
 
@@ -149,6 +150,7 @@ impl Hca {
             half_doorbell: Mutex::default(),
             counters: Counters::default(),
             traps: AtomicU64::new(1),
+            key_traps: port::KeyTraps::default(),
             fault: OnceLock::new(),
         });
         let plugs = (1..=hca.config.ports)
@@ -172,6 +174,13 @@ impl Hca {
     /// 1), and commands are dead until the next reset.
     pub fn fail_firmware(&self, code: u32) {
         self.regs.catastrophe(code);
+    }
+
+    /// Pulls the cable of a port, or puts it back.
+    pub fn set_link(&self, port: u8, up: bool) {
+        if let Some(plug) = self.plug(port) {
+            plug.set_link(up);
+        }
     }
 
     /// Changes from now on what the HCA tells its driver, for tests of drivers. The first call decides.

@@ -1,14 +1,15 @@
 //! The HCA's ports: cables, what subnet management changes, and the events that the driver hears of.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use mlx4_wire::eqe::{
     Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoChange, PortInfoEvent, PortManagementSubtype,
     SlToVlEvent, TableChangeEvent,
 };
 use mlx4_wire::mad::DEFAULT_PKEY;
-use mlx4_wire::mad::notice::Notice;
+use mlx4_wire::mad::notice::{BadKeyDetails, Notice, Trap};
 use mlx4_wire::{U16, U32, U64};
 use zerocopy::FromZeros;
 
@@ -95,6 +96,38 @@ impl Hca {
         let headers = Headers { vl15: true, pkey: DEFAULT_PKEY, ..Headers::default() };
         let payload = [VolatileSlice::from(&mut mad[..])];
         engine::receive_datagram(self, number, &Packet { headers, payload: &payload });
+    }
+}
+
+/// When each port last sent a trap of a bad P_Key, and one of a bad Q_Key.
+#[derive(Debug, Default)]
+pub(super) struct KeyTraps(Mutex<[[Option<Instant>; 2]; 2]>);
+
+impl KeyTraps {
+    /// Whether `interval` is over since the last such trap, and then notes this one.
+    fn may_send(&self, port: u8, trap: Trap, interval: Duration) -> bool {
+        let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_port) = sent.get_mut(usize::from(port.saturating_sub(1))) else { return false };
+        let last = &mut of_port[usize::from(trap == Trap::BAD_Q_KEY)];
+        let now = Instant::now();
+        let may = last.is_none_or(|last| now.duration_since(last) >= interval);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
+}
+
+impl Hca {
+    /// Counts a packet with a P_Key or Q_Key (by `trap`) that its queue pair doesn't take, and has the subnet
+    /// manager told: of each kind once in the time that PortInfo's SubnetTimeOut names (IBTA vol. 1, 13.4.9).
+    pub(super) fn bad_key(&self, number: u8, trap: Trap, details: &BadKeyDetails) {
+        let Some(port) = self.node.port(number) else { return };
+        if trap == Trap::BAD_Q_KEY { &port.q_key_violations } else { &port.p_key_violations }.count();
+        let interval = Duration::from_nanos(4096 << port.subnet_timeout().min(31));
+        if self.key_traps.may_send(number, trap, interval) {
+            self.send_trap(number, &self.node.bad_key(port, trap, details));
+        }
     }
 }
 

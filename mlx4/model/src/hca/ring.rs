@@ -2,6 +2,7 @@
 //! range and a page size. The addresses are resolved once, when the queue goes to hardware; an entry of
 //! the MTT that wasn't present then stays absent, and the access that needs it fails.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,6 +41,43 @@ struct Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.used.fetch_sub(self.pages, Ordering::Relaxed);
+    }
+}
+
+/// How the entries of an EQ or a CQ, of 32 bytes, lie in its ring: one after the other, or each in the upper
+/// half of 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryFormat {
+    Bytes32,
+    Bytes64,
+}
+
+impl EntryFormat {
+    /// The format that a bit of INIT_HCA chooses.
+    pub(crate) fn new(large: bool) -> Self {
+        if large { Self::Bytes64 } else { Self::Bytes32 }
+    }
+
+    /// Size of a ring in bytes.
+    pub(crate) fn ring_bytes(self, log2_entries: u8) -> u64 {
+        self.stride() << log2_entries
+    }
+
+    /// Offset of a slot.
+    pub(crate) fn slot(self, slot: u32) -> u64 {
+        u64::from(slot) * self.stride()
+    }
+
+    /// Offset of the 32 bytes of a slot.
+    fn offset(self, slot: u32) -> u64 {
+        self.slot(slot) + self.stride() - 32
+    }
+
+    fn stride(self) -> u64 {
+        match self {
+            Self::Bytes32 => 32,
+            Self::Bytes64 => 64,
+        }
     }
 }
 
@@ -114,9 +152,15 @@ impl RingMemory {
         Ok(burst.dma.load_u32(bus, Ordering::Acquire)?.to_ne_bytes())
     }
 
-    /// Writes an entry of 32 bytes, its last word (which holds the owner bit) after all others.
-    pub(crate) fn write_entry(&self, burst: &Burst, offset: u64, entry: &[u8; 32]) -> Result<(), RingFault> {
-        let (bus, _) = self.translate(offset)?;
+    /// Writes the entry of a slot, its last word (which holds the owner bit) after all others.
+    pub(crate) fn write_entry(
+        &self,
+        burst: &Burst,
+        format: EntryFormat,
+        slot: u32,
+        entry: &[u8; 32],
+    ) -> Result<(), RingFault> {
+        let (bus, _) = self.translate(format.offset(slot))?;
         let (body, owner) = entry.split_at(28);
         burst.dma.write(bus, body)?;
         let word = u32::from_ne_bytes([owner[0], owner[1], owner[2], owner[3]]);
@@ -124,15 +168,17 @@ impl RingMemory {
         Ok(())
     }
 
-    /// Fills the whole ring with a byte; pages that aren't there are passed over.
-    pub(crate) fn fill(&self, burst: &Burst, byte: u8) {
+    /// Fills a part of the ring with a byte; pages that aren't there are passed over.
+    pub(crate) fn fill(&self, burst: &Burst, part: Range<u64>, byte: u8) {
         let chunk = [byte; 512];
-        let mut offset = 0;
-        while offset < self.bytes {
-            let left = usize::try_from(self.bytes - offset).unwrap_or(usize::MAX);
-            let n = chunk.len().min(left);
-            if let Ok((bus, run)) = self.translate(offset) {
-                let _unreachable_page = burst.dma.write(bus, &chunk[..n.min(run)]);
+        let mut offset = part.start;
+        let end = part.end.min(self.bytes);
+        while offset < end {
+            let page = 1u64 << self.page_shift;
+            let left = (end - offset).min(page - (offset & (page - 1)));
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+            if let Ok((bus, _)) = self.translate(offset) {
+                let _unreachable_page = burst.dma.write(bus, &chunk[..n]);
             }
             offset += n as u64;
         }

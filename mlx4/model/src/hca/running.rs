@@ -15,7 +15,7 @@ use super::caps;
 use super::cq::Cq;
 use super::eq::Eq;
 use super::qp::Qp;
-use super::ring::RingBudget;
+use super::ring::{EntryFormat, RingBudget};
 use super::srq::Srq;
 use super::table::Table;
 
@@ -69,6 +69,8 @@ pub(crate) struct Running {
     pub(crate) rings: RingBudget,
     /// Indexes of the MPT entries in hardware ownership; the entries themselves are in ICM.
     pub(crate) mpts: IndexSet,
+    /// Held by whoever changes MPT entries; no other lock is taken under it.
+    pub(crate) mpt_changes: Mutex<()>,
     routes: [AtomicU32; EVENT_TYPES as usize],
     special_base: AtomicU32,
     contexts: [Vec<ContextTable>; 4],
@@ -129,11 +131,22 @@ impl Running {
             qps: Table::new(logs.qps),
             rings: RingBudget::default(),
             mpts: IndexSet::default(),
+            mpt_changes: Mutex::default(),
             routes: [const { AtomicU32::new(NO_EQ) }; EVENT_TYPES as usize],
             special_base: AtomicU32::new(0),
             contexts: context_tables(p, &logs),
             init: *init,
         })
+    }
+
+    /// How completions lie in CQs.
+    pub(crate) fn cqe_format(&self) -> EntryFormat {
+        EntryFormat::new(self.init.params.eqe_cqe.cqe_64b())
+    }
+
+    /// How events lie in EQs.
+    pub(crate) fn eqe_format(&self) -> EntryFormat {
+        EntryFormat::new(self.init.params.eqe_cqe.eqe_64b())
     }
 
     /// The ICM address of an object's context, where every piece of ICM that the hardware needs for the
@@ -185,6 +198,11 @@ impl Running {
             Some(eq) => eq.push(burst, event),
             None => log::debug!("{:?} event has no EQ", event.event_type()),
         }
+    }
+
+    /// Whether INIT_HCA has enabled memory windows.
+    pub(crate) fn windows_enabled(&self) -> bool {
+        self.init.params.dmpt.mw_enable()
     }
 
     /// Sets the first of the special queue pairs (CONF_SPECIAL_QP); 0 takes them back.

@@ -1,18 +1,21 @@
 //! Shared receive queues: a linked list of work requests in host memory that several queue pairs draw from.
+//! One that belongs to an XRC domain has a CQ of its own.
 //!
 //! The link of a work request is read when the request is taken, before its completion can be seen, since
 //! the consumer rewrites it afterwards.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_wire::U16;
 use mlx4_wire::cmd::Status;
-use mlx4_wire::ctx::srq::SrqContext;
+use mlx4_wire::ctx::srq::{SrqContext, SrqState};
 use mlx4_wire::eqe::{Eqe, EventType, SrqEvent};
 
 use super::burst::Burst;
-use super::ring::{RingBudget, RingFault, RingMemory};
+use super::cq::Cq;
+use super::ring::{RingFault, RingMemory};
+use super::running::Running;
 
 /// Bytes of a shared receive WQE before its data segments; the link is at offset 2.
 pub(crate) const NEXT_SEGMENT_BYTES: usize = 16;
@@ -21,6 +24,8 @@ pub(crate) const NEXT_SEGMENT_BYTES: usize = 16;
 pub(crate) struct Srq {
     pub(crate) srqn: u32,
     pub(crate) pd: u32,
+    /// CQ and domain of an XRC SRQ.
+    xrc: Option<(Arc<Cq>, u16)>,
     memory: RingMemory,
     entries: u32,
     stride: u32,
@@ -38,6 +43,13 @@ struct State {
     live: bool,
 }
 
+/// The queue or its doorbell record can't be read, now or before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SrqFailed {
+    /// What went wrong, if it happened just now.
+    pub(crate) first: Option<RingFault>,
+}
+
 /// A work request taken from an SRQ.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
@@ -51,10 +63,11 @@ impl Srq {
     /// Takes an SRQ over from software (SW2HW_SRQ).
     ///
     /// # Errors
-    /// BAD_PARAM for a size or page out of range, EXCEED_LIM for too much memory of queues.
+    /// BAD_PARAM for a size or page out of range, BAD_RESOURCE for a CQ that isn't there, EXCEED_LIM for too
+    /// much memory of queues.
     pub(crate) fn new(
         burst: &Burst,
-        rings: &RingBudget,
+        running: &Running,
         srqn: u32,
         context: &SrqContext,
     ) -> Result<Self, Status> {
@@ -68,14 +81,22 @@ impl Srq {
         }
         let (entries, stride) = (context.size.entries(), context.stride.bytes());
         let bytes = u64::from(entries) * u64::from(stride);
+        // CQ 0 is the firmware's, so a plain SRQ, which has none, says 0.
+        let xrc = match context.cq.cqn() {
+            0 => None,
+            cqn => Some((running.cqs.get(cqn).ok_or(Status::BAD_RESOURCE)?, context.xrcd.get())),
+        };
+        let mut shown = *context;
+        shown.size.set_state(SrqState::OK);
         Ok(Self {
             srqn,
             pd: context.pd.number(),
-            memory: RingMemory::resolve(burst, rings, context.pages.mtt_base(), log2_page, bytes)?,
+            xrc,
+            memory: RingMemory::resolve(burst, &running.rings, context.pages.mtt_base(), log2_page, bytes)?,
             entries,
             stride,
             record: context.record_base(),
-            state: Mutex::new(State { context: *context, head: 0, taken: 0, live: true }),
+            state: Mutex::new(State { context: shown, head: 0, taken: 0, live: true }),
         })
     }
 
@@ -84,18 +105,44 @@ impl Srq {
         self.stride as usize
     }
 
+    /// The CQ of an XRC SRQ.
+    pub(crate) fn xrc_cq(&self) -> Option<&Arc<Cq>> {
+        self.xrc.as_ref().map(|(cq, _)| cq)
+    }
+
+    /// Whether it is an XRC SRQ of a domain.
+    pub(crate) fn is_in_domain(&self, xrcd: u16) -> bool {
+        self.xrc.as_ref().is_some_and(|(_, own)| *own == xrcd)
+    }
+
     /// Takes the next work request and copies it to `wqe`, whose length is the stride; `None` if none is
     /// posted, or if the copy isn't one that `fits`: then it stays where it is.
     ///
     /// # Errors
-    /// The ring or the doorbell record can't be read.
+    /// The queue can't be read; it is in error from then on.
     pub(crate) fn take_if(
         &self,
         burst: &Burst,
         wqe: &mut [u8],
         fits: impl FnOnce(&[u8]) -> bool,
-    ) -> Result<Option<Taken>, RingFault> {
+    ) -> Result<Option<Taken>, SrqFailed> {
         let mut state = self.lock();
+        if state.context.size.state() == SrqState::ERROR {
+            return Err(SrqFailed { first: None });
+        }
+        self.take_next(&mut state, burst, wqe, fits).map_err(|fault| {
+            state.context.size.set_state(SrqState::ERROR);
+            SrqFailed { first: Some(fault) }
+        })
+    }
+
+    fn take_next(
+        &self,
+        state: &mut State,
+        burst: &Burst,
+        wqe: &mut [u8],
+        fits: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<Taken>, RingFault> {
         let posted = self.posted(burst)?;
         let left = posted.wrapping_sub(state.taken);
         if left == 0 || !state.live {
@@ -120,6 +167,11 @@ impl Srq {
     fn posted(&self, burst: &Burst) -> Result<u16, RingFault> {
         let [.., high, low] = burst.dma.load_u32(self.record, Ordering::Acquire)?.to_ne_bytes();
         Ok(u16::from_be_bytes([high, low]))
+    }
+
+    /// Whether it is still in hardware ownership.
+    pub(crate) fn is_live(&self) -> bool {
+        self.lock().live
     }
 
     /// Arms the limit event (ARM_SRQ): it is due when a work request is taken and fewer than the limit are

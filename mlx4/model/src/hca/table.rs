@@ -36,6 +36,11 @@ impl<T> Table<T> {
         self.slot(number)?.load_full()
     }
 
+    /// Looks at the object at a number's index, for a moment.
+    pub(crate) fn with<R>(&self, number: u32, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.slot(number)?.load().as_deref().map(look)
+    }
+
     /// Puts an object at a number's index; gives back what was there.
     pub(crate) fn insert(&self, number: u32, object: Arc<T>) -> Option<Arc<T>> {
         let index = (number & self.mask) as usize;

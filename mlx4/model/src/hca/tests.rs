@@ -187,6 +187,9 @@ impl Driver {
                 srq.pages = self.pages();
                 srq.record_address = self.record();
                 srq.cq = FromZeros::new_zeroed();
+                if self.chance(2) {
+                    srq.cq.set_cqn(self.cqn().number());
+                }
                 bytes[..size_of_val(&srq)].copy_from_slice(srq.as_bytes());
             }
             _ if (0x19..=0x20).contains(&opcode.0) || opcode.0 == 0x2d || opcode.0 == 0x38 => {
@@ -212,8 +215,8 @@ impl Driver {
     }
 
     fn shape_qp(&mut self, qp: &mut QpMailbox) {
-        let services = [ServiceType::RC, ServiceType::UC, ServiceType::UD, ServiceType::MLX];
-        let service = services[usize::try_from(self.below(4)).unwrap()];
+        use ServiceType as S;
+        let service = [S::RC, S::UC, S::UD, S::MLX, S::XRC][usize::try_from(self.below(5)).unwrap()];
         let size = |log2: u64| WqSize::from_bits(u8::try_from(log2 << 3 | 3).unwrap());
         let c = &mut qp.context;
         c.flags.set_service(service);
@@ -222,7 +225,7 @@ impl Driver {
         (c.send_cqn, c.receive_cqn) = (self.cqn(), self.cqn());
         c.record_address = self.record();
         c.uar_page = Number24::wrapping(self.small(4));
-        c.remote_qpn = Number24::wrapping(0x40 + self.small(16));
+        c.remote_qpn = Number24::wrapping(self.qpn(16));
         c.primary_path.flags.set_force_loopback(true);
         c.srq.set_enable(self.chance(4));
         c.srq.set_srqn(0x40 + self.small(4));
@@ -241,7 +244,13 @@ impl Driver {
             Opcode::SW2HW_EQ | Opcode::HW2SW_EQ | Opcode::QUERY_EQ | Opcode::MAP_EQ => 8,
             _ => 0x40,
         };
-        base + self.small(12)
+        if base == 0x40 { self.qpn(12) } else { base + self.small(12) }
+    }
+
+    /// The number of a queue pair, an XRC target now and then; or that of another object.
+    fn qpn(&mut self, count: u32) -> u32 {
+        let target = if self.chance(6) { 1 << 23 } else { 0 };
+        (0x40 + self.small(count)) | target
     }
 
     fn step(&mut self) {
@@ -268,7 +277,7 @@ impl Driver {
         let words: Vec<u8> = (0..32).flat_map(|_| self.word()).collect();
         let at = MEMORY + (self.below(MEMORY_BYTES - 256) & !7);
         self.write(at, &words);
-        let (page, qpn) = (u64::from(self.small(4)) * PAGE, 0x40 + self.small(12));
+        let (page, qpn) = (u64::from(self.small(4)) * PAGE, self.qpn(12));
         self.hca.bar_write(2, page + 0x14, &(qpn << 8).to_be_bytes());
         let arm = (self.next() & !0xff_ffff_0000_0000) | u64::from(0x80 + self.small(8)) << 32;
         self.hca.bar_write(2, page + 0x20, &arm.to_be_bytes());

@@ -7,6 +7,7 @@ use mlx4_wire::regs::eqn_of_doorbell;
 use zerocopy::FromBytes;
 
 use super::Hca;
+use super::qp::Qp;
 
 /// The first word of a CQ doorbell that was written in two halves, and the page it was written to.
 pub(super) type HalfDoorbell = Mutex<Option<(u64, [u8; 4])>>;
@@ -49,13 +50,14 @@ impl Hca {
 
     /// A send doorbell through a UAR page: the queue pair must name that page.
     fn ring_send(&self, page: u64, qpn: u32) {
-        let Some(running) = self.running.load_full() else { return };
-        match running.qps.get(qpn) {
-            Some(qp) if qp.qpn == qpn && u64::from(qp.uar_page()) == page => self.engine.ring(qpn),
-            _ => {
-                log::debug!("send doorbell for QP {qpn:#x} through UAR page {page:#x} refused");
-                self.counters.bad_doorbells.add(1);
-            }
+        let running = self.running.load();
+        let Some(running) = running.as_deref() else { return };
+        let is_of_page = |qp: &Qp| qp.qpn == qpn && u64::from(qp.uar_page()) == page;
+        if running.qps.with(qpn, is_of_page) == Some(true) {
+            self.engine.ring(qpn);
+        } else {
+            log::debug!("send doorbell for QP {qpn:#x} through UAR page {page:#x} refused");
+            self.counters.bad_doorbells.add(1);
         }
     }
 
@@ -63,7 +65,11 @@ impl Hca {
     fn ring_cq(&self, page: u64, doorbell: &CqDoorbell) {
         let Some((burst, running)) = self.enter() else { return };
         match running.cqs.get(doorbell.arm.cqn()) {
-            Some(cq) if u64::from(cq.uar_page) == page => cq.arm(&burst, doorbell),
+            Some(cq) if u64::from(cq.uar_page) == page => {
+                if cq.arm(&burst, doorbell) {
+                    self.engine.ring_cq(cq.cqn);
+                }
+            }
             _ => {
                 log::debug!("arm of CQ {:#x} through UAR page {page:#x} refused", doorbell.arm.cqn());
                 self.counters.bad_doorbells.add(1);

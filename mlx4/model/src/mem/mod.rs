@@ -17,10 +17,11 @@
 //! Memory that a guest cuts short while it is mapped is lost to the device, and does no other harm.
 //!
 //! - `host`: mapping files and raw access; `paraverbs-guard` catches accesses to memory that was taken away
-//! - `table`: the persistent map from addresses to regions
+//! - `table`: the persistent map from addresses to regions; `hints`: what it tries before it searches
 //! - `space`: who may change it, and how views are waited for
 //! - `view`: the device's side
 
+mod hints;
 mod host;
 mod space;
 mod table;
@@ -30,6 +31,7 @@ mod view;
 
 use std::io;
 
+pub(crate) use hints::Hints;
 pub use host::HostRegion;
 pub use space::DmaSpace;
 pub use view::DmaView;

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::HostRegion;
+use super::{Hints, HostRegion};
 
 /// Mappings in a leaf before it is split.
 const LEAF_MAX: usize = 256;
+/// log2 of the bytes that share a hint.
+const LOG2_HINT_BYTES: u32 = 13;
 
 /// One range of bus addresses and the memory behind it.
 #[derive(Clone, Debug)]
@@ -65,6 +67,7 @@ impl Leaf {
 pub(super) struct Table {
     leaves: Vec<Leaf>,
     count: usize,
+    hints: Hints,
 }
 
 impl Table {
@@ -74,11 +77,23 @@ impl Table {
     }
 
     /// The mapping that an address lies in.
+    #[inline]
     pub(super) fn find(&self, iova: u64) -> Option<&Mapping> {
+        let hint = self.hints.get(iova >> LOG2_HINT_BYTES);
+        let hinted = self.leaves.get(hint / LEAF_MAX).and_then(|leaf| leaf.maps.get(hint % LEAF_MAX));
+        match hinted {
+            Some(map) if map.start <= iova && iova <= map.last => Some(map),
+            _ => self.search(iova),
+        }
+    }
+
+    fn search(&self, iova: u64) -> Option<&Mapping> {
         let leaf = self.leaves.partition_point(|leaf| leaf.start <= iova).checked_sub(1)?;
         let maps = &self.leaves.get(leaf)?.maps;
-        let map = maps.partition_point(|map| map.start <= iova).checked_sub(1)?;
-        maps.get(map).filter(|map| iova <= map.last)
+        let place = maps.partition_point(|map| map.start <= iova).checked_sub(1)?;
+        let map = maps.get(place).filter(|map| iova <= map.last)?;
+        self.hints.set(iova >> LOG2_HINT_BYTES, leaf * LEAF_MAX + place);
+        Some(map)
     }
 
     /// The first mapping that has an address in the range.
@@ -150,7 +165,7 @@ impl Table {
         leaves.extend(self.leaves.iter().take(at).cloned());
         leaves.extend(by.into_iter().filter_map(Leaf::new));
         leaves.extend(self.leaves.iter().skip(at + taken).cloned());
-        Self { leaves, count }
+        Self { leaves, count, hints: Hints::default() }
     }
 }
 

@@ -77,6 +77,16 @@ impl DmaView {
 
     /// Copies memory to `data`, whose beginning is overwritten even if a later part is refused.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        // Mostly it lies in one mapping.
+        let len = data.len() as u64;
+        if len != 0
+            && let Ok(map) = self.find_quietly(iova, Access::Read)
+            && len - 1 <= map.last - iova
+            && let Some(piece) = map.slice(iova, data.len())
+        {
+            piece.copy_to(data);
+            return Ok(());
+        }
         let mut rest = &mut data[..];
         self.for_each(iova, rest.len() as u64, Access::Read, |piece| {
             let done = piece.copy_to(rest);
@@ -131,20 +141,26 @@ impl DmaView {
         self.slice(iova, WORD, access)
     }
 
+    #[inline]
     fn find(&self, iova: u64, len: u64, access: Access) -> Result<&Mapping, DmaFault> {
-        let cause = match self.snapshot.table.find(iova) {
-            _ if !self.snapshot.enabled => FaultCause::Disabled,
-            None => FaultCause::Unmapped,
+        self.find_quietly(iova, access).map_err(|cause| self.fault(iova, len, access, cause))
+    }
+
+    /// As [`DmaView::find`], but counts no fault.
+    #[inline]
+    fn find_quietly(&self, iova: u64, access: Access) -> Result<&Mapping, FaultCause> {
+        match self.snapshot.table.find(iova) {
+            _ if !self.snapshot.enabled => Err(FaultCause::Disabled),
+            None => Err(FaultCause::Unmapped),
             Some(map) if map.region.state().lost() => {
                 if map.region.state().tell() {
                     log::warn!("memory behind bus address {iova:#x} was taken away by its owner");
                 }
-                FaultCause::Lost
+                Err(FaultCause::Lost)
             }
-            Some(map) if access == Access::Write && !map.writable => FaultCause::ReadOnly,
-            Some(map) => return Ok(map),
-        };
-        Err(self.fault(iova, len, access, cause))
+            Some(map) if access == Access::Write && !map.writable => Err(FaultCause::ReadOnly),
+            Some(map) => Ok(map),
+        }
     }
 
     fn misaligned(&self, iova: u64, access: Access) -> DmaFault {

@@ -5,8 +5,8 @@ use mlx4_wire::mad::LID_MULTICAST_FIRST;
 use mlx4_wire::mad::attr::NodeType;
 use mlx4_wire::mad::header::{MadHeader, Method, MgmtClass};
 use mlx4_wire::mad::notice::{
-    BadMKeyDetails, LinkStateDetails, LocalChanges, LocalChangesDetails, Notice, NoticeKind, NoticeType,
-    OffendingRoute, Producer, Trap,
+    BadKeyDetails, BadMKeyDetails, LinkStateDetails, LocalChanges, LocalChangesDetails, Notice, NoticeKind,
+    NoticeType, OffendingRoute, Producer, Trap,
 };
 use mlx4_wire::mad::smp::{Smp, SmpAttribute};
 use mlx4_wire::{U16, U32, U64};
@@ -78,6 +78,11 @@ impl NodeState {
     /// Trap 144 of a port: its capability mask changed, if nothing else is named.
     pub fn local_changes(&self, port: &PortState, changes: LocalChanges) -> Notice {
         local_changes(self.producer(), port.lid(), port.capability_mask(), changes)
+    }
+
+    /// Trap 257 or 258 of a port: a packet came with a P_Key or Q_Key that its queue pair doesn't take.
+    pub fn bad_key(&self, port: &PortState, trap: Trap, details: &BadKeyDetails) -> Notice {
+        notice(NoticeType::SECURITY, self.producer(), trap, port.lid(), details.as_bytes())
     }
 
     pub(super) fn bad_m_key(&self, port: &PortState, slid: u16, smp: &Smp) -> Notice {

@@ -30,7 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ::vfio_user::{Error as ProtocolError, Server};
+use ::vfio_user::{Error as ProtocolError, Server, ServerBackend};
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -157,6 +157,16 @@ impl Drop for VfioUserServer {
     fn drop(&mut self) {
         self.shut_down();
     }
+}
+
+/// What the protocol's crate calls on behalf of a client, for whoever makes such calls without a socket (fuzz
+/// targets). The client's memory and eventfds stay until `dma` and `irqs` are dropped.
+pub fn backend(
+    function: Arc<dyn PciFunction>,
+    dma: Arc<DmaSpace>,
+    irqs: Arc<EventFdInterrupts>,
+) -> impl ServerBackend {
+    Backend::new(function, dma, irqs, Arc::default())
 }
 
 /// Serves one client after the other until the server is stopped.

@@ -3,4 +3,6 @@
 
 mod completion;
 mod receive;
+mod resize;
+mod segments;
 mod send;

@@ -1,13 +1,16 @@
 //! The send queue against a device that reads WQEs as the hardware does: by owner bit, headers and sizes.
 
 use mlx4_wire::wqe::{
-    AtomicSeg, Av, ByteCount, CtrlSeg, DataSeg, DatagramSeg, Opcode, RemoteAddressSeg, WQE_STAMP,
+    AtomicSeg, Av, BindAccess, ByteCount, CtrlSeg, DataSeg, DatagramSeg, MaskedAtomicSeg, Opcode,
+    RegisterAccess, RemoteAddressSeg, WQE_STAMP,
 };
 use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::geometry::{SendGeometry, SendSize, Service};
-use crate::request::{Data, Destination, Operation, PostError, Remote, SendFlags, SendRequest, Sge};
+use crate::request::{
+    Bind, Data, Destination, Operation, PostError, Register, Remote, SendFlags, SendRequest, Sge,
+};
 use crate::testing::{LIMITS, TestDoorbell, TestMemory};
 use crate::{Place, PostedSend, SendQueue};
 
@@ -33,9 +36,15 @@ struct Wqe {
     datagram: Option<DatagramSeg>,
     remote: Option<RemoteAddressSeg>,
     atomic: Option<AtomicSeg>,
+    masked: Option<MaskedAtomicSeg>,
+    /// The segment of a request that changes keys.
+    keys: Vec<u8>,
     pieces: Vec<Sge>,
     inline: Vec<u8>,
 }
+
+/// Operations whose one segment is no data.
+const KEYS: [Opcode; 3] = [Opcode::BIND_MW, Opcode::LOCAL_INVALIDATE, Opcode::FAST_REGISTER];
 
 struct Device {
     memory: TestMemory,
@@ -70,17 +79,23 @@ fn take<T: FromBytes>(bytes: &[u8], at: &mut usize) -> T {
 fn parse(service: Service, ctrl: CtrlSeg, bytes: &[u8]) -> Wqe {
     let opcode = ctrl.opcode.opcode();
     let mut at = 16;
-    let mut wqe = Wqe { ctrl, datagram: None, remote: None, atomic: None, pieces: vec![], inline: vec![] };
+    let (keys, pieces, inline) = (vec![], vec![], vec![]);
+    let mut wqe =
+        Wqe { ctrl, datagram: None, remote: None, atomic: None, masked: None, keys, pieces, inline };
     if service == Service::Ud && opcode != Opcode::NOP {
         wqe.datagram = Some(take(bytes, &mut at));
     }
-    let atomic = opcode == Opcode::ATOMIC_CS || opcode == Opcode::ATOMIC_FA;
+    let atomic = [Opcode::ATOMIC_CS, Opcode::ATOMIC_FA, Opcode::MASKED_ATOMIC_FA].contains(&opcode);
+    let masked = opcode == Opcode::MASKED_ATOMIC_CS;
     let writes = [Opcode::RDMA_WRITE, Opcode::RDMA_WRITE_IMM, Opcode::RDMA_READ].contains(&opcode);
-    if atomic || writes {
+    if atomic || masked || writes {
         wqe.remote = Some(take(bytes, &mut at));
     }
-    if atomic {
-        wqe.atomic = Some(take(bytes, &mut at));
+    wqe.atomic = atomic.then(|| take(bytes, &mut at));
+    wqe.masked = masked.then(|| take(bytes, &mut at));
+    if KEYS.contains(&opcode) {
+        wqe.keys = bytes[at..].to_vec();
+        return wqe;
     }
     while at < bytes.len() {
         let count: ByteCount = take(bytes, &mut { at });
@@ -120,6 +135,22 @@ fn operation() -> impl Strategy<Value = Operation> {
             swap
         }),
         (remote(), any::<u64>()).prop_map(|(remote, add)| Operation::FetchAdd { remote, add }),
+        (remote(), any::<[u64; 4]>()).prop_map(|(remote, [compare, swap, compare_mask, swap_mask])| {
+            Operation::MaskedCompareSwap { remote, compare, swap, compare_mask, swap_mask }
+        }),
+        (remote(), any::<u64>(), any::<u64>())
+            .prop_map(|(remote, add, boundary)| Operation::MaskedFetchAdd { remote, add, boundary }),
+        (any::<bool>(), any::<[u32; 2]>(), any::<[u64; 2]>()).prop_map(
+            |(type_2, [rkey, lkey], [address, length])| {
+                let access = BindAccess::new().with_remote_write(true);
+                Operation::Bind(Bind { type_2, access, zero_based: !type_2, rkey, lkey, address, length })
+            }
+        ),
+        any::<u32>().prop_map(Operation::LocalInvalidate),
+        (any::<u32>(), any::<[u64; 3]>()).prop_map(|(key, [page_list, address, length])| {
+            let access = RegisterAccess::new().with_local_write(true);
+            Operation::FastRegister(Register { access, key, page_list, address, length, log2_page: 12 })
+        }),
         Just(Operation::Nop),
     ]
 }
@@ -157,8 +188,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn expected(request: &SendRequest<'_>) -> (Vec<Sge>, Vec<u8>) {
     match request.data {
-        _ if request.operation == Operation::Nop => (vec![], vec![]),
-        Data::Pieces(pieces) => (pieces.iter().copied().filter(|p| p.length != 0).collect(), vec![]),
+        _ if !request.operation.takes_data() => (vec![], vec![]),
+        Data::Pieces(pieces) | Data::Segmented { pieces, .. } => {
+            (pieces.iter().copied().filter(|p| p.length != 0).collect(), vec![])
+        }
         Data::Inline(pieces) => (vec![], pieces.concat()),
     }
 }
@@ -178,6 +211,27 @@ fn check_operands(wqe: &Wqe, operation: &Operation) {
             (Opcode::ATOMIC_CS, Some(remote), [0; 4], Some((swap, compare)))
         }
         Operation::FetchAdd { remote, add } => (Opcode::ATOMIC_FA, Some(remote), [0; 4], Some((add, 0))),
+        Operation::MaskedFetchAdd { remote, add, boundary } => {
+            (Opcode::MASKED_ATOMIC_FA, Some(remote), [0; 4], Some((add, boundary)))
+        }
+        Operation::MaskedCompareSwap { remote, compare, swap, compare_mask, swap_mask } => {
+            let masked = wqe.masked.expect("a masked segment");
+            let values = [masked.swap, masked.compare, masked.swap_mask, masked.compare_mask];
+            assert_eq!(values.map(|value| value.get()), [swap, compare, swap_mask, compare_mask]);
+            (Opcode::MASKED_ATOMIC_CS, Some(remote), [0; 4], None)
+        }
+        Operation::Bind(bind) => {
+            assert_eq!(wqe.keys[8..12], bind.rkey.to_be_bytes());
+            (Opcode::BIND_MW, None, [0; 4], None)
+        }
+        Operation::LocalInvalidate(key) => {
+            assert_eq!(wqe.keys[8..12], key.to_be_bytes());
+            (Opcode::LOCAL_INVALIDATE, None, [0; 4], None)
+        }
+        Operation::FastRegister(register) => {
+            assert_eq!(wqe.keys[4..8], register.key.to_be_bytes());
+            (Opcode::FAST_REGISTER, None, [0; 4], None)
+        }
         Operation::Nop => (Opcode::NOP, None, [0; 4], None),
     };
     assert_eq!((wqe.ctrl.opcode.opcode(), at, immediate, operands), (opcode, to, imm, atomic));

@@ -111,6 +111,10 @@ impl SchedQueue {
 /// What drivers add to a verbs rate code to make a static rate; a static rate of 0 is the port's rate.
 pub const STATIC_RATE_BASE: u8 = 5;
 
+/// Bit of the source GID index of a UD QP's path: all its packets have that GID, whatever their address vector
+/// says. The stock driver sets it for virtual functions.
+pub const FORCE_SGID: u8 = 0x80;
+
 wire! {
     size = 0x2c;
     /// An address path of a QP.
@@ -131,7 +135,7 @@ wire! {
         pub remote_lid: U16,
         /// Local ACK timeout and link type.
         pub timeout: PathTimeout,
-        /// Index of the source GID in the port's table, bits 6:0.
+        /// Index of the source GID in the port's table, bits 6:0; [`FORCE_SGID`].
         pub sgid_index: u8,
         /// Static rate: verbs rate code + [`STATIC_RATE_BASE`], or 0.
         pub static_rate: u8,

@@ -2,7 +2,7 @@
 
 use mlx4_wire::cmd::fw::{MapEntry, ModStatCfg, StatCfgPage};
 use mlx4_wire::cmd::hca::{
-    CacheLine, DmptSize, HcaFlags, IcmTable, InitHca, Log2Word, McTable, RdmarcTable, UarParams,
+    CacheLine, DmptSize, EqeCqeSize, HcaFlags, IcmTable, InitHca, Log2Word, McTable, RdmarcTable, UarParams,
 };
 use mlx4_wire::cmd::misc::NOP_AT_ONCE;
 use mlx4_wire::cmd::port::{SetPortFlags, SetPortIb};
@@ -63,7 +63,8 @@ fn page_size_is_set_as_linux_does() {
 
 /// Linux `mlx4_INIT_HCA` and `mlx4_make_profile` with `default_profile`: 2^18 QPs, 2^16 CQs and SRQs, 16
 /// RDMARC entries a QP, 2^19 MPT entries, 2^13 groups of 1 KiB, of which the hash reaches half, and as many EQs
-/// as the power of two above what the HCA says. A cache line of x86 is 64 bytes.
+/// as the power of two above what the HCA says. A cache line of x86 is 64 bytes, and so are CQEs and EQEs where
+/// the HCA has such.
 #[test]
 fn init_hca_of_linux_has_its_values() {
     let record = first("INIT_HCA");
@@ -85,7 +86,8 @@ fn init_hca_of_linux_has_its_values() {
     params.mc_hash_sz = Log2Word::new().with_log2(12);
     params.mc_table = McTable::new().with_log2_table_sz(13);
     params.dmpt_base = p.dmpt_base;
-    params.dmpt = DmptSize::new().with_log2_entries(19);
+    params.dmpt = DmptSize::new().with_log2_entries(19).with_mw_enable(true);
+    params.eqe_cqe = EqeCqeSize::new().with_cqe_64b(true).with_eqe_64b(true);
     params.mtt_base = p.mtt_base;
     // Linux puts the cMPT first.
     params.cmpt_base = U64::ZERO;

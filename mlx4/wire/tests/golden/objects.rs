@@ -4,7 +4,7 @@ use mlx4_wire::ctx::cq::{CqContext, CqEqn};
 use mlx4_wire::ctx::eq::{EqContext, EqFlags, EqInterrupt, EqState, EqStatus};
 use mlx4_wire::ctx::mcg::{McgHeader, McgMember, McgMembers, McgNext};
 use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptPd, MptStatus, Number21};
-use mlx4_wire::ctx::srq::{SrqContext, SrqSize, SrqStride};
+use mlx4_wire::ctx::srq::{SrqContext, SrqCq, SrqSize, SrqStride};
 use mlx4_wire::ctx::{RingPages, RingSize};
 use mlx4_wire::{Number24, U32, U64};
 use zerocopy::FromZeros;
@@ -111,13 +111,18 @@ fn regions_of_programs_have_their_values() {
     }
 }
 
-/// Linux `mlx4_srq_alloc`: no state, no limit. Those of the kernel have WQEs of up to 512 bytes.
+/// Linux `mlx4_srq_alloc`: no state, no limit. Those of the kernel have WQEs of up to 512 bytes. Those of XRC
+/// have a CQ and a domain; domain 0 is reserved.
 #[test]
 fn shared_receive_queues_of_linux_have_their_values() {
     for record in all("SW2HW_SRQ") {
         let taken: SrqContext = read(&record.bytes);
         let mut expected = SrqContext::new_zeroed();
-        expected.size = SrqSize::new().with_log2_entries(9).with_srqn(record.modifier);
+        let xrc = taken.cq.cqn() != 0;
+        let log2_entries = if xrc { 1 } else { 9 };
+        expected.size = SrqSize::new().with_log2_entries(log2_entries).with_srqn(record.modifier);
+        assert_eq!(taken.xrcd.get() != 0, xrc, "{taken:?}");
+        (expected.xrcd, expected.cq) = (taken.xrcd, SrqCq::new().with_cqn(taken.cq.cqn()));
         let stride = taken.stride.log2_stride_less_4();
         assert!(stride == 1 || stride == 5, "{taken:?}");
         expected.stride = SrqStride::new().with_log2_stride_less_4(stride);

@@ -130,7 +130,7 @@ fn rc_goes_to_rts_as_linux_takes_it() {
     same(&record.bytes, &expected);
 }
 
-/// IP over InfiniBand: MTU 4096 in messages of 2^13 bytes at most (large sends are cut), Q_Key by a
+/// IP over InfiniBand: MTU 4096 in messages of 2^17 bytes at most (the HCA cuts large sends), Q_Key by a
 /// transition of its own from RTS to RTS when the broadcast group is joined.
 #[test]
 fn ud_of_ip_over_infiniband_is_as_linux_makes_it() {
@@ -147,7 +147,7 @@ fn ud_of_ip_over_infiniband_is_as_linux_makes_it() {
         let mut expected = common(&record, &taken, state, ServiceType::UD);
         expected.optional = optional;
         let to = &mut expected.context;
-        to.mtu_message = MtuMessage::new().with_mtu(Mtu::MTU_4096).with_log2_max_message(13);
+        to.mtu_message = MtuMessage::new().with_mtu(Mtu::MTU_4096).with_log2_max_message(17);
         to.requester.set_fast_register(true);
         match name {
             "RST2INIT_QP" => {

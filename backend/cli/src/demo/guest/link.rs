@@ -6,11 +6,12 @@ use std::{hint, thread};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use paraverbs_verbs::{
-    Access, AhAttr, CompChannel, Context, Cq, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState, RecvWr,
-    RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Sge, Wc, WcStatus,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, GRH_BYTES, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState,
+    QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Sge, Srq, SrqInit, UdDest, Wc,
+    WcStatus,
 };
 
-use crate::demo::protocol::{Endpoint, LinkPlan, RemoteMemory, Tally, Waiting};
+use crate::demo::protocol::{Endpoint, LinkPlan, RemoteMemory, Service, Tally, Waiting};
 
 /// The port of the device.
 pub(super) const PORT: u8 = 1;
@@ -25,6 +26,15 @@ const SPINS: u32 = 16;
 /// No completion takes that long, though the other guest may have 256 MiB to write first, in a debug build on a
 /// busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The key of datagrams.
+const QKEY: u32 = 0x0def_ab1e;
+/// Most bytes of a datagram: every port of a ConnectX-3 has this MTU, or the check fails.
+const DATAGRAM: u32 = 4096;
+/// Bytes of a datagram's receive before the message.
+const GRH: u32 = {
+    assert!(GRH_BYTES == 40);
+    40
+};
 /// How far the address of a receive request is from the next: sizes are multiples of a page.
 const PAGE: usize = 4096;
 
@@ -43,6 +53,7 @@ pub(super) enum Data<'a> {
 pub(super) struct Link {
     // In the order in which they end.
     qp: Qp,
+    srq: Option<Srq>,
     cq: Cq,
     channel: CompChannel,
     pub(super) outbox: Mr,
@@ -50,6 +61,8 @@ pub(super) struct Link {
     inbox: Mr,
     plan: LinkPlan,
     far: Option<Endpoint>,
+    /// The way of datagrams to the other side.
+    ah: Option<Ah>,
     /// Number of the next send request.
     next: u64,
     /// Send requests before this one are done.
@@ -71,7 +84,15 @@ impl Link {
             max_recv_sge: 1,
             max_inline_data: INLINE,
         };
-        let init = QpInit { cap, ..QpInit::new(&cq) };
+        let receives = SrqInit { max_wr: plan.receives, max_sge: 1 };
+        let srq = (plan.service == Service::Srq).then(|| pd.create_srq(&receives));
+        let srq = srq.transpose().context("create the shared receive queue")?;
+        let qp_type = match plan.service {
+            Service::Rc | Service::Srq => QpType::Rc,
+            Service::Uc => QpType::Uc,
+            Service::Ud => QpType::Ud,
+        };
+        let init = QpInit { qp_type, srq: srq.as_ref(), cap, ..QpInit::new(&cq) };
         let qp = pd.create_qp(&init).context("create the queue pair")?;
         let memory = |bytes: usize, access| {
             pd.alloc_mr(bytes, access).with_context(|| format!("register {bytes} bytes"))
@@ -80,21 +101,34 @@ impl Link {
         let inbox = (slots * stride(&plan)).max(PAGE);
         let link = Self {
             qp,
+            srq,
             cq,
             channel,
             outbox: memory(plan.outbox, Access::REMOTE_READ)?,
-            window: memory(plan.window, Access::LOCAL_WRITE | Access::REMOTE_WRITE)?,
+            window: memory(plan.window, Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)?,
             inbox: memory(inbox, Access::LOCAL_WRITE)?,
             plan,
             far: None,
+            ah: None,
             next: 0,
             done: 0,
             received: VecDeque::with_capacity(plan.receives as usize),
             tally: Tally::default(),
             waiting: Waiting::Sleep,
         };
-        link.qp.to_init(PORT, Access::REMOTE_READ | Access::REMOTE_WRITE).context("RESET to INIT")?;
+        link.to_init().context("RESET to INIT")?;
         Ok(link)
+    }
+
+    fn to_init(&self) -> paraverbs_verbs::Result<()> {
+        match self.plan.service {
+            Service::Ud => self.qp.to_datagrams(PORT, QKEY),
+            Service::Uc => self.qp.to_init(PORT, Access::REMOTE_WRITE),
+            Service::Rc | Service::Srq => {
+                let access = Access::REMOTE_READ | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
+                self.qp.to_init(PORT, access)
+            }
+        }
     }
 
     /// What the other side needs to know.
@@ -104,13 +138,31 @@ impl Link {
     }
 
     /// Connects to the other side's link, and answers the state of the queue pair.
-    pub(super) fn connect(&mut self, far: Endpoint, own_psn: u32, mtu: Mtu) -> Result<QpState> {
+    pub(super) fn connect(&mut self, pd: &Pd, far: Endpoint, own_psn: u32, mtu: Mtu) -> Result<QpState> {
         for slot in 0..self.plan.receives {
             self.post_receive(slot.into())?;
         }
         let path = AhAttr::to_lid(far.lid, PORT);
-        self.qp.to_rtr(RtrAttr { max_dest_rd_atomic: 8, ..RtrAttr::new(path, far.qpn, far.psn, mtu) })?;
-        self.qp.to_rts(RtsAttr { max_rd_atomic: 8, ..RtsAttr::new(own_psn) })?;
+        match self.plan.service {
+            Service::Ud => self.ah = Some(pd.create_ah(&path).context("create the address handle")?),
+            Service::Uc => {
+                let rtr = QpAttr {
+                    ah_attr: Some(path),
+                    dest_qp_num: Some(far.qpn),
+                    rq_psn: Some(far.psn),
+                    path_mtu: Some(mtu),
+                    ..QpAttr::state(QpState::Rtr)
+                };
+                self.qp.modify(&rtr).context("INIT to RTR")?;
+                let rts = QpAttr { sq_psn: Some(own_psn), ..QpAttr::state(QpState::Rts) };
+                self.qp.modify(&rts).context("RTR to RTS")?;
+            }
+            Service::Rc | Service::Srq => {
+                let rtr = RtrAttr::new(path, far.qpn, far.psn, mtu);
+                self.qp.to_rtr(RtrAttr { max_dest_rd_atomic: 8, ..rtr })?;
+                self.qp.to_rts(RtsAttr { max_rd_atomic: 8, ..RtsAttr::new(own_psn) })?;
+            }
+        }
         self.far = Some(far);
         self.state()
     }
@@ -134,6 +186,16 @@ impl Link {
     /// Most bytes of inline data.
     pub(super) fn max_inline(&self) -> usize {
         self.qp.cap().max_inline_data as usize
+    }
+
+    /// Most bytes of a message.
+    pub(super) fn max_message(&self) -> u32 {
+        if self.plan.service == Service::Ud { DATAGRAM } else { u32::MAX }
+    }
+
+    /// Bytes of a receive before the message.
+    fn head(&self) -> u32 {
+        if self.plan.service == Service::Ud { GRH } else { 0 }
     }
 
     /// Puts bytes into the outbox.
@@ -160,10 +222,18 @@ impl Link {
             }
         };
         let wr_id = self.next;
-        self.qp.post_send(&SendWr { wr_id, op, data, flags }).context("post a send request")?;
+        let wr = SendWr { wr_id, op, data, flags };
+        if let (Some(ah), Some(far)) = (&self.ah, self.far) {
+            let to = UdDest { ah, remote_qpn: far.qpn, remote_qkey: QKEY };
+            self.qp.post_send_ud(&wr, &to).context("post a datagram")?;
+            self.tally.datagrams += 1;
+        } else {
+            self.qp.post_send(&wr).context("post a send request")?;
+            self.tally.sends += 1;
+            let atomic = matches!(op, SendOp::FetchAdd { .. } | SendOp::CompareSwap { .. });
+            self.tally.payload += if atomic { 0 } else { bytes };
+        }
         self.next += 1;
-        self.tally.sends += 1;
-        self.tally.payload += bytes;
         Ok(wr_id)
     }
 
@@ -175,8 +245,14 @@ impl Link {
 
     /// Posts the receive request of a slot.
     pub(super) fn post_receive(&mut self, slot: u64) -> Result<()> {
-        let sges: [Sge; 1] = [self.inbox.sge(self.slot_offset(slot)?, self.plan.slot)];
-        self.qp.post_recv(&RecvWr { wr_id: slot, sges: &sges }).context("post a receive request")?;
+        let bytes = self.plan.slot + self.head();
+        let sges: [Sge; 1] = [self.inbox.sge(self.slot_offset(slot)?, bytes)];
+        let wr = RecvWr { wr_id: slot, sges: &sges };
+        match &self.srq {
+            Some(srq) => srq.post_recv(&wr),
+            None => self.qp.post_recv(&wr),
+        }
+        .context("post a receive request")?;
         self.tally.receives += 1;
         Ok(())
     }
@@ -188,7 +264,7 @@ impl Link {
 
     /// The start of what a receive request got.
     pub(super) fn message(&self, wc: &Wc, to: &mut [u8]) -> Result<()> {
-        self.inbox.read(self.slot_offset(wc.wr_id)?, to).context("read the inbox")
+        self.inbox.read(self.slot_offset(wc.wr_id)? + self.head() as usize, to).context("read the inbox")
     }
 
     /// Send requests that are not known to be done.
@@ -261,9 +337,14 @@ impl Link {
         Ok(count)
     }
 
-    fn account(&mut self, wc: Wc) {
+    fn account(&mut self, mut wc: Wc) {
         if wc.opcode.is_receive() {
-            self.tally.received += 1;
+            if self.plan.service == Service::Ud {
+                self.tally.received_datagrams += 1;
+                wc.byte_len = wc.byte_len.saturating_sub(GRH);
+            } else {
+                self.tally.received += 1;
+            }
             self.received.push_back(wc);
         } else {
             self.done = wc.wr_id + 1;
@@ -294,10 +375,17 @@ impl Link {
     /// Takes the queue pair to ERR, takes all that is flushed, ends everything, and answers what was posted.
     pub(super) fn close(mut self) -> Result<Tally> {
         self.qp.modify(&QpAttr::state(QpState::Err)).context("modify the queue pair to ERR")?;
-        while self.tally.received + self.tally.flushed < self.tally.receives {
+        if self.srq.is_some() {
+            // What is left there is nobody's.
+            self.tally.receives = self.tally.received;
+        }
+        while self.tally.received + self.tally.received_datagrams + self.tally.flushed < self.tally.receives {
             self.wait_any()?;
         }
         self.qp.destroy().context("destroy the queue pair")?;
+        if let Some(srq) = self.srq {
+            srq.destroy().context("destroy the shared receive queue")?;
+        }
         self.cq.destroy().context("destroy the CQ")?;
         for mr in [self.outbox, self.window, self.inbox] {
             mr.dereg().context("end a memory region")?;
@@ -307,5 +395,6 @@ impl Link {
 }
 
 fn stride(plan: &LinkPlan) -> usize {
-    (plan.slot as usize).next_multiple_of(PAGE)
+    let head = if plan.service == Service::Ud { GRH } else { 0 };
+    ((plan.slot + head) as usize).next_multiple_of(PAGE)
 }

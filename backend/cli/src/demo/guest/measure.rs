@@ -13,7 +13,7 @@ use super::link::{DEPTH, Data, Link};
 use crate::demo::protocol::{Answer, Measurement, Operation, Side};
 
 /// How long latency is measured, and how long the rate.
-const TIME: Duration = Duration::from_millis(250);
+const TIME: Duration = Duration::from_millis(100);
 /// Least and most samples of latency; the least are taken however long it takes.
 const LEAST: usize = 100;
 const MOST: usize = 20_000;
@@ -60,7 +60,7 @@ fn measure_send(link: &mut Link, bytes: u32) -> Result<Measurement> {
 fn measure_one_sided(link: &mut Link, operation: Operation, bytes: u32) -> Result<Measurement> {
     let op = one_sided(link, operation)?;
     let data = match operation {
-        Operation::Read => Data::Window(0, bytes),
+        Operation::Read | Operation::FetchAdd | Operation::CompareSwap => Data::Window(0, bytes),
         _ => Data::Outbox(0, bytes),
     };
     let latencies = samples(|_| {
@@ -86,9 +86,12 @@ fn measure_one_sided(link: &mut Link, operation: Operation, bytes: u32) -> Resul
 
 fn one_sided(link: &Link, operation: Operation) -> Result<SendOp> {
     let far = link.far()?;
+    let (remote_addr, rkey) = (far.window.addr, far.window.rkey);
     Ok(match operation {
+        Operation::FetchAdd => SendOp::FetchAdd { remote_addr, rkey, add: 1 },
+        Operation::CompareSwap => SendOp::CompareSwap { remote_addr, rkey, compare: 0, swap: 1 },
         Operation::Read => SendOp::Read { remote_addr: far.outbox.addr, rkey: far.outbox.rkey },
-        _ => SendOp::Write { remote_addr: far.window.addr, rkey: far.window.rkey },
+        _ => SendOp::Write { remote_addr, rkey },
     })
 }
 

@@ -1,6 +1,7 @@
 //! A guest of the demo: a process of its own, which opens its device at the daemon's socket and does what it
 //! is told on its standard input, as `protocol` has it.
 
+mod atomics;
 mod link;
 mod measure;
 mod pingpong;
@@ -12,10 +13,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use paraverbs_verbs::{Context, Mtu, Pd};
+use paraverbs_verbs::{Context, Doorbells as Way, Mtu, Pd};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::protocol::{Answer, Command};
+use super::protocol::{Answer, Command, Doorbells};
 use link::{Link, PORT};
 
 /// Arguments of a guest.
@@ -78,8 +79,9 @@ impl Guest {
                 Ok(Answer::Ready(endpoint))
             }
             Command::Connect { far } => {
-                let (psn, mtu) = (psn(self.links), self.device()?.mtu);
-                Ok(Answer::State(state_name(self.link()?.connect(far, psn, mtu)?)))
+                let link = self.link.as_mut().context("there is no link")?;
+                let device = self.device.as_ref().context("no device is open")?;
+                Ok(Answer::State(state_name(link.connect(&device.pd, far, psn(self.links), device.mtu)?)))
             }
             Command::PingPong { operation, side } => pingpong::run(self.link()?, operation, side),
             Command::Transfer { side } => transfer::run(self.link()?, side),
@@ -87,6 +89,7 @@ impl Guest {
                 let context = self.device()?.context.clone();
                 wrong_key::run(self.link()?, &context, side)
             }
+            Command::Atomics { side } => atomics::run(self.link()?, side),
             Command::Measure { operation, bytes, waiting, side } => {
                 let link = self.link()?;
                 link.waiting = waiting;
@@ -105,6 +108,9 @@ impl Guest {
     }
 
     fn open(&mut self, socket: &Path) -> Result<Answer> {
+        if let Some(device) = self.device.take() {
+            device.pd.dealloc().context("end the protection domain")?;
+        }
         let context = Context::connect(socket)?;
         let attr = context.query_device().context("query the device")?;
         let port = context.query_port(PORT).context("query the port")?;
@@ -113,12 +119,18 @@ impl Guest {
             "{:04x}:{:04x}, firmware {}, {}",
             attr.vendor_id, attr.vendor_part_id, attr.fw_ver, attr.board_id
         );
+        let doorbells = match context.doorbells().context("ask for doorbells")? {
+            Way::Relayed => Doorbells::Relayed,
+            Way::Direct => Doorbells::Direct,
+            other => bail!("doorbells of another kind: {other:?}"),
+        };
         self.device = Some(Device { pd, context, lid: port.lid, mtu: port.active_mtu });
         Ok(Answer::Opened {
             device,
             port: port.state.to_string(),
             lid: port.lid,
             mtu: port.active_mtu.bytes(),
+            doorbells,
         })
     }
 

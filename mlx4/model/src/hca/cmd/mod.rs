@@ -76,6 +76,9 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
         return;
     }
     let below = if hca.config.trace.is_some() { trace::before(hca, &command) } else { Vec::new() };
+    if let Some(fault) = hca.fault.get() {
+        tamper(hca, &command, fault);
+    }
     let mut outcome = execute(hca, &mut firmware, &command);
     if let (Ok(result), Some(fault)) = (&mut outcome, hca.fault.get()) {
         spoil(hca, &command, fault, result);
@@ -98,6 +101,20 @@ pub(super) fn run(hca: &Hca, hcr: &Hcr) {
     drop(firmware);
     if hcr.control.event() {
         report(hca, hcr.token.get(), status, result);
+    }
+}
+
+/// Lets a fault change what a command is given.
+fn tamper(hca: &Hca, command: &Command, fault: &Arc<dyn Fault>) {
+    let burst = hca.enter_bare();
+    let mut mailbox = [0; FAULT_MAILBOX_BYTES];
+    let found = trace::has_input(command) && burst.dma.read(command.input, &mut mailbox).is_ok();
+    let before = mailbox;
+    fault.request(command.opcode, command.modifier, if found { &mut mailbox } else { &mut [] });
+    if mailbox != before
+        && let Err(error) = burst.dma.write(command.input, &mailbox)
+    {
+        log::warn!("mailbox of a fault: {error}");
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn sw2hw_eq(hca: &Hca, running: &Running, command: &Command) -> Outco
     let burst = hca.command_burst(running);
     let context: EqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Eq, command.modifier, context.as_bytes())?;
-    let eq = Eq::new(&burst, &running.rings, command.modifier, &context, hca.interrupts.clone())?;
+    let eq = Eq::new(&burst, running, command.modifier, &context, hca.interrupts.clone())?;
     running.eqs.insert(command.modifier, Arc::new(eq));
     Ok(0)
 }
@@ -77,7 +77,7 @@ pub(super) fn sw2hw_cq(hca: &Hca, running: &Running, command: &Command) -> Outco
     running.store_context(&burst, Kind::Cq, command.modifier, context.as_bytes())?;
     // A CQ whose events nobody takes may name an EQ that isn't there.
     let eq = running.eqs.get(context.completion_eq.eqn().into());
-    let cq = Cq::new(&burst, &running.rings, command.modifier, &context, eq, command.opmod & 1 != 0)?;
+    let cq = Cq::new(&burst, running, command.modifier, &context, eq, command.opmod & 1 != 0)?;
     running.cqs.insert(command.modifier, Arc::new(cq));
     Ok(0)
 }
@@ -95,12 +95,15 @@ pub(super) fn query_cq(hca: &Hca, running: &Running, command: &Command) -> Outco
 }
 
 pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outcome {
-    let burst = hca.command_burst(running);
     let cq = live(&running.cqs, command.modifier)?;
-    let request: CqContext = read_mailbox(&burst, command.input)?;
+    let request: CqContext = read_mailbox(&hca.command_burst(running), command.input)?;
     match ModifyCqOp(command.opmod) {
-        ModifyCqOp::RESIZE => cq.resize(&burst, &running.rings, &request)?,
-        ModifyCqOp::MODERATION => cq.set_moderation(&request),
+        ModifyCqOp::RESIZE => {
+            // A burst that is under way may complete here next: it must see what was mapped for the new ring.
+            hca.dma.quiesce();
+            cq.resize(&hca.command_burst(running), running, &request)?;
+        }
+        ModifyCqOp::MODERATION => cq.set_moderation(&hca.command_burst(running), &request),
         _ => return Err(Status::BAD_OP),
     }
     Ok(0)
@@ -111,7 +114,7 @@ pub(super) fn sw2hw_srq(hca: &Hca, running: &Running, command: &Command) -> Outc
     let burst = hca.command_burst(running);
     let context: SrqContext = read_mailbox(&burst, command.input)?;
     running.store_context(&burst, Kind::Srq, command.modifier, context.as_bytes())?;
-    let srq = Srq::new(&burst, &running.rings, command.modifier, &context)?;
+    let srq = Srq::new(&burst, running, command.modifier, &context)?;
     running.srqs.insert(command.modifier, Arc::new(srq));
     Ok(0)
 }

@@ -3,12 +3,13 @@
 use mlx4_wire::cmd::Status;
 use mlx4_wire::ctx::mpt::{MptEntry, MptStatus};
 use mlx4_wire::ctx::mtt::MTT_ENTRY_BYTES;
+use mlx4_wire::{Number24, U32, U64};
 
 use super::{Command, Outcome, check_mailbox, give_back, read_mailbox, write_mailbox};
 use crate::hca::Hca;
 use crate::hca::burst::Burst;
 use crate::hca::running::Running;
-use crate::hca::tpt::{read_mpt, write_mpt};
+use crate::hca::tpt::{Changes, read_mpt};
 
 /// MTT entries that one WRITE_MTT mailbox holds: what is left behind its header of 16 bytes.
 const MTTS_MAX: u32 = (4096 - 16) / 8;
@@ -22,21 +23,40 @@ fn icm_error(fault: impl std::fmt::Display) -> Status {
     Status::ICM_ERROR
 }
 
-/// Hands an MPT entry to the device. A region becomes valid; an entry given as free stays free.
+/// Hands an MPT entry to the device. A region becomes valid; an entry given as free stays free. A window
+/// comes without range and rights: a work request binds it.
 pub(super) fn sw2hw_mpt(hca: &Hca, running: &Running, command: &Command) -> Outcome {
     let burst = hca.command_burst(running);
     check_index(&burst, command.modifier)?;
     let mut entry: MptEntry = read_mailbox(&burst, command.input)?;
-    let before = read_mpt(&burst, command.modifier).map_err(icm_error)?;
+    let changes = Changes::begin(&burst, running);
+    let before = changes.read(command.modifier).map_err(icm_error)?;
     if running.mpts.contains(command.modifier) && before.flags.status() == MptStatus::VALID {
         return Err(Status::BAD_RES_STATE);
     }
+    if !entry.flags.region() {
+        check_window(running, &entry)?;
+    }
+    (entry.lkey, entry.window_count) = (U32::ZERO, Number24::new());
     if entry.flags.status() != MptStatus::FREE {
         entry.flags.set_status(MptStatus::VALID);
     }
-    write_mpt(&burst, command.modifier, &entry).map_err(icm_error)?;
+    changes.write(command.modifier, &entry).map_err(icm_error)?;
     running.mpts.insert(command.modifier);
     Ok(0)
+}
+
+fn check_window(running: &Running, entry: &MptEntry) -> Result<(), Status> {
+    let flags = entry.flags;
+    let rights = flags.remote_read() || flags.remote_write() || flags.remote_atomic();
+    let local = flags.local_read() || flags.local_write() || flags.physical();
+    let type_2 = entry.qp.bound_to_qp();
+    let free = flags.status() == MptStatus::FREE;
+    if !running.windows_enabled() || rights || local || entry.length != U64::ZERO || type_2 != free {
+        log::debug!("{entry:?} is no unbound window");
+        return Err(Status::BAD_PARAM);
+    }
+    Ok(())
 }
 
 pub(super) fn query_mpt(hca: &Hca, running: &Running, command: &Command) -> Outcome {
@@ -46,21 +66,38 @@ pub(super) fn query_mpt(hca: &Hca, running: &Running, command: &Command) -> Outc
     write_mailbox(&burst, command.output, &entry)
 }
 
-/// Takes an MPT entry back: when this is done, no access through it is under way.
+/// Takes an MPT entry back: when this is done, no access through it is under way. A region that has windows
+/// stays.
 pub(super) fn hw2sw_mpt(hca: &Hca, running: &Running, command: &Command) -> Outcome {
+    let index = command.modifier;
     let entry = {
         let burst = hca.command_burst(running);
-        check_index(&burst, command.modifier)?;
-        let mut entry = read_mpt(&burst, command.modifier).map_err(icm_error)?;
-        if !running.mpts.remove(command.modifier) {
+        check_index(&burst, index)?;
+        let changes = Changes::begin(&burst, running);
+        let mut entry = changes.read(index).map_err(icm_error)?;
+        if !running.mpts.contains(index) && !made_valid_in_memory(index, &entry) {
             return Err(Status::BAD_RES_STATE);
         }
+        if entry.flags.region() && entry.window_count.number() != 0 {
+            return Err(Status::REG_BOUND);
+        }
+        running.mpts.remove(index);
+        let lkey = entry.lkey;
+        changes.release(&mut entry).map_err(icm_error)?;
+        entry.lkey = lkey;
         entry.flags.set_status(MptStatus::SOFTWARE);
-        write_mpt(&burst, command.modifier, &entry).map_err(icm_error)?;
+        changes.write(index, &entry).map_err(icm_error)?;
         entry
     };
     hca.dma.quiesce();
     give_back(&hca.command_burst(running), command, &entry)
+}
+
+/// Whether the driver has given an entry back by its status alone, as Linux does when it registers a region
+/// anew.
+fn made_valid_in_memory(index: u32, entry: &MptEntry) -> bool {
+    let key = entry.key.get();
+    entry.flags.region() && entry.flags.status() == MptStatus::VALID && key & Number24::MAX == index
 }
 
 /// Writes MTT entries from a mailbox: the byte offset in the table, eight reserved bytes, the entries.

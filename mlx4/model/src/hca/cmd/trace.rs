@@ -152,6 +152,11 @@ fn show(hca: &Hca, way: &str, address: u64, layout: Option<Layout>) -> Vec<Strin
     vec![format!("{way} hex {}", hex(&bytes)), format!("{way} {}", (layout.decode)(&bytes))]
 }
 
+/// Whether a command has an input mailbox of a known layout.
+pub(super) fn has_input(command: &Command) -> bool {
+    input(command).is_some()
+}
+
 /// The lines of a command's input mailbox; taken before the command runs.
 pub(super) fn before(hca: &Hca, command: &Command) -> Vec<String> {
     show(hca, "in", command.input, input(command))

@@ -2,12 +2,14 @@
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::ctx::path::FORCE_SGID;
 use mlx4_wire::mad::LID_PERMISSIVE;
-use mlx4_wire::wqe::DatagramSeg;
+use mlx4_wire::wqe::{DatagramSeg, WQE_MAX_BYTES};
 use vm_memory::VolatileSlice;
 
 use super::deliver::deliver;
-use super::send::{Budget, SendWork};
+use super::lso::{self, Place, Segments};
+use super::send::{Budget, Current, SendWork};
 use super::sg::{Pieces, SgList, Walk, empty};
 use super::side::Side;
 use super::traffic;
@@ -32,6 +34,13 @@ pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
         let sent = match &current.header.request {
             Request::Nop => Ok(()),
             Request::Datagram(segment) => send(side, work, &current.header, segment),
+            Request::Segmented(datagram, segments) => {
+                match send_segments(side, work, &current, (datagram, segments), &mut budget) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => continue,
+                    Err(syndrome) => Err(syndrome),
+                }
+            }
             Request::Special(ctrl) => special::send(side, work, ctrl),
             _ => Err(Syndrome::LOCAL_QP_OP_ERR),
         };
@@ -69,6 +78,53 @@ fn send(
     Ok(())
 }
 
+/// What a packet costs of the budget at least, in bytes of payload.
+const LEAST_COST: u64 = 512;
+
+/// Sends packets of a large send, as many as the budget allows. Says whether that was the last.
+fn send_segments(
+    side: &Side<'_>,
+    work: &mut SendWork,
+    current: &Current,
+    (segment, lso): (&DatagramSeg, &Segments),
+    budget: &mut Budget,
+) -> Result<bool, Syndrome> {
+    let number = check_av(side, segment)?;
+    let port = side.hca.node.port(number).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
+    let mtu = port.mtu().bytes().unwrap_or(0).min(side.attrs.mtu);
+    let total = work.wqe.len();
+    if lso.header_bytes as u64 + lso.size.min(total) > u64::from(mtu) || total > side.attrs.max_message {
+        return Err(Syndrome::LOCAL_LENGTH_ERR);
+    }
+    let loopback = current.header.force_loopback || segment.av.port.force_loopback();
+    let mut done = current.done;
+    loop {
+        let len = (total - done).min(lso.size);
+        let last = done + len == total;
+        let headers = headers(side, port, &current.header, segment, work.psn)?;
+        work.psn = (work.psn + 1) & Number24::MAX;
+        let mut bytes = [0; WQE_MAX_BYTES as usize];
+        let header = work.wqe.copy_header(lso, &mut bytes).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
+        let (list, inline) = work.wqe.parts();
+        let mut payload = Payload::gather(side, list, inline, done, len)?;
+        lso::adapt(header, lso, Place { from: done, last }, payload.pieces());
+        payload.lead(VolatileSlice::from(header))?;
+        transmit(side, number, &Packet { headers, payload: payload.pieces() }, loopback);
+        done += len;
+        budget.spend(len.max(LEAST_COST));
+        if last {
+            return Ok(true);
+        }
+        if budget.bytes == 0 {
+            break;
+        }
+    }
+    if let Some(current) = &mut work.current {
+        current.done = done;
+    }
+    Ok(false)
+}
+
 /// Checks the address vector's protection domain and port. Returns the port to send from.
 fn check_av(side: &Side<'_>, segment: &DatagramSeg) -> Result<u8, Syndrome> {
     let av = segment.av.port;
@@ -96,7 +152,7 @@ fn headers(
         traffic_class: av.traffic_class.traffic_class(),
         flow_label: av.traffic_class.flow_label(),
         hop_limit: av.hop_limit,
-        sgid: port.gid(usize::from(av.sgid_index & 0x7f)).unwrap_or_default(),
+        sgid: port.gid(source_gid(side.attrs.path.sgid_index, av.sgid_index)).unwrap_or_default(),
         dgid: av.remote_gid,
     });
     Ok(Headers {
@@ -113,6 +169,12 @@ fn headers(
         src_qp: side.attrs.qpn & Number24::MAX,
         immediate: header.immediate,
     })
+}
+
+/// Index of the source GID: that of the queue pair's path, if it forces one, else that of the address vector.
+fn source_gid(path: u8, vector: u8) -> usize {
+    let index = if path & FORCE_SGID != 0 { path } else { vector };
+    usize::from(index & !FORCE_SGID)
 }
 
 /// The LID of a port with source path bits, of which those count that the LMC leaves free.
@@ -167,7 +229,7 @@ impl<'b> Payload<'b> {
             side.refused_lkey(&fault);
             Syndrome::LOCAL_PROT_ERR
         };
-        let user = (side.attrs.pd, Rights::LocalRead);
+        let user = (side.user(), Rights::LocalRead);
         let mut walk = Walk::start(side.burst, list, inline, user, from, len).map_err(refused)?;
         let mut payload = Self { pieces: [empty(); MAX_PIECES], count: 0 };
         let mut left = len;
@@ -182,6 +244,17 @@ impl<'b> Payload<'b> {
             payload.count += 1;
         }
         Ok(payload)
+    }
+
+    /// Puts a piece before all others.
+    fn lead(&mut self, piece: VolatileSlice<'b>) -> Result<(), Syndrome> {
+        if self.count == MAX_PIECES {
+            return Err(Syndrome::LOCAL_QP_OP_ERR);
+        }
+        self.pieces.copy_within(..self.count, 1);
+        self.pieces[0] = piece;
+        self.count += 1;
+        Ok(())
     }
 
     /// The pieces.

@@ -7,6 +7,7 @@
 use mlx4_wire::cqe::{CqeOwner, CqeSl, CqeSource, ReceiveOpcode, Syndrome};
 use mlx4_wire::ctx::mcg::McgMember;
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
+use mlx4_wire::mad::notice::Trap;
 use mlx4_wire::packet::{GRH_IP_VERSION, GRH_NEXT_HEADER, GrhHeader, GrhStart};
 use mlx4_wire::{Number24, U16, U32};
 use vm_memory::VolatileSlice;
@@ -15,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::receive::ReceiveWork;
 use super::sg::{CopyFault, Slices, Walk, copy, empty};
 use super::side::Side;
-use super::traffic;
+use super::{traffic, violations};
 use crate::fabric::packet::{Grh, Headers, Packet};
 use crate::hca::Hca;
 use crate::hca::burst::Burst;
@@ -82,6 +83,10 @@ impl Target<'_> {
         if received { &counters.datagrams } else { &counters.dropped_datagrams }.add(1);
     }
 
+    fn violated(self, trap: Trap, key: u32, headers: &Headers) {
+        violations::datagram(self.hca, self.port, trap, key, headers, self.number);
+    }
+
     fn give(self, qp: &Qp, packet: &Packet<'_>) -> bool {
         let mut half = qp.receive();
         let Half { attrs, work } = &mut *half;
@@ -91,11 +96,11 @@ impl Target<'_> {
             return false;
         }
         let Some(pkey_index) = check_pkey(&side, port, packet.headers.pkey) else {
-            port.p_key_violations.count();
+            self.violated(Trap::BAD_P_KEY, packet.headers.pkey.into(), &packet.headers);
             return false;
         };
         if attrs.special != Some(0) && packet.headers.qkey != attrs.qkey {
-            port.q_key_violations.count();
+            self.violated(Trap::BAD_Q_KEY, packet.headers.qkey, &packet.headers);
             return false;
         }
         if work.take(&side, GRH_BYTES + packet.payload_len() as u64).is_err() {
@@ -162,7 +167,7 @@ fn receive(side: &Side<'_>, work: &mut ReceiveWork, packet: &Packet<'_>, arrival
 }
 
 fn scatter(side: &Side<'_>, work: &ReceiveWork, packet: &Packet<'_>) -> Result<u64, KeyFault> {
-    let user = (ReceiveWork::pd(side), Rights::LocalWrite);
+    let user = (work.user(side), Rights::LocalWrite);
     let payload = packet.payload_len() as u64;
     let walk = |from, len| Walk::start(side.burst, &work.list, empty(), user, from, len);
     // All keys are checked before the first byte is written.
@@ -210,5 +215,5 @@ fn complete(side: &Side<'_>, work: &mut ReceiveWork, headers: &Headers, bytes: u
     cqe.slid = U16::new(headers.slid);
     cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
     work.msn = work.msn.wrapping_add(1) & Number24::MAX;
-    side.receive_done(&cqe, headers.solicited);
+    work.done(side, cqe, headers.solicited);
 }

@@ -48,9 +48,11 @@ pub(super) fn sends(side: &Side<'_>, work: &mut SendWork) -> Next {
 
 /// Flushes both queues of a queue pair in ERR, sends first.
 pub(super) fn all(side: &Side<'_>, work: &mut SendWork) -> Next {
-    match sends(side, work) {
-        Next::Idle => {}
-        more => return more,
+    if side.attrs.xrcd.is_none() {
+        match sends(side, work) {
+            Next::Idle => {}
+            more => return more,
+        }
     }
     let mut half = side.qp.receive();
     let Half { attrs, work } = &mut *half;
@@ -62,7 +64,7 @@ fn receives(side: &Side<'_>, work: &mut ReceiveWork) -> Next {
         side.hca.counters.flushed_wqes.add(1);
         work.fail_in_hand(side, Syndrome::WR_FLUSH_ERR);
     }
-    if side.attrs.srq.is_some() {
+    if side.attrs.srq.is_some() || side.attrs.xrcd.is_some() {
         if !std::mem::replace(&mut work.last_wqe, true) {
             side.raise(EventType::SRQ_QP_LAST_WQE);
         }

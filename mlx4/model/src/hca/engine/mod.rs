@@ -6,22 +6,28 @@
 //! at once, and only the waits that they lead to take time. Datagrams cross the switch as packets.
 //!
 //! - [`send`]: the loop over a send queue; [`wqe`]: what a WQE asks for
-//! - [`datagram`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
-//! - [`requester`], [`peer`], [`responder`]: RC and UC
+//! - [`datagram`], [`lso`], [`special`]: sending of UD, and of QP0 and QP1; [`deliver`]: their receiving side
+//! - [`requester`], [`peer`], [`responder`]: RC and UC; [`keys`]: requests about memory keys;
+//!   [`resources`]: for requests that come again
 //! - [`receive`]: receive WQEs from a queue or an SRQ
 //! - [`flush`]: queue pairs in error states
-//! - [`sg`]: scatter/gather lists and the copy; [`side`]: completions and events; [`traffic`]: counters
+//! - [`sg`]: scatter/gather lists and the copy; [`side`]: completions and events; [`traffic`]: counters;
+//!   [`violations`]: wrong P_Keys and Q_Keys
 //! - [`timers`], [`thread`]: when to run
 //!
-//! Locks: one send half, then one receive half, never the other way round. A queue pair is served by its
-//! HCA's engine only, and that by one thread at a time.
+//! Locks: one send half, then one receive half, never the other way round; then perhaps the receive half of
+//! a port's QP0, for a trap about what has arrived. A queue pair is served by its HCA's engine only, and that
+//! by one thread at a time.
 
 mod datagram;
 mod deliver;
 mod flush;
+mod keys;
+mod lso;
 mod peer;
 mod receive;
 mod requester;
+mod resources;
 mod responder;
 mod send;
 mod sg;
@@ -33,6 +39,7 @@ mod tests;
 mod thread;
 mod timers;
 mod traffic;
+mod violations;
 mod wqe;
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -66,6 +73,8 @@ pub struct Progress {
 /// Which queue pairs wait for service, and who is to be woken for them.
 pub(crate) struct Engine {
     rung: RunSet,
+    /// CQs with an event that waits.
+    rung_cqs: RunSet,
     asleep: AtomicBool,
     waker: ArcSwapOption<Waker>,
     runner: Mutex<Runner>,
@@ -75,12 +84,15 @@ pub(crate) struct Engine {
 struct Runner {
     timers: Timers,
     batch: Vec<u32>,
+    cq_timers: Timers,
+    cq_batch: Vec<u32>,
 }
 
 impl Engine {
     pub(super) fn new() -> Self {
         Self {
             rung: RunSet::new(),
+            rung_cqs: RunSet::new(),
             asleep: AtomicBool::new(false),
             waker: ArcSwapOption::empty(),
             runner: Mutex::default(),
@@ -91,6 +103,16 @@ impl Engine {
     /// this.
     pub(super) fn ring(&self, qpn: u32) {
         self.rung.ring(qpn);
+        self.rouse();
+    }
+
+    /// Has the timer of a CQ looked after.
+    pub(super) fn ring_cq(&self, cqn: u32) {
+        self.rung_cqs.ring(cqn);
+        self.rouse();
+    }
+
+    fn rouse(&self) {
         // Pairs with the fence in `may_sleep`: the sleeper sees the bit, or this thread sees the sleeper.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
@@ -138,7 +160,7 @@ impl Hca {
             Err(TryLockError::WouldBlock) => return Progress::default(),
         };
         self.engine.asleep.store(false, Ordering::Relaxed);
-        let Runner { timers, batch } = &mut *runner;
+        let Runner { timers, batch, cq_timers, cq_batch } = &mut *runner;
         if timers.next().is_some() {
             timers.take_due(Instant::now(), |qpn| batch.push(qpn));
         }
@@ -151,7 +173,26 @@ impl Hca {
                 Next::At(at) => timers.set(qpn, at),
             }
         }
-        Progress { worked, next_timer: timers.next() }
+        if cq_timers.next().is_some() || !self.engine.rung_cqs.is_empty() {
+            self.serve_cqs(cq_timers, cq_batch);
+        }
+        let next_timer = [timers.next(), cq_timers.next()].into_iter().flatten().min();
+        Progress { worked, next_timer }
+    }
+
+    /// Sends the events whose time is over, of the CQs that moderation holds back.
+    fn serve_cqs(&self, timers: &mut Timers, batch: &mut Vec<u32>) {
+        let now = Instant::now();
+        timers.take_due(now, |cqn| batch.push(cqn));
+        self.engine.rung_cqs.drain(|cqn| batch.push(cqn));
+        let entered = if batch.is_empty() { None } else { self.enter() };
+        for cqn in batch.drain(..) {
+            let Some((burst, running)) = &entered else { continue };
+            let next = running.cqs.get(cqn).and_then(|cq| cq.serve(burst, now));
+            if let Some(at) = next {
+                timers.set(cqn, at);
+            }
+        }
     }
 
     /// Announces that whoever calls [`Hca::run`] is about to sleep. If this returns true, the waker is called
@@ -159,7 +200,7 @@ impl Hca {
     pub fn may_sleep(&self) -> bool {
         self.engine.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        self.engine.rung.is_empty()
+        self.engine.rung.is_empty() && self.engine.rung_cqs.is_empty()
     }
 
     /// Sets who is woken, after [`Hca::may_sleep`], when there is work for [`Hca::run`]. The waker may be

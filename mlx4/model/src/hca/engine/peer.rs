@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use mlx4_wire::ctx::path::AddressPath;
-use mlx4_wire::ctx::qp::QpState;
+use mlx4_wire::ctx::qp::{QpState, ServiceType};
 
 use super::datagram::own_lid;
 use super::receive::ReceiveWork;
 use super::responder::Responder;
 use super::side::Side;
 use super::traffic::Run;
+use super::violations;
 use crate::hca::Hca;
 use crate::hca::burst::Burst;
 use crate::hca::qp::{Half, Qp};
@@ -19,16 +20,21 @@ use crate::node::port::{PortState, p_keys_match};
 
 /// The queue pair at the other end, with the snapshots of its HCA.
 pub(super) struct Peer<'s> {
-    own: &'s Hca,
+    own: Side<'s>,
     /// The other HCA, unless it is our own.
-    other: Option<Arc<Hca>>,
-    burst: Burst,
-    running: Arc<Running>,
+    other: Option<Other>,
     pub(super) qp: Arc<Qp>,
     /// Port of its HCA at which our packets arrive.
     port: u8,
     /// The LID that our packets come from.
     slid: u16,
+}
+
+/// Another HCA, with its snapshots.
+struct Other {
+    hca: Arc<Hca>,
+    burst: Burst,
+    running: Arc<Running>,
 }
 
 impl<'s> Peer<'s> {
@@ -39,22 +45,17 @@ impl<'s> Peer<'s> {
         let (lid, lmc) = port.lid_and_lmc();
         let (slid, dlid) = (own_lid(lid, lmc, u16::from(path.source.path_bits())), path.remote_lid.get());
         let loopback = path.flags.force_loopback() || port.has_lid(dlid);
-        let (other, number) = if loopback {
-            (None, side.attrs.port)
-        } else {
-            let plug = side.hca.plug(side.attrs.port)?;
-            let (hca, number) = plug.route(slid, dlid, path.sched_queue.sl())?.hca_port()?;
-            (Some(hca), number)
-        };
-        let hca = other.as_deref().unwrap_or(side.hca);
+        if loopback {
+            let qp = side.running.packet_qp(side.attrs.port, side.attrs.remote_qpn)?;
+            return Some(Self { own: *side, other: None, qp, port: side.attrs.port, slid });
+        }
+        let plug = side.hca.plug(side.attrs.port)?;
+        let (hca, number) = plug.route(slid, dlid, path.sched_queue.sl())?.hca_port()?;
         hca.node.port(number).filter(|port| port.is_active())?;
         let (burst, running) = hca.enter()?;
         let qp = running.packet_qp(number, side.attrs.remote_qpn)?;
-        Some(Self { own: side.hca, burst, running, qp, port: number, slid, other })
-    }
-
-    fn hca(&self) -> &Hca {
-        self.other.as_deref().unwrap_or(self.own)
+        let other = Some(Other { hca, burst, running });
+        Some(Self { own: *side, other, qp, port: number, slid })
     }
 
     /// The responder at the other end, if it takes packets from our queue pair; `half` is its locked half.
@@ -64,18 +65,24 @@ impl<'s> Peer<'s> {
         half: &'a mut Half<ReceiveWork>,
     ) -> Option<Responder<'a>> {
         let Half { attrs, work } = half;
-        let (hca, burst, running, qp) = (self.hca(), &self.burst, &*self.running, &*self.qp);
-        let side = Side { hca, burst, running, qp, attrs };
+        let (hca, burst, running) = match &self.other {
+            Some(other) => (&*other.hca, &other.burst, &*other.running),
+            None => (self.own.hca, self.own.burst, self.own.running),
+        };
+        let side = Side { hca, burst, running, qp: &self.qp, attrs };
         let (from, to) = (own.port()?, hca.node.port(self.port)?);
-        let same = attrs.service == own.attrs.service && attrs.port == self.port && attrs.special.is_none();
-        if !same || !is_receiving(qp.state()) || !self.is_from(own, from, &attrs.path, to) {
+        let xrc = own.attrs.service == ServiceType::XRC;
+        let same = attrs.service == own.attrs.service
+            && attrs.xrcd.is_some() == xrc
+            && attrs.port == self.port
+            && attrs.special.is_none();
+        if !same || !is_receiving(self.qp.state()) || !self.is_from(own, from, &attrs.path, to) {
             return None;
         }
         let key = |port: &PortState, path: &AddressPath| port.pkey(usize::from(path.pkey_index & 0x7f));
-        if !attrs.path.pkey_check.disable()
-            && !p_keys_match(key(from, &own.attrs.path)?, key(to, &attrs.path)?)
-        {
-            to.p_key_violations.count();
+        let pkey = key(from, &own.attrs.path)?;
+        if !attrs.path.pkey_check.disable() && !p_keys_match(pkey, key(to, &attrs.path)?) {
+            violations::connection(own, from, self.slid, pkey, hca, self.port);
             return None;
         }
         Some(Responder::new(side, work))
@@ -101,10 +108,10 @@ impl<'s> Peer<'s> {
         if let Some(plug) = own.hca.plug(own.attrs.port) {
             plug.count_direct(own.attrs.path.remote_lid.get(), there.words(), there.packets);
         }
-        if let Some(plug) = other.plug(self.port) {
+        if let Some(plug) = other.hca.plug(self.port) {
             plug.count_direct(self.slid, back.words(), back.packets);
         }
-        if let (Some(here), Some(far)) = (own.port(), other.node.port(self.port)) {
+        if let (Some(here), Some(far)) = (own.port(), other.hca.node.port(self.port)) {
             there.count(here, far);
             back.count(far, here);
         }

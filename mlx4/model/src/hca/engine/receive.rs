@@ -1,22 +1,25 @@
 //! The receive half of a queue pair: where its responder stands, and receive WQEs from its own queue or an
 //! SRQ.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mlx4_wire::Number24;
-use mlx4_wire::cqe::Syndrome;
+use mlx4_wire::cqe::{Cqe, CqeSource, Syndrome};
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::wqe::{DataSeg, INVALID_LKEY};
 use zerocopy::FromBytes;
 
 use super::flush::Backoff;
+use super::resources::Resources;
 use super::sg::SgList;
 use super::side::Side;
 use super::wqe::pointer;
 use crate::hca::qp::Queue;
 use crate::hca::ring::RingFault;
 use crate::hca::srq::{self, NEXT_SEGMENT_BYTES, Srq};
+use crate::hca::tpt::User;
 
 /// Where the receive half of a queue pair stands.
 #[derive(Debug, Default)]
@@ -33,7 +36,13 @@ pub(crate) struct ReceiveWork {
     pub(super) in_hand: Option<u16>,
     /// The list of the WQE in hand.
     pub(super) list: SgList,
+    /// XRC target: the SRQ that the last request named.
+    pub(super) shared: Option<Arc<Srq>>,
     wqe: Vec<u8>,
+    /// Reads and atomics that were executed.
+    pub(super) resources: Resources,
+    /// A gap in the PSNs was reported, and nothing that was expected has come since.
+    pub(super) gap_reported: bool,
     /// The event of the first packet in RTR has been raised.
     pub(super) established: bool,
     /// The event of the last WQE from the SRQ has been raised.
@@ -85,9 +94,32 @@ impl ReceiveWork {
         self.counter
     }
 
-    /// Protection domain of the receive WQEs' keys.
-    pub(super) fn pd(side: &Side<'_>) -> u32 {
-        side.attrs.srq.as_ref().map_or(side.attrs.pd, |srq| srq.pd)
+    /// Whose keys the receive WQEs use: of an SRQ those of its own protection domain.
+    pub(super) fn user(&self, side: &Side<'_>) -> User {
+        let own = side.user();
+        User { pd: self.srq(side).map_or(own.pd, |srq| srq.pd), ..own }
+    }
+
+    /// Whose keys remote requests use: those to an XRC target use its SRQ's protection domain, and the queue
+    /// pair's own says nothing (IBTA vol. 1, annex A14).
+    pub(super) fn remote_user(&self, side: &Side<'_>) -> User {
+        let own = side.user();
+        User { pd: self.shared.as_ref().map_or(own.pd, |srq| srq.pd), ..own }
+    }
+
+    fn srq<'a>(&'a self, side: &Side<'a>) -> Option<&'a Arc<Srq>> {
+        self.shared.as_ref().or(side.attrs.srq.as_ref())
+    }
+
+    /// Completes a receive WQE. An XRC target does so on its SRQ's CQ, with the SRQ's number.
+    pub(super) fn done(&self, side: &Side<'_>, mut cqe: Cqe, solicited: bool) {
+        match self.shared.as_ref().and_then(|srq| Some((srq, srq.xrc_cq()?))) {
+            Some((srq, cq)) => {
+                cqe.source = CqeSource::new().with_remote_qpn(srq.srqn & Number24::MAX);
+                side.complete(cq, &cqe, solicited);
+            }
+            None => side.complete(&side.attrs.receive_cq, &cqe, solicited),
+        }
     }
 
     /// Takes the next receive WQE, unless one is in hand. One that has room for less than `least` bytes
@@ -96,9 +128,9 @@ impl ReceiveWork {
         if self.in_hand.is_some() {
             return if self.list.bytes() < least { Err(NoWqe::NotReady) } else { Ok(()) };
         }
-        let taken = match (&side.attrs.srq, side.attrs.rq) {
-            (Some(srq), _) => self.take_shared(side, srq, least),
-            (None, Some(rq)) => self.take_own(side, &rq, least),
+        let taken = match (self.srq(side).cloned(), side.attrs.rq) {
+            (Some(srq), _) => self.take_shared(side, &srq, least),
+            (None, Some(rq)) => self.take_own(side, &rq, least).map_err(|fault| unreadable(side, fault)),
             (None, None) => Ok(None),
         };
         match taken {
@@ -106,8 +138,10 @@ impl ReceiveWork {
                 self.in_hand = index;
                 index.map(|_| ()).ok_or(NoWqe::NotReady)
             }
-            Err(fault) => {
-                self.unreadable(side, fault);
+            Err(Unreadable) => {
+                if side.fail(QpState::ERR) {
+                    side.raise(EventType::WQ_CATASTROPHIC);
+                }
                 Err(NoWqe::Unreadable)
             }
         }
@@ -128,14 +162,21 @@ impl ReceiveWork {
         Ok(Some(index))
     }
 
-    fn take_shared(&mut self, side: &Side<'_>, srq: &Srq, least: u64) -> Result<Option<u16>, RingFault> {
+    fn take_shared(&mut self, side: &Side<'_>, srq: &Srq, least: u64) -> Result<Option<u16>, Unreadable> {
         self.wqe.resize(srq.stride(), 0);
         let list = &mut self.list;
         let fits = |wqe: &[u8]| {
             scatter_list(wqe.get(NEXT_SEGMENT_BYTES..).unwrap_or_default(), list);
             list.bytes() >= least
         };
-        let Some(taken) = srq.take_if(side.burst, &mut self.wqe, fits)? else { return Ok(None) };
+        let taken = srq.take_if(side.burst, &mut self.wqe, fits).map_err(|failed| {
+            if let Some(fault) = failed.first {
+                side.running.raise(side.burst, srq::event(EventType::SRQ_CATASTROPHIC, srq.srqn));
+                unreadable(side, fault);
+            }
+            Unreadable
+        })?;
+        let Some(taken) = taken else { return Ok(None) };
         if let Some(limit) = taken.limit {
             side.running.raise(side.burst, limit);
         }
@@ -162,23 +203,21 @@ impl ReceiveWork {
         Ok(Some(index))
     }
 
-    fn unreadable(&self, side: &Side<'_>, fault: RingFault) {
-        log::info!("QP {:#x}: receive queue can't be read: {fault}", side.attrs.qpn);
-        if let Some(srq) = &side.attrs.srq {
-            side.running.raise(side.burst, srq::event(EventType::SRQ_CATASTROPHIC, srq.srqn));
-        }
-        if side.fail(QpState::ERR) {
-            side.raise(EventType::WQ_CATASTROPHIC);
-        }
-    }
-
     /// Completes the WQE in hand, if there is one, with an error.
     pub(super) fn fail_in_hand(&mut self, side: &Side<'_>, syndrome: Syndrome) {
         self.message = None;
         if let Some(index) = self.in_hand.take() {
-            side.error(false, index, syndrome);
+            self.done(side, side.failed(false, index, syndrome), true);
         }
     }
+}
+
+/// A receive queue can't be read, and that was said.
+struct Unreadable;
+
+fn unreadable(side: &Side<'_>, fault: RingFault) -> Unreadable {
+    log::info!("QP {:#x}: receive queue can't be read: {fault}", side.attrs.qpn);
+    Unreadable
 }
 
 /// Reads the scatter list of a receive WQE.

@@ -1,25 +1,26 @@
 //! The requester of a connected queue pair: executes WQEs in order, in parts that fit the budget of a burst,
 //! and acts on the answers (IBTA vol. 1, 9.7.5.2 and 9.9.2).
 //!
-//! Requests are answered before the next one starts, so fence and strong order ask for nothing more, and
-//! never is more than one read or atomic under way.
+//! Requests are answered before the next one starts, so fence and strong order ask for nothing more. The
+//! hardware has several reads and atomics under way; that they may be more than the other end has resources
+//! for is seen from what is posted when the first of them starts.
 
 use mlx4_wire::Number24;
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::ServiceType;
 use vm_memory::VolatileSlice;
 
-use super::Next;
 use super::peer::Peer;
 use super::responder::{Answer, Nak, Notice, Part, Responder};
-use super::send::{Budget, Current, SendWork};
+use super::send::{Budget, Current, Reads, SendWork};
 use super::sg::{Slices, Walk, copy};
 use super::side::Side;
 use super::traffic::Run;
-use super::wqe::{AtomicOp, Remote, Request};
+use super::wqe::{AtomicOp, Header, Remote, Request};
+use super::{Next, keys, wqe};
 use crate::hca::tpt::Rights;
 
-/// Executes the send queue of an RC or UC queue pair.
+/// Executes the send queue of an RC, UC or XRC queue pair.
 pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
     let mut budget = Budget::default();
     if let Err(next) = work.advance(side, &mut budget) {
@@ -52,13 +53,45 @@ impl Requester<'_, '_> {
     /// Executes a part of the WQE in hand, and sees to the next.
     fn step(&mut self) -> Result<(), Next> {
         let current = self.work.current.ok_or(Next::Idle)?;
+        if let Some((_, far)) = &mut self.far {
+            far.srqn = current.header.remote_srqn;
+        }
+        if current.header.request.takes_resources() {
+            self.take_resource(&current)?;
+        } else {
+            self.work.reads = Reads::default();
+        }
         match current.header.request {
             Request::Nop => self.work.finish(self.side, 0),
             Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
             Request::Atomic(remote, op) => self.atomic(&remote, op)?,
-            Request::Datagram(_) | Request::Special(_) => return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR)),
+            Request::Bind(_) | Request::LocalInvalidate(_) | Request::FastRegister(_) => {
+                match keys::execute(self.side, &current.header.request) {
+                    Ok(()) => self.work.finish(self.side, 0),
+                    Err(syndrome) => return Err(self.fail(syndrome)),
+                }
+            }
+            Request::Datagram(_) | Request::Segmented(..) | Request::Special(_) => {
+                return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR));
+            }
         }
         self.work.advance(self.side, &mut self.budget)
+    }
+
+    /// Sees to the other end's resources for a read or atomic that begins.
+    fn take_resource(&mut self, current: &Current) -> Result<(), Next> {
+        let own = self.side.attrs.requester_depth;
+        let Some((_, far)) = self.far.as_mut().filter(|(_, far)| far.depth() < own) else { return Ok(()) };
+        if current.done != 0 || self.work.retries() {
+            return Ok(());
+        }
+        let counter = self.work.counter();
+        let earlier = self.work.reads.begin(|| wqe::count_reads(self.side, counter, own));
+        if earlier < far.depth() {
+            return Ok(());
+        }
+        let answer = far.exhausted();
+        self.answered(answer)
     }
 
     fn fail(&mut self, syndrome: Syndrome) -> Next {
@@ -100,11 +133,12 @@ impl Requester<'_, '_> {
     /// Carries a part to the other end, or from there.
     fn exchange(&mut self, current: &Current, part: &Part) -> Answer {
         let header = &current.header;
-        let notice = Notice { immediate: header.immediate, solicited: header.solicited };
+        let Header { immediate, invalidate, solicited, .. } = *header;
+        let notice = Notice { immediate, invalidate, solicited };
         let read = matches!(header.request, Request::Read(_));
         let rights = if read { Rights::LocalWrite } else { Rights::LocalRead };
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, rights);
+        let user = (self.side.user(), rights);
         let mut walk = match Walk::start(self.side.burst, list, inline, user, part.done, part.len) {
             Ok(walk) => walk,
             Err(fault) => return Answer::Local(fault),
@@ -119,7 +153,7 @@ impl Requester<'_, '_> {
 
     /// Acts on an answer. On UC there is none, and what was sent is done.
     fn answered(&mut self, answer: Answer) -> Result<(), Next> {
-        let reliable = self.side.attrs.service == ServiceType::RC;
+        let reliable = self.side.attrs.is_reliable();
         let syndrome = match answer {
             Answer::Local(fault) => {
                 self.side.refused_lkey(&fault);
@@ -131,6 +165,7 @@ impl Requester<'_, '_> {
                 return Ok(());
             }
             Answer::Silence => return Err(self.work.lost(self.side)),
+            Answer::OutOfSequence => return Err(self.work.resend(self.side)),
             Answer::NotReady(timer) => return Err(self.work.not_ready(self.side, timer)),
             Answer::Nak(Nak::InvalidRequest) => Syndrome::REMOTE_INVAL_REQ_ERR,
             Answer::Nak(Nak::Access) => Syndrome::REMOTE_ACCESS_ERR,
@@ -155,7 +190,7 @@ impl Requester<'_, '_> {
     /// is checked first, since the operation can't be taken back.
     fn operate(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Answer> {
         let (list, inline) = self.work.wqe.parts();
-        let user = (self.side.attrs.pd, Rights::LocalWrite);
+        let user = (self.side.user(), Rights::LocalWrite);
         let mut walk = Walk::start(self.side.burst, list, inline, user, 0, 8).map_err(Answer::Local)?;
         let (_, far) = self.far.as_mut().ok_or(Answer::Silence)?;
         let mut before = far.atomic(self.work.psn, remote, op)?.to_ne_bytes();
@@ -166,7 +201,9 @@ impl Requester<'_, '_> {
     fn count(&self, current: &Current, part: &Part) {
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
-        let immediate = if part.is_last() && current.header.immediate.is_some() { IMMEDIATE } else { 0 };
+        let header = &current.header;
+        let told = header.immediate.is_some() || header.invalidate.is_some();
+        let immediate = if part.is_last() && told { IMMEDIATE } else { 0 };
         self.count_packets(match current.header.request {
             Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
             Request::Write(_) if part.is_first() => {
@@ -180,8 +217,12 @@ impl Requester<'_, '_> {
     fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
         let Some((peer, _)) = &self.far else { return };
         let grh = self.side.attrs.path.source.grh();
-        let [there, back] = runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
-        let answered = self.side.attrs.service == ServiceType::RC;
+        let [mut there, back] =
+            runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
+        let answered = self.side.attrs.is_reliable();
+        if self.side.attrs.service == ServiceType::XRC {
+            there.extended += there.packets * XRC_ETH;
+        }
         let none = Run { packets: 0, payload: 0, extended: 0, grh };
         peer.count(self.side, there, if answered { back } else { none });
     }
@@ -192,4 +233,6 @@ const RETH: u64 = 4;
 const AETH: u64 = 1;
 const ATOMIC_ETH: u64 = 7;
 const ATOMIC_ACK_ETH: u64 = 2;
+/// Immediate data, or a key to invalidate.
 const IMMEDIATE: u64 = 1;
+const XRC_ETH: u64 = 1;

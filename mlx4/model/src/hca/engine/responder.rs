@@ -7,17 +7,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx4_wire::cqe::{CqeOwner, CqeSl, CqeSource, ReceiveOpcode, Syndrome};
-use mlx4_wire::ctx::qp::{QpState, ServiceType};
+use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::eqe::EventType;
 use mlx4_wire::{Number24, U32};
 use vm_memory::VolatileMemory;
 
 use super::peer::is_receiving;
 use super::receive::{Message, MessageKind, NoWqe, ReceiveWork};
-use super::sg::{CopyFault, RegionWalk, Walk, copy, empty};
+use super::sg::{CopyFault, RegionWalk, Walk, copy_counted, empty};
 use super::side::Side;
 use super::wqe::{AtomicOp, Remote};
-use crate::hca::tpt::{self, KeyFault, Region, Rights};
+use crate::hca::tpt::{self, By, Changes, KeyFault, Region, Rights};
 
 /// A run of packets of one message.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ impl Part {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Notice {
     pub(super) immediate: Option<[u8; 4]>,
+    /// Key that it shall invalidate.
+    pub(super) invalidate: Option<u32>,
     pub(super) solicited: bool,
 }
 
@@ -58,6 +60,8 @@ pub(super) enum Answer {
     /// RNR NAK with a timer code.
     NotReady(u8),
     Nak(Nak),
+    /// NAK: packets before these are missing.
+    OutOfSequence,
     /// Nothing: the packets are dropped, or aren't those that are expected.
     Silence,
     /// The requester's own memory failed.
@@ -77,12 +81,14 @@ pub(super) struct Responder<'a> {
     side: Side<'a>,
     work: &'a mut ReceiveWork,
     reliable: bool,
+    /// XRC: the SRQ that requests name.
+    pub(super) srqn: u32,
 }
 
 impl<'a> Responder<'a> {
     pub(super) fn new(side: Side<'a>, work: &'a mut ReceiveWork) -> Self {
-        let reliable = side.attrs.service == ServiceType::RC;
-        Self { side, work, reliable }
+        let reliable = side.attrs.is_reliable();
+        Self { side, work, reliable, srqn: 0 }
     }
 
     /// A part of a SEND.
@@ -102,10 +108,10 @@ impl<'a> Responder<'a> {
             let event = Some(EventType::WQ_INVALID_REQUEST);
             return Err(self.end(Some(Syndrome::LOCAL_LENGTH_ERR), event, Nak::InvalidRequest));
         }
-        let user = (ReceiveWork::pd(&self.side), Rights::LocalWrite);
+        let user = (self.work.user(&self.side), Rights::LocalWrite);
         let copied = Walk::start(self.side.burst, &self.work.list, empty(), user, part.done, part.len)
             .map_err(CopyFault::Target)
-            .and_then(|mut to| copy(from, &mut to, part.len));
+            .and_then(|mut to| copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes));
         match copied {
             Ok(()) => {}
             Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
@@ -114,13 +120,35 @@ impl<'a> Responder<'a> {
                 return Err(self.end(Some(Syndrome::LOCAL_PROT_ERR), None, Nak::Operation));
             }
         }
+        if part.is_last()
+            && let Some(key) = notice.invalidate
+        {
+            self.invalidate(key)?;
+        }
         self.accept(part, MessageKind::Send);
         if part.is_last() {
-            let with_immediate = notice.immediate.is_some();
-            let opcode = if with_immediate { ReceiveOpcode::SEND_IMM } else { ReceiveOpcode::SEND };
+            let opcode = match notice {
+                Notice { invalidate: Some(_), .. } => ReceiveOpcode::SEND_INVALIDATE,
+                Notice { immediate: Some(_), .. } => ReceiveOpcode::SEND_IMM,
+                _ => ReceiveOpcode::SEND,
+            };
             self.complete(opcode, part.total, notice);
         }
         Ok(Answer::Ack)
+    }
+
+    /// Invalidates a key as the last packet of a SEND asks, before its receive completes. A key that can't
+    /// be costs this end its connection; the other end isn't told (IBTA vol. 1, 9.9.3, class J).
+    fn invalidate(&mut self, key: u32) -> Result<(), Answer> {
+        let changes = Changes::begin(self.side.burst, self.side.running);
+        let Err(fault) = changes.invalidate(self.work.remote_user(&self.side), key, By::Remote) else {
+            return Ok(());
+        };
+        drop(changes);
+        self.side.refused_rkey(&fault);
+        let syndrome = Some(Syndrome::REMOTE_INVAL_REQ_ERR);
+        self.end(syndrome, Some(EventType::WQ_ACCESS_ERROR), Nak::Access);
+        Err(Answer::Silence)
     }
 
     /// A part of an RDMA write.
@@ -154,7 +182,7 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = region {
             let mut to = RegionWalk { burst: self.side.burst, region };
-            match copy(from, &mut to, part.len) {
+            match copy_counted(from, &mut to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(Answer::Local(fault)),
                 Err(CopyFault::Target(fault)) => return Err(self.no_access(&fault)),
@@ -187,25 +215,29 @@ impl<'a> Responder<'a> {
         }
         if let Some(region) = self.check(part, remote, Rights::RemoteRead)? {
             let mut from = RegionWalk { burst: self.side.burst, region };
-            match copy(&mut from, to, part.len) {
+            match copy_counted(&mut from, to, part.len, &self.side.hca.counters.copied_bytes) {
                 Ok(()) => {}
                 Err(CopyFault::Source(fault)) => return Err(self.no_access(&fault)),
                 Err(CopyFault::Target(fault)) => return Err(Answer::Local(fault)),
             }
         }
         if new {
+            if part.is_first() {
+                let depth = self.side.attrs.responder_depth;
+                self.work.resources.remember(part.psn, None, depth);
+            }
             self.side.hca.counters.payload_bytes.add(part.len);
             self.step(part);
         }
         Ok(Answer::Ack)
     }
 
-    /// An atomic operation; gives what was in memory before. A duplicate is dropped, since its result isn't
-    /// kept: requests here are never sent twice once they have been executed.
+    /// An atomic operation; gives what was in memory before. A duplicate isn't executed again: it gets the
+    /// answer that it got before, as long as that is remembered, else none.
     pub(super) fn atomic(&mut self, psn: u32, remote: &Remote, op: AtomicOp) -> Result<u64, Answer> {
         let part = Part { psn, packets: 1, mtu: self.side.attrs.mtu, done: 0, len: 8, total: 8 };
         if !self.arrive(&part, None)? {
-            return Err(Answer::Silence);
+            return self.work.resources.result(psn).ok_or(Answer::Silence);
         }
         if !self.side.attrs.remote_atomic {
             return Err(self.not_enabled());
@@ -219,8 +251,19 @@ impl<'a> Responder<'a> {
             }
             None => return Err(Answer::Silence),
         };
+        self.work.resources.remember(psn, Some(before), self.side.attrs.responder_depth);
         self.step(&part);
         Ok(before)
+    }
+
+    /// How many reads and atomics it lets the other end have under way.
+    pub(super) fn depth(&self) -> u32 {
+        self.side.attrs.responder_depth
+    }
+
+    /// One read or atomic too many is under way (IBTA vol. 1, 9.7.5.2.8).
+    pub(super) fn exhausted(&mut self) -> Answer {
+        self.end(None, Some(EventType::WQ_ACCESS_ERROR), Nak::InvalidRequest)
     }
 
     /// Looks at PSN, state and the order of packets. True if the part is new, false for a duplicate.
@@ -236,10 +279,13 @@ impl<'a> Responder<'a> {
                 return Ok(false);
             } else {
                 self.side.hca.counters.out_of_sequence.add(1);
-                return Err(Answer::Silence);
+                let reported = std::mem::replace(&mut self.work.gap_reported, true);
+                return Err(if reported { Answer::Silence } else { Answer::OutOfSequence });
             }
         }
+        self.work.gap_reported = false;
         self.establish();
+        self.find_shared()?;
         if !self.reliable && part.is_first() {
             self.work.message = None;
         }
@@ -252,6 +298,25 @@ impl<'a> Responder<'a> {
             return Ok(true);
         }
         Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+    }
+
+    /// XRC: finds the SRQ that a request names. One that isn't there or belongs to another domain is an
+    /// invalid request (IBTA vol. 1, annex A14).
+    fn find_shared(&mut self) -> Result<(), Answer> {
+        let Some(xrcd) = self.side.attrs.xrcd else { return Ok(()) };
+        if self.work.shared.as_ref().is_some_and(|srq| srq.srqn == self.srqn && srq.is_live()) {
+            return Ok(());
+        }
+        match self.side.running.srqs.get(self.srqn).filter(|srq| srq.is_in_domain(xrcd)) {
+            Some(srq) if srq.srqn == self.srqn => {
+                self.work.shared = Some(srq);
+                Ok(())
+            }
+            _ => {
+                log::debug!("QP {:#x}: SRQ {:#x} isn't of its domain", self.side.attrs.qpn, self.srqn);
+                Err(self.end(None, Some(EventType::WQ_INVALID_REQUEST), Nak::InvalidRequest))
+            }
+        }
     }
 
     /// UC: packets are lost. The next message that begins is taken (IBTA vol. 1, 9.8.2.2).
@@ -285,7 +350,7 @@ impl<'a> Responder<'a> {
             return Ok(None);
         }
         let (va, len) = (remote.va.wrapping_add(part.done), part.total - part.done);
-        tpt::check(self.side.burst, remote.rkey, self.side.attrs.pd, va, len, rights)
+        tpt::check(self.side.burst, remote.rkey, self.work.remote_user(&self.side), va, len, rights)
             .map(Some)
             .map_err(|fault| self.no_access(&fault))
     }
@@ -351,13 +416,16 @@ impl<'a> Responder<'a> {
         let Some(index) = self.work.in_hand.take() else { return };
         let attrs = self.side.attrs;
         let mut cqe = self.side.cqe(index, CqeOwner::receive(opcode));
-        cqe.immediate = notice.immediate.map_or(U32::ZERO, U32::from_bytes);
+        cqe.immediate = match notice {
+            Notice { invalidate: Some(key), .. } => U32::new(*key),
+            _ => notice.immediate.map_or(U32::ZERO, U32::from_bytes),
+        };
         cqe.source = CqeSource::new().with_remote_qpn(attrs.remote_qpn & Number24::MAX);
         cqe.sl = CqeSl::new().with_sl(attrs.path.sched_queue.sl());
         cqe.slid = attrs.path.remote_lid;
         cqe.byte_count = U32::new(u32::try_from(bytes).unwrap_or(u32::MAX));
         self.side.hca.counters.receive_wqes.add(1);
-        self.side.receive_done(&cqe, notice.solicited);
+        self.work.done(&self.side, cqe, notice.solicited);
     }
 }
 
@@ -365,12 +433,7 @@ impl<'a> Responder<'a> {
 fn operate(side: &Side<'_>, region: &mut Region, op: AtomicOp) -> Result<u64, KeyFault> {
     let slice = region.next(side.burst, 8)?;
     let word = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| KeyFault::Misaligned(region.va()))?;
-    Ok(match op {
-        AtomicOp::FetchAdd(n) => word.fetch_add(n, Ordering::SeqCst),
-        AtomicOp::CompareSwap { compare, swap } => {
-            match word.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(before) | Err(before) => before,
-            }
-        }
-    })
+    match word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |before| op.apply(before)) {
+        Ok(before) | Err(before) => Ok(before),
+    }
 }

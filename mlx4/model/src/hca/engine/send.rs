@@ -25,7 +25,30 @@ pub(crate) struct SendWork {
     /// Counter of the WQE in hand, or of the next one.
     counter: u16,
     retry: Retry,
+    /// The run of reads and atomics that the WQE in hand belongs to.
+    pub(super) reads: Reads,
     drain_event: bool,
+}
+
+/// A run of reads and atomics that the hardware would have under way at once.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// How many of the run come after the one in hand.
+    later: u32,
+    /// How many came before it.
+    earlier: u32,
+}
+
+impl Reads {
+    /// A read or atomic begins: the next of its run, or the first of one with as many more as `count` says.
+    /// Gives how many of the run are under way already.
+    pub(super) fn begin(&mut self, count: impl FnOnce() -> u32) -> u32 {
+        match self.later.checked_sub(1) {
+            Some(later) => *self = Self { later, earlier: self.earlier + 1 },
+            None => *self = Self { later: count(), earlier: 0 },
+        }
+        self.earlier
+    }
 }
 
 /// A WQE in hand.
@@ -39,7 +62,9 @@ pub(super) struct Current {
 /// What was tried in vain since the last progress.
 #[derive(Debug, Default)]
 struct Retry {
-    timeouts: u8,
+    /// After timeouts and sequence errors.
+    resent: u8,
+    /// After receiver-not-ready NAKs.
     not_ready: u8,
     /// When to try again.
     until: Option<Instant>,
@@ -56,7 +81,7 @@ pub(super) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { bytes: 64 << 10, wqes: 32 }
+        Self { bytes: 256 << 10, wqes: 32 }
     }
 }
 
@@ -106,7 +131,7 @@ impl SendWork {
             }
         }
         match side.attrs.service {
-            ServiceType::RC | ServiceType::UC => requester::run(side, self),
+            ServiceType::RC | ServiceType::UC | ServiceType::XRC => requester::run(side, self),
             _ => datagram::run(side, self),
         }
     }
@@ -123,6 +148,10 @@ impl SendWork {
         }
         if self.current.is_none() && state == QpState::SQ_DRAINING {
             self.drained(side);
+            return Err(Next::Idle);
+        }
+        if side.attrs.xrcd.is_some() {
+            // An XRC target has a send queue that nobody posts to.
             return Err(Next::Idle);
         }
         if budget.bytes == 0 || (self.current.is_none() && budget.wqes == 0) {
@@ -190,8 +219,7 @@ impl SendWork {
         log::debug!("QP {:#x}: WQE {:#x} fails: {syndrome:?}", side.attrs.qpn, self.counter);
         side.error(true, self.counter, syndrome);
         self.step(side);
-        let reliable = side.attrs.service == ServiceType::RC;
-        side.fail(if reliable { QpState::ERR } else { QpState::SQER });
+        side.fail(if side.attrs.is_reliable() { QpState::ERR } else { QpState::SQER });
     }
 
     fn step(&mut self, side: &Side<'_>) {
@@ -227,14 +255,29 @@ impl SendWork {
         self.wait(Duration::from_nanos(4096 << code))
     }
 
+    /// The other end misses packets, and has said so: they are sent again, at once.
+    pub(super) fn resend(&mut self, side: &Side<'_>) -> Next {
+        if self.count_retry(side) { Next::Again } else { Next::Idle }
+    }
+
+    /// Whether the WQE in hand was tried before.
+    pub(super) fn retries(&self) -> bool {
+        self.retry.resent != 0 || self.retry.not_ready != 0
+    }
+
     /// Counts a timeout that is over. False if it was the last.
     fn count_timeout(&mut self, side: &Side<'_>) -> bool {
         side.hca.counters.timeouts.add(1);
-        if self.retry.timeouts >= side.attrs.retry_count {
+        self.count_retry(side)
+    }
+
+    /// Counts a retry, after a timeout or a sequence error. False if there are none left.
+    fn count_retry(&mut self, side: &Side<'_>) -> bool {
+        if self.retry.resent >= side.attrs.retry_count {
             self.fail(side, Syndrome::TRANSPORT_RETRY_EXC_ERR);
             return false;
         }
-        self.retry.timeouts += 1;
+        self.retry.resent += 1;
         true
     }
 

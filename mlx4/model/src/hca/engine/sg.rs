@@ -10,7 +10,8 @@ use std::sync::atomic::{Ordering, fence};
 use vm_memory::VolatileSlice;
 
 use crate::hca::burst::Burst;
-use crate::hca::tpt::{self, KeyFault, Region, Rights};
+use crate::hca::counters::Counter;
+use crate::hca::tpt::{self, KeyFault, Region, Rights, User};
 
 /// One entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,13 +89,13 @@ pub(super) struct Walk<'b> {
     skip: u64,
     left: u64,
     current: Option<Region>,
-    pd: u32,
+    user: User,
     rights: Rights,
 }
 
 impl<'b> Walk<'b> {
-    /// Starts at byte `from` of a list, for `len` bytes, by a user of protection domain `pd`. Every key of
-    /// that part is checked before the first byte is handed out.
+    /// Starts at byte `from` of a list, for `len` bytes, by a user. Every key of that part
+    /// is checked before the first byte is handed out.
     ///
     /// # Errors
     /// The first key that doesn't allow it.
@@ -102,13 +103,13 @@ impl<'b> Walk<'b> {
         burst: &'b Burst,
         list: &'b SgList,
         inline: VolatileSlice<'b>,
-        (pd, rights): (u32, Rights),
+        (user, rights): (User, Rights),
         from: u64,
         len: u64,
     ) -> Result<Self, KeyFault> {
         let (index, skip) = list.find(from);
         let elements = &list.elements[..];
-        let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, pd, rights };
+        let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, user, rights };
         walk.current = walk.region(index, skip, len)?;
         let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
         for (later, element) in elements.iter().enumerate().skip(index + 1) {
@@ -127,7 +128,7 @@ impl<'b> Walk<'b> {
             Some(&Element::Pointer { key, va, len: whole }) => {
                 let bytes = (u64::from(whole) - skip).min(len);
                 let va = va.wrapping_add(skip);
-                tpt::check(self.burst, key, self.pd, va, bytes, self.rights).map(Some)
+                tpt::check(self.burst, key, self.user, va, bytes, self.rights).map(Some)
             }
             _ => Ok(None),
         }
@@ -216,26 +217,47 @@ impl CopyFault {
 /// arrives there.
 const TAIL: usize = 8;
 
+/// Copies `len` bytes, and counts what it copies. What was copied before a fault stays.
+pub(super) fn copy_counted<'s, 't>(
+    source: &mut impl Pieces<'s>,
+    target: &mut impl Pieces<'t>,
+    len: u64,
+    counter: &Counter,
+) -> Result<(), CopyFault> {
+    let mut left = len;
+    let result = copy_left(source, target, &mut left);
+    counter.add(len - left);
+    result
+}
+
 /// Copies `len` bytes. What was copied before a fault stays.
 pub(super) fn copy<'s, 't>(
     source: &mut impl Pieces<'s>,
     target: &mut impl Pieces<'t>,
     len: u64,
 ) -> Result<(), CopyFault> {
-    let mut left = len;
-    while left != 0 {
-        let mut from = source.next(left).map_err(CopyFault::Source)?;
+    copy_left(source, target, &mut { len })
+}
+
+/// Copies bytes until none are left to copy; `left` is how many are.
+fn copy_left<'s, 't>(
+    source: &mut impl Pieces<'s>,
+    target: &mut impl Pieces<'t>,
+    left: &mut u64,
+) -> Result<(), CopyFault> {
+    while *left != 0 {
+        let mut from = source.next(*left).map_err(CopyFault::Source)?;
         if from.is_empty() {
             return Ok(());
         }
-        while !from.is_empty() && left != 0 {
-            let to = target.next(left.min(from.len() as u64)).map_err(CopyFault::Target)?;
+        while !from.is_empty() && *left != 0 {
+            let to = target.next((*left).min(from.len() as u64)).map_err(CopyFault::Target)?;
             if to.is_empty() {
                 return Ok(());
             }
             let n = to.len().min(from.len());
-            left -= n as u64;
-            if left == 0 {
+            *left -= n as u64;
+            if *left == 0 {
                 copy_tail_last(from, to, n);
             } else {
                 from.copy_to_volatile_slice(to);

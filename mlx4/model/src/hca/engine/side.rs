@@ -13,7 +13,7 @@ use crate::hca::burst::Burst;
 use crate::hca::cq::{self, Cq};
 use crate::hca::qp::{Attrs, Qp};
 use crate::hca::running::Running;
-use crate::hca::tpt::KeyFault;
+use crate::hca::tpt::{KeyFault, User};
 use crate::node::port::PortState;
 
 /// A queue pair at work. Whoever has one holds the lock of one of the queue pair's halves.
@@ -30,6 +30,11 @@ impl<'a> Side<'a> {
     /// The port of the queue pair.
     pub(super) fn port(&self) -> Option<&'a PortState> {
         self.hca.node.port(self.attrs.port)
+    }
+
+    /// Whose keys the queue pair's own work requests, and remote requests to it, use.
+    pub(super) fn user(&self) -> User {
+        User { pd: self.attrs.pd, qpn: self.attrs.qpn & Number24::MAX }
     }
 
     /// The first word of this queue pair's completions.
@@ -50,24 +55,27 @@ impl<'a> Side<'a> {
     pub(super) fn send_done(&self, counter: u16, opcode: Opcode, bytes: u32) {
         let mut cqe = self.cqe(counter, CqeOwner::send(opcode));
         cqe.byte_count = U32::new(bytes);
-        self.push(&self.attrs.send_cq, &cqe, false);
+        self.complete(&self.attrs.send_cq, &cqe, false);
     }
 
-    /// Completes a receive work request.
-    pub(super) fn receive_done(&self, cqe: &Cqe, solicited: bool) {
-        self.push(&self.attrs.receive_cq, cqe, solicited);
-    }
-
-    /// Completes a work request with an error.
+    /// Completes a work request of the queue pair's own queues with an error.
     pub(super) fn error(&self, is_send: bool, wqe_index: u16, syndrome: Syndrome) {
-        let cqe = ErrorCqe::new(self.cqe_qp(), wqe_index, is_send, syndrome, vendor_error(syndrome));
         let cq = if is_send { &self.attrs.send_cq } else { &self.attrs.receive_cq };
-        self.push(cq, &cqe.into(), true);
+        self.complete(cq, &self.failed(is_send, wqe_index, syndrome), true);
+    }
+
+    /// The completion of a work request with an error.
+    pub(super) fn failed(&self, is_send: bool, wqe_index: u16, syndrome: Syndrome) -> Cqe {
+        ErrorCqe::new(self.cqe_qp(), wqe_index, is_send, syndrome, vendor_error(syndrome)).into()
     }
 
     /// Writes a completion. A queue that can't take it is fatal to the queue pair, and to the CQ.
-    fn push(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
-        let Err(failed) = cq.push(self.burst, cqe, solicited) else { return };
+    pub(super) fn complete(&self, cq: &Cq, cqe: &Cqe, solicited: bool) {
+        let failed = match cq.push(self.burst, cqe, solicited) {
+            Ok(false) => return,
+            Ok(true) => return self.hca.engine.ring_cq(cq.cqn),
+            Err(failed) => failed,
+        };
         if let Some(syndrome) = failed.first {
             log::info!("CQ {:#x} failed: {syndrome:?}", cq.cqn);
             self.hca.counters.cq_overruns.add(1);

@@ -3,16 +3,19 @@
 //! Whatever doesn't add up (size, opcode that the service doesn't have, segments that are cut off or cross a
 //! chunk) is [`Taken::Malformed`]; the queue pair completes it with a local operation error.
 
-use mlx4_wire::U32;
 use mlx4_wire::ctx::qp::ServiceType;
 use mlx4_wire::wqe::{
-    AtomicSeg, BYTE_COUNT_BYTES, ByteCount, Completion, CtrlOpcode, CtrlSeg, DataSeg, DatagramSeg,
-    MlxCtrlSeg, Opcode, RemoteAddressSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
+    AtomicSeg, BYTE_COUNT_BYTES, BindSeg, ByteCount, Completion, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg,
+    DatagramSeg, FastRegisterSeg, LocalInvalidateSeg, LsoHeader, MaskedAtomicSeg, MlxCtrlSeg, Opcode,
+    RemoteAddressSeg, WQE_CHUNK_BYTES, WQE_MAX_BYTES, WQE_UNIT_BYTES,
 };
+use mlx4_wire::{U32, U64};
 use vm_memory::VolatileSlice;
 use zerocopy::FromBytes;
 
+use super::lso::Segments;
 use super::sg::{Element, SgList};
+use super::side::Side;
 use crate::hca::burst::Burst;
 use crate::hca::qp::Attrs;
 use crate::hca::ring::RingFault;
@@ -29,8 +32,39 @@ pub(super) struct Remote {
 /// An atomic operation, with its operands as numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AtomicOp {
-    CompareSwap { compare: u64, swap: u64 },
-    FetchAdd(u64),
+    /// Where the masked bits equal those of `compare`, those of the other mask become those of `swap`.
+    CompareSwap { compare: Masked, swap: Masked },
+    /// Adds fields; each set bit of `tops` is the top bit of one, out of which nothing is carried.
+    FetchAdd { add: u64, tops: u64 },
+}
+
+/// Bits of a number: those that a mask has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Masked {
+    pub(super) value: u64,
+    pub(super) mask: u64,
+}
+
+impl Masked {
+    fn all(value: u64) -> Self {
+        Self { value, mask: u64::MAX }
+    }
+}
+
+impl AtomicOp {
+    /// What takes the place of `before`; `None` if that stays.
+    pub(super) fn apply(self, before: u64) -> Option<u64> {
+        match self {
+            Self::CompareSwap { compare, swap } => {
+                let equal = (before ^ compare.value) & compare.mask == 0;
+                equal.then_some(before & !swap.mask | swap.value & swap.mask)
+            }
+            Self::FetchAdd { add, tops } => {
+                let carried = (before & !tops).wrapping_add(add & !tops);
+                Some(carried ^ (before ^ add) & tops)
+            }
+        }
+    }
 }
 
 /// What a WQE asks for, besides its scatter/gather list.
@@ -42,7 +76,20 @@ pub(super) enum Request {
     Read(Remote),
     Atomic(Remote, AtomicOp),
     Datagram(DatagramSeg),
+    /// Datagrams to one destination.
+    Segmented(DatagramSeg, Segments),
     Special(MlxCtrlSeg),
+    Bind(BindSeg),
+    /// Of this key.
+    LocalInvalidate(u32),
+    FastRegister(FastRegisterSeg),
+}
+
+impl Request {
+    /// Whether it is a read or an atomic, for which the other end needs resources.
+    pub(super) fn takes_resources(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Atomic(..))
+    }
 }
 
 /// The fields that all WQEs have.
@@ -52,8 +99,12 @@ pub(super) struct Header {
     pub(super) signalled: bool,
     pub(super) solicited: bool,
     pub(super) force_loopback: bool,
+    /// XRC: the SRQ at the other end.
+    pub(super) remote_srqn: u32,
     /// Immediate data, where the opcode has some.
     pub(super) immediate: Option<[u8; 4]>,
+    /// Key that the other end shall invalidate, where the opcode has one.
+    pub(super) invalidate: Option<u32>,
     pub(super) request: Request,
 }
 
@@ -81,6 +132,27 @@ pub(super) fn owned(burst: &Burst, attrs: &Attrs, counter: u16) -> Result<Option
     let odd_pass = u32::from(counter) & attrs.sq.entries != 0;
     let owner = CtrlOpcode::from_bits(U32::from_bytes(word)).owner();
     Ok((owner == odd_pass).then_some(word))
+}
+
+/// How many reads and atomics are posted right after a counter's slot, none of them fenced: up to `most`.
+pub(super) fn count_reads(side: &Side<'_>, counter: u16, most: u32) -> u32 {
+    use Opcode as O;
+    const READS: [O; 5] =
+        [O::RDMA_READ, O::ATOMIC_CS, O::ATOMIC_FA, O::MASKED_ATOMIC_CS, O::MASKED_ATOMIC_FA];
+    let is_read = |counter: u16| {
+        let (burst, attrs) = (side.burst, side.attrs);
+        let first = owned(burst, attrs, counter).ok()??;
+        let second = attrs.memory.load_acquire(burst, attrs.sq.slot(counter) + 4).ok()?;
+        let opcode = CtrlOpcode::from_bits(U32::from_bytes(first)).opcode();
+        let fence = CtrlSize::from_bits(U32::from_bytes(second)).fence();
+        (READS.contains(&opcode) && !fence).then_some(())
+    };
+    let mut count = 0;
+    let mut next = counter.wrapping_add(1);
+    while count < most && is_read(next).is_some() {
+        (count, next) = (count + 1, next.wrapping_add(1));
+    }
+    count
 }
 
 impl WqeCopy {
@@ -127,14 +199,16 @@ impl WqeCopy {
             signalled: ctrl.flags.completion() == Completion::ALWAYS,
             solicited: ctrl.flags.solicited(),
             force_loopback: ctrl.flags.force_loopback(),
+            remote_srqn: ctrl.flags.remote_srqn(),
             immediate: has_immediate.then(|| ctrl.immediate.to_bytes()),
+            invalidate: (opcode == Opcode::SEND_INVALIDATE).then(|| ctrl.immediate.get()),
             request,
         })
     }
 
     /// The request of an opcode, where the service has it, and the offset of its data segments.
     fn request(&self, service: ServiceType, opcode: Opcode) -> Option<(Request, usize)> {
-        let reliable = service == ServiceType::RC;
+        let reliable = [ServiceType::RC, ServiceType::XRC].contains(&service);
         let connected = reliable || service == ServiceType::UC;
         let after = self.bytes.get(CTRL_BYTES..)?;
         match opcode {
@@ -147,7 +221,13 @@ impl WqeCopy {
                 let (datagram, _) = DatagramSeg::read_from_prefix(after).ok()?;
                 Some((Request::Datagram(datagram), CTRL_BYTES + size_of::<DatagramSeg>()))
             }
+            Opcode::LSO if service == ServiceType::UD => {
+                let (datagram, _) = DatagramSeg::read_from_prefix(after).ok()?;
+                let (segments, data) = self.segments(CTRL_BYTES + size_of::<DatagramSeg>())?;
+                Some((Request::Segmented(datagram, segments), data))
+            }
             Opcode::SEND | Opcode::SEND_IMM if connected => Some((Request::Send, CTRL_BYTES)),
+            Opcode::SEND_INVALIDATE if reliable => Some((Request::Send, CTRL_BYTES)),
             Opcode::RDMA_WRITE | Opcode::RDMA_WRITE_IMM if connected => {
                 let (remote, data) = self.remote()?;
                 Some((Request::Write(remote), data))
@@ -156,17 +236,69 @@ impl WqeCopy {
                 let (remote, data) = self.remote()?;
                 Some((Request::Read(remote), data))
             }
-            Opcode::ATOMIC_CS | Opcode::ATOMIC_FA if reliable => {
+            Opcode::ATOMIC_CS | Opcode::ATOMIC_FA | Opcode::MASKED_ATOMIC_CS | Opcode::MASKED_ATOMIC_FA
+                if reliable =>
+            {
                 let (remote, at) = self.remote()?;
-                let (seg, _) = AtomicSeg::read_from_prefix(self.bytes.get(at..)?).ok()?;
-                let op = match opcode {
-                    Opcode::ATOMIC_FA => AtomicOp::FetchAdd(seg.swap_add.get()),
-                    _ => AtomicOp::CompareSwap { compare: seg.compare.get(), swap: seg.swap_add.get() },
-                };
-                Some((Request::Atomic(remote, op), at + size_of::<AtomicSeg>()))
+                let (op, data) = self.atomic(opcode, at)?;
+                Some((Request::Atomic(remote, op), data))
             }
+            _ if connected => Some((self.memory(opcode)?, self.bytes.len())),
             _ => None,
         }
+    }
+
+    /// The operation of an atomic, whose segment is at `at`, and the offset of what follows.
+    fn atomic(&self, opcode: Opcode, at: usize) -> Option<(AtomicOp, usize)> {
+        let rest = self.bytes.get(at..)?;
+        if opcode == Opcode::MASKED_ATOMIC_CS {
+            let (seg, _) = MaskedAtomicSeg::read_from_prefix(rest).ok()?;
+            let masked = |value: U64, mask: U64| Masked { value: value.get(), mask: mask.get() };
+            let op = AtomicOp::CompareSwap {
+                compare: masked(seg.compare, seg.compare_mask),
+                swap: masked(seg.swap, seg.swap_mask),
+            };
+            return Some((op, at + size_of::<MaskedAtomicSeg>()));
+        }
+        let (seg, _) = AtomicSeg::read_from_prefix(rest).ok()?;
+        let (first, second) = (seg.swap_add.get(), seg.compare.get());
+        let op = match opcode {
+            Opcode::MASKED_ATOMIC_FA => AtomicOp::FetchAdd { add: first, tops: second },
+            Opcode::ATOMIC_FA => AtomicOp::FetchAdd { add: first, tops: 0 },
+            _ => AtomicOp::CompareSwap { compare: Masked::all(second), swap: Masked::all(first) },
+        };
+        Some((op, at + size_of::<AtomicSeg>()))
+    }
+
+    /// The LSO segment at an offset, and the offset of what follows. The device fetches a chunk for it, or more
+    /// if the control segment says so.
+    fn segments(&self, at: usize) -> Option<(Segments, usize)> {
+        let (lso, _) = LsoHeader::read_from_prefix(self.bytes.get(at..)?).ok()?;
+        let (ctrl, _) = CtrlSeg::read_from_prefix(&self.bytes).ok()?;
+        let (header_at, header_bytes) = (at + size_of::<LsoHeader>(), usize::from(lso.header_bytes()));
+        let end = (header_at + header_bytes).next_multiple_of(WQE_UNIT_BYTES as usize);
+        let long = end - at > WQE_CHUNK_BYTES as usize;
+        let cut_off = end > self.bytes.len() || (long && !ctrl.opcode.large_header());
+        if cut_off || header_bytes == 0 || lso.segment_size() == 0 {
+            return None;
+        }
+        let (ip_checksum, l4_checksum) = (ctrl.flags.ip_checksum(), ctrl.flags.l4_checksum());
+        let size = lso.segment_size().into();
+        Some((Segments { header_at, header_bytes, size, ip_checksum, l4_checksum }, end))
+    }
+
+    /// A request about memory keys. No data follows.
+    fn memory(&self, opcode: Opcode) -> Option<Request> {
+        let after = self.bytes.get(CTRL_BYTES..)?;
+        Some(match opcode {
+            Opcode::BIND_MW => Request::Bind(BindSeg::read_from_prefix(after).ok()?.0),
+            Opcode::LOCAL_INVALIDATE => {
+                let (seg, _) = LocalInvalidateSeg::read_from_prefix(after).ok()?;
+                Request::LocalInvalidate(seg.key.get())
+            }
+            Opcode::FAST_REGISTER => Request::FastRegister(FastRegisterSeg::read_from_prefix(after).ok()?.0),
+            _ => return None,
+        })
     }
 
     fn remote(&self) -> Option<(Remote, usize)> {
@@ -211,6 +343,14 @@ impl WqeCopy {
     /// Bytes in the list.
     pub(super) fn len(&self) -> u64 {
         self.list.bytes()
+    }
+
+    /// Copies the header of a large send.
+    pub(super) fn copy_header<'t>(&self, lso: &Segments, to: &'t mut [u8]) -> Option<&'t mut [u8]> {
+        let header = self.bytes.get(lso.header_at..)?.get(..lso.header_bytes)?;
+        let to = to.get_mut(..lso.header_bytes)?;
+        to.copy_from_slice(header);
+        Some(to)
     }
 
     /// The list, and the memory that its inline entries lie in.
@@ -277,7 +417,11 @@ mod tests {
         assert!(decode(ServiceType::RC, &read).0.is_some());
         assert!(decode(ServiceType::UC, &read).0.is_none());
         assert!(decode(ServiceType::UD, &[ctrl(Opcode::RDMA_WRITE), [0; 16]]).0.is_none());
-        assert!(decode(ServiceType::RC, &[ctrl(Opcode::SEND_INVALIDATE), [0; 16]]).0.is_none());
+        assert!(decode(ServiceType::RC, &[ctrl(Opcode::SEND_INVALIDATE)]).0.is_some());
+        assert!(decode(ServiceType::UC, &[ctrl(Opcode::SEND_INVALIDATE)]).0.is_none());
+        let bind = [ctrl(Opcode::BIND_MW), [0; 16], [0; 16]];
+        assert!(decode(ServiceType::UC, &bind).0.is_some());
+        assert!(decode(ServiceType::UD, &bind).0.is_none());
         assert!(decode(ServiceType::MLX, &[ctrl(Opcode::SEND_IMM), [0; 16]]).0.is_none());
         assert!(decode(ServiceType::RC, &[ctrl(Opcode(0x1d)), [0; 16]]).0.is_none());
     }
@@ -287,6 +431,35 @@ mod tests {
         assert!(decode(ServiceType::RC, &[ctrl(Opcode::RDMA_WRITE)]).0.is_none());
         assert!(decode(ServiceType::UD, &[ctrl(Opcode::SEND), [0; 16], [0; 16]]).0.is_none());
         assert!(decode(ServiceType::RC, &[ctrl(Opcode::ATOMIC_CS), [0; 16]]).0.is_none());
+        for (opcode, units) in [
+            (Opcode::BIND_MW, 1),
+            (Opcode::LOCAL_INVALIDATE, 1),
+            (Opcode::FAST_REGISTER, 2),
+            (Opcode::MASKED_ATOMIC_CS, 2),
+        ] {
+            let wqe = [&[ctrl(opcode)][..], &vec![[0; 16]; units]].concat();
+            assert!(decode(ServiceType::RC, &wqe).0.is_none(), "{opcode:?}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_masked_addition_carry_nothing_to_each_other() {
+        let add = |before, add, tops| AtomicOp::FetchAdd { add, tops }.apply(before).unwrap();
+        assert_eq!(add(u64::MAX, 1, 0), 0);
+        assert_eq!(add(0x00ff_00ff_00ff_00ff, 0x0001_0001_0001_0001, 0), 0x0100_0100_0100_0100);
+        assert_eq!(add(0x00ff_00ff_00ff_00ff, 0x0001_0001_0001_0001, 0x0080_0080_0080_0080), 0);
+        assert_eq!(add(0xffff_ffff_ffff_ffff, 0x0000_0001_0000_0001, 1 << 31), 0x0000_0000_0000_0000);
+        // Every bit a field of its own: exclusive or.
+        assert_eq!(add(0b1100, 0b1010, u64::MAX), 0b0110);
+    }
+
+    #[test]
+    fn masked_comparison_and_swap_look_at_their_own_bits() {
+        let op = AtomicOp::CompareSwap {
+            compare: Masked { value: 0xabcd, mask: 0xff00 },
+            swap: Masked { value: 0x1234, mask: 0x0ff0 },
+        };
+        assert_eq!((op.apply(0xab11), op.apply(0xac11)), (Some(0xa231), None));
     }
 
     #[test]

@@ -40,9 +40,11 @@ pub(crate) struct Attrs {
     pub(crate) send_cq: Arc<Cq>,
     pub(crate) receive_cq: Arc<Cq>,
     pub(crate) srq: Option<Arc<Srq>>,
+    /// The domain of an XRC target; each request names an SRQ of it.
+    pub(crate) xrcd: Option<u16>,
     pub(crate) memory: Arc<RingMemory>,
     pub(crate) sq: Queue,
-    /// `None` where receive work requests come from an SRQ, or not at all.
+    /// `None` where receive work requests come from SRQs, or not at all.
     pub(crate) rq: Option<Queue>,
     /// Bus address of the receive queue's doorbell record.
     pub(crate) record: u64,
@@ -58,6 +60,12 @@ pub(crate) struct Attrs {
     pub(crate) remote_read: bool,
     pub(crate) remote_write: bool,
     pub(crate) remote_atomic: bool,
+    /// RDMA reads and atomics that it may have under way at once.
+    pub(crate) requester_depth: u32,
+    /// RDMA reads and atomics that the other end may have under way at once.
+    pub(crate) responder_depth: u32,
+    /// Fast register work requests are allowed.
+    pub(crate) fast_register: bool,
     pub(crate) retry_count: u8,
     pub(crate) rnr_retry: u8,
     pub(crate) min_rnr_timer: u8,
@@ -69,6 +77,11 @@ impl Attrs {
     /// Whether its service is a connected one.
     pub(crate) fn is_connected(&self) -> bool {
         ![ServiceType::UD, ServiceType::MLX].contains(&self.service)
+    }
+
+    /// Whether its service is one with acknowledgements.
+    pub(crate) fn is_reliable(&self) -> bool {
+        [ServiceType::RC, ServiceType::XRC].contains(&self.service)
     }
 
     /// Decodes a context; `before` is what was decoded at the last transition, whose queues stay.
@@ -84,18 +97,20 @@ impl Attrs {
         before: Option<&Attrs>,
     ) -> Result<Self, Status> {
         let service = context.flags.service();
-        if ![ServiceType::RC, ServiceType::UC, ServiceType::UD, ServiceType::MLX].contains(&service) {
+        use ServiceType as S;
+        if ![S::RC, S::UC, S::UD, S::XRC, S::MLX].contains(&service) {
             log::debug!("QP {qpn:#x}: service type {service:?} isn't offered");
             return Err(Status::BAD_PARAM);
         }
-        let srq = match context.srq.enable() {
+        let xrc = service == S::XRC;
+        let srq = match context.srq.enable() && !xrc {
             true => Some(running.srqs.get(context.srq.srqn()).ok_or(Status::BAD_RESOURCE)?),
             false => None,
         };
         let cq = |number| running.cqs.get(number).ok_or(Status::BAD_RESOURCE);
         let (memory, sq, rq) = match before {
             Some(before) => (before.memory.clone(), before.sq, before.rq),
-            None => queues(burst, &running.rings, context, srq.is_some())?,
+            None => queues(burst, &running.rings, context, srq.is_some() || xrc)?,
         };
         let special = special(running, qpn);
         Ok(Self {
@@ -105,6 +120,7 @@ impl Attrs {
             send_cq: cq(context.send_cqn.number())?,
             receive_cq: cq(context.receive_cqn.number())?,
             srq,
+            xrcd: (xrc && qpn & XRC_TARGET != 0).then(|| context.xrcd.xrcd()),
             memory,
             sq,
             rq,
@@ -118,6 +134,9 @@ impl Attrs {
             remote_read: context.responder.remote_read(),
             remote_write: context.responder.remote_write(),
             remote_atomic: context.responder.remote_atomic(),
+            requester_depth: 1 << context.requester.log2_max_reads().min(caps::LOG2_MAX_REQUESTER_READS),
+            responder_depth: 1 << context.responder.log2_max_reads().min(caps::LOG2_MAX_RESPONDER_READS),
+            fast_register: context.requester.fast_register(),
             retry_count: context.requester.retry_count(),
             rnr_retry: context.requester.rnr_retry(),
             min_rnr_timer: context.rnr_next_psn.min_rnr_timer(),
@@ -125,6 +144,9 @@ impl Attrs {
         })
     }
 }
+
+/// Set in the number of a queue pair of service XRC that receives.
+const XRC_TARGET: u32 = 1 << 23;
 
 /// Which special queue pair a number is, and its port.
 fn special(running: &Running, qpn: u32) -> Option<(u32, u8)> {
@@ -138,12 +160,12 @@ fn queues(
     burst: &Burst,
     rings: &RingBudget,
     context: &QpContext,
-    has_srq: bool,
+    no_receive_queue: bool,
 ) -> Result<(Arc<RingMemory>, Queue, Option<Queue>), Status> {
     let log2_page = context.pages.log2_page();
     let queue = |size: WqSize| Queue { offset: 0, entries: size.entries(), stride: size.stride() };
     let mut sq = queue(context.sq_size);
-    let mut rq = (!has_srq && context.rq_size != NO_RQ).then(|| queue(context.rq_size));
+    let mut rq = (!no_receive_queue && context.rq_size != NO_RQ).then(|| queue(context.rq_size));
     let too_many = |q: &Queue| q.entries > 1 << caps::LOG2_MAX_QP_ENTRIES;
     if log2_page > 31 || too_many(&sq) || rq.as_ref().is_some_and(too_many) {
         return Err(Status::BAD_PARAM);

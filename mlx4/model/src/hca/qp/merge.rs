@@ -54,7 +54,8 @@ pub(super) fn merge(opcode: Opcode, old: &QpContext, mailbox: &QpMailbox) -> QpC
         Opcode::RTR2RTS_QP => {
             context.next_send_psn = new.next_send_psn;
             context.primary_path.timeout = new.primary_path.timeout;
-            context.requester = new.requester;
+            // What work requests may do is said at RST2INIT.
+            context.requester = new.requester.with_fast_register(old.requester.fast_register());
         }
         _ => {}
     }

@@ -17,7 +17,7 @@ use crate::fabric::packet::{Grh, Headers, Packet};
 const QKEY: u32 = 0x1234_5678;
 
 /// A UD queue pair in RTS.
-fn ud(lab: &Lab, machine: usize, config: QpConfig) -> End {
+pub(super) fn ud(lab: &Lab, machine: usize, config: QpConfig) -> End {
     let end = lab.end(machine, config);
     end.qp.to_rtr(lab.machine(&end), 0, lab.path(machine), 0);
     end.qp.to_rts(lab.machine(&end), 7);
@@ -28,7 +28,7 @@ fn plain(lab: &Lab, machine: usize) -> End {
     ud(lab, machine, QpConfig::new(ServiceType::UD))
 }
 
-fn to(lab: &Lab, end: &End) -> DatagramSeg {
+pub(super) fn to(lab: &Lab, end: &End) -> DatagramSeg {
     let mut segment = DatagramSeg::new_zeroed();
     segment.av.port.set_port(PORT);
     segment.av.port.set_pd(PD);
@@ -51,7 +51,7 @@ fn received(bytes: u32) -> Done {
     Done::Good { opcode: 1, bytes: bytes + 40 }
 }
 
-fn receive_into(lab: &Lab, end: &End, bytes: u64) -> Buffer {
+pub(super) fn receive_into(lab: &Lab, end: &End, bytes: u64) -> Buffer {
     let buffer = lab.machine(end).buffer(40 + bytes);
     end.qp.post_receive(lab.machine(end), &[whole(&buffer)]);
     buffer

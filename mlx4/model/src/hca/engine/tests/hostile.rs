@@ -9,7 +9,8 @@ use zerocopy::FromBytes;
 
 use super::connections::{one_sided, remote};
 use super::lab::Lab;
-use super::queues::{QpConfig, TestCq, TestQp, Unit, ctrl, units, whole};
+use super::machine::PD;
+use super::queues::{QpConfig, TestCq, TestQp, TestSrq, Unit, ctrl, units, whole};
 
 /// A generator of numbers that look random (xorshift).
 struct Noise(u64);
@@ -32,7 +33,7 @@ impl Noise {
     }
 }
 
-const OPCODES: [Opcode; 9] = [
+const OPCODES: [Opcode; 14] = [
     Opcode::NOP,
     Opcode::SEND,
     Opcode::SEND_IMM,
@@ -41,10 +42,17 @@ const OPCODES: [Opcode; 9] = [
     Opcode::RDMA_READ,
     Opcode::ATOMIC_CS,
     Opcode::ATOMIC_FA,
+    Opcode::SEND_INVALIDATE,
+    Opcode::MASKED_ATOMIC_CS,
+    Opcode::MASKED_ATOMIC_FA,
     Opcode::BIND_MW,
+    Opcode::LOCAL_INVALIDATE,
+    Opcode::FAST_REGISTER,
 ];
 
 const ROUNDS: usize = 240;
+/// XRC domain.
+const DOMAIN: u16 = 1;
 
 #[test]
 fn random_work_requests_harm_nobody() {
@@ -52,11 +60,17 @@ fn random_work_requests_harm_nobody() {
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
     let bystander = lab.machines[1].buffer(4096);
     let queues = [0, 1].map(|m| (TestCq::new(&lab.machines[m], 10), TestCq::new(&lab.machines[m], 10)));
+    let srq = TestSrq::xrc(&lab.machines[1], PD, &queues[1].1, DOMAIN);
     for round in 0..ROUNDS {
-        let services = [ServiceType::RC, ServiceType::UC, ServiceType::UD, ServiceType::MLX];
-        let service = services[round % 4];
+        use ServiceType as S;
+        let service = [S::RC, S::UC, S::UD, S::MLX, S::XRC][round % 5];
+        let domain = (service == S::XRC).then_some(DOMAIN);
+        srq.post(&lab.machines[1], &[]);
         let config = QpConfig { ack_timeout: 1, retries: 0, rnr_retries: 0, ..QpConfig::new(service) };
-        let ends = [0, 1].map(|m| TestQp::new(&lab.machines[m], &queues[m].0, &queues[m].1, config));
+        let ends = [0, 1].map(|m| {
+            let config = QpConfig { xrcd: domain.filter(|_| m == 1), ..config };
+            TestQp::new(&lab.machines[m], &queues[m].0, &queues[m].1, config)
+        });
         for (m, end) in ends.iter().enumerate() {
             end.to_rtr(&lab.machines[m], ends[1 - m].qpn, lab.path(1 - m), 0);
             end.to_rts(&lab.machines[m], 0);
@@ -76,6 +90,9 @@ fn random_work_requests_harm_nobody() {
             let [any, ..] = noise.next().to_le_bytes();
             let known_opcode = OPCODES.get(usize::from(any >> 4)).copied();
             head.opcode.set_opcode(known_opcode.unwrap_or(Opcode(any & 0x1f)));
+            if noise.below(2) != 0 {
+                head.flags.set_remote_srqn(srq.srqn);
+            }
             if noise.below(4) != 0 {
                 head.size.set_units(0);
             }

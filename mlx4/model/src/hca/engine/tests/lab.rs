@@ -7,6 +7,7 @@ use mlx4_wire::U16;
 use mlx4_wire::cqe::Cqe;
 use mlx4_wire::ctx::path::{AddressPath, SchedQueue};
 use mlx4_wire::ctx::qp::ServiceType;
+use mlx4_wire::mad::notice::Notice;
 use zerocopy::FromZeros;
 
 use super::machine::Machine;
@@ -19,21 +20,29 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Lab {
     pub(super) machines: Vec<Machine>,
-    agents: Vec<Agent>,
+    /// Of each machine, by port.
+    agents: Vec<Vec<Agent>>,
     _fabric: Arc<Fabric>,
 }
 
 impl Lab {
     /// Machines with node GUIDs 0x1000, 0x2000, ...
     pub(super) fn new(count: u64) -> Self {
+        Self::with_ports(count, 1, false)
+    }
+
+    /// Machines of one or two ports, whose CQEs and EQEs have 64 bytes if asked for.
+    pub(super) fn with_ports(count: u64, ports: u8, large_entries: bool) -> Self {
         let fabric = Fabric::new(FabricConfig::default()).unwrap();
-        let machines: Vec<_> = (1..=count).map(|n| Machine::new(&fabric, 0x1000 * n)).collect();
-        let agents = machines.iter().map(Agent::new).collect();
+        let new = |n| Machine::new(&fabric, 0x1000 * n, ports, large_entries);
+        let machines: Vec<_> = (1..=count).map(new).collect();
+        let agents = machines.iter().map(|machine| Agent::all(machine, ports)).collect();
         let lab = Self { machines, agents, _fabric: fabric };
-        for machine in &lab.machines {
-            machine.hca.plug(1).unwrap().set_link(true);
+        for (machine, port) in lab.machines.iter().flat_map(|m| (1..=ports).map(move |port| (m, port))) {
+            machine.hca.plug(port).unwrap().set_link(true);
         }
-        lab.until("ports to become active", || lab.machines.iter().all(|m| m.port().is_active()));
+        let active = |m: &Machine| (1..=ports).all(|port| m.port_number(port).is_active());
+        lab.until("ports to become active", || lab.machines.iter().all(active));
         for machine in &lab.machines {
             machine.take_events();
         }
@@ -43,11 +52,18 @@ impl Lab {
     /// Lets the engines and the agents work once.
     pub(super) fn work(&self) -> bool {
         let mut worked = false;
-        for (machine, agent) in self.machines.iter().zip(&self.agents) {
+        for (machine, agents) in self.machines.iter().zip(&self.agents) {
             worked |= machine.hca.run().worked;
-            worked |= agent.serve(machine);
+            for agent in agents {
+                worked |= agent.serve(machine);
+            }
         }
         worked
+    }
+
+    /// The traps that the driver of a machine was given to forward, from its first port.
+    pub(super) fn traps(&self, machine: usize) -> Vec<Notice> {
+        self.agents[machine][0].traps()
     }
 
     /// Works until something is true.
@@ -89,9 +105,14 @@ impl Lab {
 
     /// The path from one machine to another.
     pub(super) fn path(&self, to: usize) -> AddressPath {
+        self.path_between(1, to, 1)
+    }
+
+    /// The path from a port of a machine to that of another.
+    pub(super) fn path_between(&self, from_port: u8, to: usize, to_port: u8) -> AddressPath {
         let mut path = AddressPath::new_zeroed();
-        path.remote_lid = U16::new(self.machines[to].port().lid());
-        path.sched_queue = SchedQueue::BASE;
+        path.remote_lid = U16::new(self.machines[to].port_number(to_port).lid());
+        path.sched_queue = SchedQueue::BASE.with_port_index(from_port - 1);
         path
     }
 

@@ -5,13 +5,18 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::hca::{IcmTable, InitHca};
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::eq::{EqContext, EqState};
 use mlx4_wire::ctx::mcg::{McgHeader, McgMember, McgMembers};
-use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptStatus, Number21, key_to_mpt_index, mpt_index_to_key};
+use mlx4_wire::ctx::mpt::{
+    MptEntry, MptFlags, MptPd, MptStatus, Number21, key_to_mpt_index, mpt_index_to_key,
+};
 use mlx4_wire::ctx::mtt::MttEntry;
 use mlx4_wire::eqe::{Eqe, EventType};
+use mlx4_wire::regs::{HCR_OFFSET, Hcr};
 use mlx4_wire::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -32,14 +37,14 @@ const MEMORY_BYTES: u64 = 64 << 20;
 const MTT: u64 = 0x1000_0000;
 const DMPT: u64 = 0x2000_0000;
 const MC: u64 = 0x3000_0000;
-const TABLE_LOG2_PAGES: u32 = 8;
+const TABLE_LOG2_PAGES: u32 = 10;
 /// log2 of the entries of an EQ.
 const LOG2_EVENTS: u8 = 9;
 /// The EQ for everything.
 const EQN: u32 = 8;
 /// The UAR page of all queues.
 pub(super) const UAR: u32 = 200;
-/// The only port.
+/// The port that all use, where a test doesn't say otherwise.
 pub(super) const PORT: u8 = 1;
 /// The protection domain, unless a test says otherwise.
 pub(super) const PD: u32 = 0x1_0005;
@@ -59,12 +64,16 @@ pub(super) struct Machine {
     dma: Arc<DmaSpace>,
     interrupts: Arc<Counted>,
     next_page: Cell<u64>,
+    /// Of commands; 0 before the first one.
+    mailbox: Cell<u64>,
     next_mtt: Cell<u64>,
     next_key: Cell<u32>,
     next_number: Cell<u32>,
+    /// Size of CQEs and EQEs.
+    pub(super) entry_bytes: u64,
     events: u64,
     consumed: Cell<u32>,
-    seen: RefCell<Vec<(EventType, u32)>>,
+    seen: RefCell<Vec<Eqe>>,
 }
 
 /// What a region may be used for.
@@ -73,9 +82,11 @@ pub(super) struct Access {
     pub(super) local_write: bool,
     pub(super) remote: bool,
     pub(super) atomic: bool,
+    /// Windows may be bound to it.
+    pub(super) bind: bool,
 }
 
-pub(super) const ALL: Access = Access { local_write: true, remote: true, atomic: true };
+pub(super) const ALL: Access = Access { local_write: true, remote: true, atomic: true, bind: false };
 
 /// A buffer that is registered.
 #[derive(Clone, Copy, Debug)]
@@ -88,64 +99,81 @@ pub(super) struct Buffer {
 }
 
 impl Machine {
-    pub(super) fn new(fabric: &Arc<Fabric>, node_guid: u64) -> Self {
+    pub(super) fn new(fabric: &Arc<Fabric>, node_guid: u64, ports: u8, large_entries: bool) -> Self {
         let dma = Arc::new(DmaSpace::new());
         let file: File = tempfile::tempfile().unwrap();
         file.set_len(MEMORY_BYTES).unwrap();
         dma.map_fd(MEMORY, MEMORY_BYTES, &file, 0, true).unwrap();
         dma.set_enabled(true);
         let interrupts = Arc::new(Counted::default());
-        let config = HcaConfig { node_guid, ports: 1, trace: None };
+        let config = HcaConfig { node_guid, ports, trace: None };
         let hca = Hca::new(config, dma.clone(), interrupts.clone(), fabric).unwrap();
         let mut machine = Self {
             hca,
             dma,
             interrupts,
             next_page: Cell::new(MEMORY),
+            mailbox: Cell::new(0),
             next_mtt: Cell::new(8),
             next_key: Cell::new(0x100),
             next_number: Cell::new(0x80),
+            entry_bytes: 0,
             events: 0,
             consumed: Cell::new(0),
             seen: RefCell::default(),
         };
-        machine.init_hca();
+        machine.init_hca(large_entries);
         machine
     }
 
     /// MAP_ICM and INIT_HCA, and an EQ that all events go to.
-    fn init_hca(&mut self) {
+    fn init_hca(&mut self, large_entries: bool) {
         let tables = [MTT, DMPT, MC].map(|icm| (icm, self.pages(1 << TABLE_LOG2_PAGES), TABLE_LOG2_PAGES));
         self.hca.icm.map(&tables).unwrap();
         let mut init = InitHca::new_zeroed();
         let p = &mut init.params;
         p.qpc = IcmTable::new(0, 16).unwrap();
-        p.srqc = IcmTable::new(0, 10).unwrap();
-        p.cqc = IcmTable::new(0, 12).unwrap();
+        p.srqc = IcmTable::new(0, 15).unwrap();
+        p.cqc = IcmTable::new(0, 15).unwrap();
         p.eqc = IcmTable::new(0, 5).unwrap();
         p.flags.set_ud_av_port_check(true);
+        p.eqe_cqe.set_cqe_64b(large_entries);
+        p.eqe_cqe.set_eqe_64b(large_entries);
+        self.entry_bytes = if large_entries { 64 } else { 32 };
         p.mtt_base = U64::new(MTT);
         p.dmpt_base = U64::new(DMPT);
-        p.dmpt.set_log2_entries(13);
+        p.dmpt.set_log2_entries(15);
+        p.dmpt.set_mw_enable(true);
         p.mc_base = U64::new(MC);
         p.mc_entry_sz.set_log2(8);
         p.mc_hash_sz.set_log2(6);
         p.mc_table.set_log2_table_sz(7);
         p.uar.set_log2_max_uars(10);
         self.hca.running.store(Some(Arc::new(Running::new(&init).unwrap())));
-        self.events = self.pages(4);
+        let pages = (self.entry_bytes << LOG2_EVENTS) / PAGE;
+        self.events = self.pages(pages);
         let mut context = EqContext::new_zeroed();
         context.size.set_log2_entries(LOG2_EVENTS);
         context.flags.set_state(EqState::ALWAYS_ARMED);
-        context.pages = self.ring_pages(self.events, 4);
+        context.pages = self.ring_pages(self.events, pages);
         let running = self.running();
-        let eq = Eq::new(&self.burst(), &running.rings, EQN, &context, self.interrupts.clone()).unwrap();
+        let eq = Eq::new(&self.burst(), &running, EQN, &context, self.interrupts.clone()).unwrap();
         running.eqs.insert(EQN, Arc::new(eq));
         running.route_events(!0, Some(EQN));
     }
 
     pub(super) fn running(&self) -> Arc<Running> {
         self.hca.running.load_full().unwrap()
+    }
+
+    /// Starts anew as a driver that doesn't enable windows; nothing that was made before is left, besides the
+    /// EQ.
+    pub(super) fn without_windows(&self) {
+        let (eq, mut init) = (self.eq(), self.running().init);
+        init.params.dmpt.set_mw_enable(false);
+        let running = Running::new(&init).unwrap();
+        running.eqs.insert(EQN, eq);
+        self.hca.running.store(Some(Arc::new(running)));
     }
 
     pub(super) fn burst(&self) -> Burst {
@@ -157,7 +185,11 @@ impl Machine {
     }
 
     pub(super) fn port(&self) -> &PortState {
-        self.hca.node.port(PORT).unwrap()
+        self.port_number(PORT)
+    }
+
+    pub(super) fn port_number(&self, number: u8) -> &PortState {
+        self.hca.node.port(number).unwrap()
     }
 
     /// Memory of whole pages, all zero; its bus address.
@@ -234,7 +266,8 @@ impl Machine {
             .with_local_write(access.local_write)
             .with_remote_read(access.remote)
             .with_remote_write(access.remote)
-            .with_remote_atomic(access.atomic);
+            .with_remote_atomic(access.atomic)
+            .with_bind(access.bind);
         mpt.key = U32::new(key_to_mpt_index(key));
         mpt.pd.set_pd(pd);
         mpt.start = U64::new(va);
@@ -243,6 +276,72 @@ impl Machine {
         mpt.mtt_address = U64::new(self.mtt(bus - offset, pages));
         tpt::write_mpt(&self.burst(), index, &mpt).unwrap();
         Buffer { bus, va, len, key }
+    }
+
+    /// A window that isn't bound; its key.
+    pub(super) fn window(&self, type_2: bool, pd: u32) -> u32 {
+        let mut mpt = MptEntry::new_zeroed();
+        let status = if type_2 { MptStatus::FREE } else { MptStatus::SOFTWARE };
+        mpt.flags.set_status(status);
+        mpt.qp.set_bound_to_qp(type_2);
+        mpt.pd = MptPd::new().with_invalidate(type_2).with_remote_invalidate(type_2).with_pd(pd);
+        self.enter(mpt)
+    }
+
+    /// A region of `pages` pages at most that is free for registration by work requests; its key.
+    pub(super) fn free_region(&self, pages: u64, pd: u32) -> u32 {
+        let mut mpt = MptEntry::new_zeroed();
+        mpt.flags.set_status(MptStatus::FREE);
+        mpt.flags.set_region(true);
+        mpt.pd = MptPd::new()
+            .with_fast_register(true)
+            .with_remote_access_enable(true)
+            .with_invalidate(true)
+            .with_remote_invalidate(true)
+            .with_pd(pd);
+        mpt.mtt_address = U64::new(self.next_mtt.replace(self.next_mtt.get() + 8 * pages));
+        mpt.mtt_entries = U32::new(u32::try_from(pages).unwrap());
+        self.enter(mpt)
+    }
+
+    /// Hands an entry to the device (SW2HW_MPT); its new key.
+    pub(super) fn enter(&self, mut mpt: MptEntry) -> u32 {
+        let index = self.next_key.replace(self.next_key.get() + 1);
+        mpt.key = U32::new(index | 0x4400_0000);
+        assert_eq!(self.command(Opcode::SW2HW_MPT, index, mpt.as_bytes()), Status::OK);
+        mpt_index_to_key(mpt.key.get())
+    }
+
+    /// The entry of a key, as it is in ICM.
+    pub(super) fn mpt(&self, key: u32) -> MptEntry {
+        tpt::read_mpt(&self.burst(), key_to_mpt_index(key)).unwrap()
+    }
+
+    /// Takes the entry of a key back (HW2SW_MPT).
+    pub(super) fn take_back(&self, key: u32) -> Status {
+        self.command(Opcode::HW2SW_MPT, key_to_mpt_index(key) & 0x1fff, &[])
+    }
+
+    /// Executes a command with an input mailbox.
+    pub(super) fn command(&self, opcode: Opcode, modifier: u32, input: &[u8]) -> Status {
+        if self.mailbox.get() == 0 {
+            self.mailbox.set(self.pages(1));
+            // The device never uses its own area, so anything may lie there.
+            let area = MapEntry::new(0, MEMORY, 10).unwrap();
+            assert_eq!(self.command(Opcode::MAP_FA, 1, area.as_bytes()), Status::OK);
+            assert_eq!(self.command(Opcode::RUN_FW, 0, &[]), Status::OK);
+        }
+        self.write(self.mailbox.get(), input);
+        let mut hcr = Hcr::new_zeroed();
+        hcr.in_param = U64::new(self.mailbox.get());
+        hcr.in_modifier = U32::new(modifier);
+        hcr.control.set_opcode(opcode);
+        hcr.control.set_go(true);
+        self.hca.bar_write(0, HCR_OFFSET, hcr.as_bytes());
+        let mut after = Hcr::new_zeroed();
+        self.hca.bar_read(0, HCR_OFFSET, after.as_mut_bytes());
+        assert!(!after.control.go(), "{opcode} isn't done");
+        after.control.status()
     }
 
     /// Takes a registration back.
@@ -289,16 +388,21 @@ impl Machine {
 
     /// Takes the events that have come; each with the number of its object.
     pub(super) fn take_events(&self) -> Vec<(EventType, u32)> {
+        let number = |eqe: &Eqe| u32::from_be_bytes([0, eqe.data[1], eqe.data[2], eqe.data[3]]);
+        self.take_eqes().iter().map(|eqe| (eqe.event_type(), number(eqe))).collect()
+    }
+
+    /// Takes the entries of the event queue that have come.
+    pub(super) fn take_eqes(&self) -> Vec<Eqe> {
         loop {
             let index = self.consumed.get();
             let slot = u64::from(index & ((1 << LOG2_EVENTS) - 1));
-            let eqe: Eqe = self.load(self.events + 32 * slot);
+            let eqe: Eqe = self.load(self.events + self.entry_bytes * (slot + 1) - 32);
             if eqe.owner.owner() != (index >> LOG2_EVENTS & 1 != 0) {
                 return self.seen.take();
             }
             self.consumed.set(index + 1);
-            let number = u32::from_be_bytes([0, eqe.data[1], eqe.data[2], eqe.data[3]]);
-            self.seen.borrow_mut().push((eqe.event_type(), number));
+            self.seen.borrow_mut().push(eqe);
         }
     }
 

@@ -1,9 +1,12 @@
 //! A machine's QP0 and the little driver behind it: it answers SMPs with the node's own agents, as the stock
 //! driver does through MAD_IFC. So every lab tests the way of SMPs in and out.
 
+use std::cell::RefCell;
+
 use mlx4_wire::cqe::Cqe;
 use mlx4_wire::ctx::qp::ServiceType;
-use mlx4_wire::mad::header::MgmtClass;
+use mlx4_wire::mad::header::{Method, MgmtClass};
+use mlx4_wire::mad::notice::Notice;
 use mlx4_wire::mad::smp::Smp;
 use mlx4_wire::packet::{Bth, Deth, LinkNextHeader, Lrh, PacketOpcode};
 use mlx4_wire::wqe::{CtrlSeg, MlxCtrlSeg, Opcode};
@@ -11,7 +14,7 @@ use mlx4_wire::{Number24, U16};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::lab::Lab;
-use super::machine::{Buffer, Machine, PORT};
+use super::machine::{Buffer, Machine};
 use super::queues::{Done, QpConfig, TestCq, TestQp, Unit, ctrl, done, inline, part, units, whole};
 use crate::node::MadInput;
 
@@ -28,18 +31,30 @@ pub(super) struct Agent {
     qp: TestQp,
     receive: Vec<Buffer>,
     send: Buffer,
+    port: u8,
+    traps: RefCell<Vec<Notice>>,
 }
 
 impl Agent {
-    pub(super) fn new(machine: &Machine) -> Self {
+    /// The agents of a machine's ports.
+    pub(super) fn all(machine: &Machine, ports: u8) -> Vec<Self> {
         machine.running().set_special_base(SPECIAL);
+        (1..=ports).map(|port| Self::new(machine, port)).collect()
+    }
+
+    fn new(machine: &Machine, port: u8) -> Self {
         let cq = TestCq::new(machine, 7);
-        let qp = special(machine, &cq, SPECIAL, 0);
+        let qp = special(machine, &cq, SPECIAL + u32::from(port) - 1, 0);
         let receive: Vec<_> = (0..BUFFERS).map(|_| machine.buffer(RECEIVE_BYTES)).collect();
         for buffer in &receive {
             qp.post_receive(machine, &[whole(buffer)]);
         }
-        Self { cq, qp, receive, send: machine.buffer(256) }
+        Self { cq, qp, receive, send: machine.buffer(256), port, traps: RefCell::default() }
+    }
+
+    /// The notices that came as traps, to be forwarded.
+    pub(super) fn traps(&self) -> Vec<Notice> {
+        self.traps.borrow().clone()
     }
 
     /// Answers what has come. False if nothing has.
@@ -61,14 +76,18 @@ impl Agent {
         let mad: [u8; 256] = machine.read(buffer.bus + 40, 256).try_into().unwrap();
         self.qp.post_receive(machine, &[whole(buffer)]);
         let mut smp = Smp::from_mad(&mad);
+        if smp.header.method == Method::TRAP {
+            assert_eq!(cqe.slid.get(), 0);
+            self.traps.borrow_mut().push(smp.attribute::<Notice>());
+        }
         let directed = smp.header.mgmt_class == MgmtClass::SUBN_DIRECTED_ROUTE;
         if directed {
-            smp.return_path[usize::from(smp.hop_pointer())] = PORT;
+            smp.return_path[usize::from(smp.hop_pointer())] = self.port;
             smp.set_hop_pointer(smp.hop_pointer() + 1);
         }
         let slid = cqe.slid.get();
         let input = MadInput { slid, ..MadInput::default() };
-        let done = machine.hca.node.process_mad(PORT, &smp.to_mad(), &input);
+        let done = machine.hca.node.process_mad(self.port, &smp.to_mad(), &input);
         machine.hca.port_changed(&done.changes);
         let Some(reply) = done.reply else { return };
         let mut reply = Smp::from_mad(&reply);

@@ -3,17 +3,26 @@
 //! The tests write WQEs, doorbell records, memory keys and multicast groups as a driver would; the objects
 //! are made by the functions that the commands use.
 
+mod atomics;
+mod completions;
 mod connections;
 mod datagrams;
+mod events;
 mod failures;
 mod hostile;
 mod lab;
+mod large_sends;
 mod limits;
+mod links;
 mod machine;
 mod management;
+mod many;
 mod queues;
+mod registration;
 mod shared;
 mod states;
+mod windows;
+mod xrc;
 
 /// Bytes that tell where they come from.
 fn pattern(len: usize, seed: u8) -> Vec<u8> {

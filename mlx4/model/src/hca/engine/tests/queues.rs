@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use mlx4_wire::cmd::Status;
 use mlx4_wire::cqe::{Cqe, ErrorCqe, Syndrome};
 use mlx4_wire::ctx::cq::CqContext;
 use mlx4_wire::ctx::path::{AddressPath, PathTimeout, SchedQueue};
@@ -18,6 +19,9 @@ use crate::device::PciFunction;
 use crate::hca::cq::Cq;
 use crate::hca::qp::Qp;
 use crate::hca::srq::Srq;
+
+/// A bus address where there is no memory.
+pub(super) const NOWHERE: u64 = 0x1000;
 
 /// A unit of a WQE.
 pub(super) type Unit = [u8; 16];
@@ -39,8 +43,22 @@ pub(super) struct TestCq {
 
 impl TestCq {
     pub(super) fn new(machine: &Machine, log2: u8) -> Self {
-        let pages = (32u64 << log2).div_ceil(4096);
-        let (ring, record) = (machine.pages(pages), machine.pages(1));
+        let pages = (machine.entry_bytes << log2).div_ceil(4096);
+        Self::with_ring(machine, log2, machine.pages(pages))
+    }
+
+    /// A queue whose ring is at a bus address.
+    pub(super) fn with_ring(machine: &Machine, log2: u8, ring: u64) -> Self {
+        Self::at(machine, log2, ring, machine.pages(1))
+    }
+
+    /// A queue of one entry, in a page that others may use too.
+    pub(super) fn sharing(machine: &Machine, page: u64) -> Self {
+        Self::at(machine, 0, page, page + 2048)
+    }
+
+    fn at(machine: &Machine, log2: u8, ring: u64, record: u64) -> Self {
+        let pages = (machine.entry_bytes << log2).div_ceil(4096);
         let mut context = CqContext::new_zeroed();
         context.size.set_log2_entries(log2);
         context.size.set_uar_page(UAR);
@@ -48,8 +66,7 @@ impl TestCq {
         context.record_address = U64::new(record);
         let cqn = machine.number();
         let cq = Arc::new(
-            Cq::new(&machine.burst(), &machine.running().rings, cqn, &context, Some(machine.eq()), false)
-                .unwrap(),
+            Cq::new(&machine.burst(), &machine.running(), cqn, &context, Some(machine.eq()), false).unwrap(),
         );
         machine.running().cqs.insert(cqn, cq);
         Self { cqn, ring, record, log2, consumed: Cell::new(0) }
@@ -59,8 +76,23 @@ impl TestCq {
     pub(super) fn peek(&self, machine: &Machine) -> Option<Cqe> {
         let index = self.consumed.get();
         let slot = u64::from(index & ((1 << self.log2) - 1));
-        let cqe: Cqe = machine.load(self.ring + 32 * slot);
+        let cqe: Cqe = machine.load(self.ring + machine.entry_bytes * (slot + 1) - 32);
         (cqe.owner.owner() == (index >> self.log2 & 1 != 0)).then_some(cqe)
+    }
+
+    /// The queue itself.
+    pub(super) fn cq(&self, machine: &Machine) -> Arc<Cq> {
+        machine.running().cqs.get(self.cqn).unwrap()
+    }
+
+    /// The queue as a consumer sees it that goes on in a new ring, after the marker.
+    pub(super) fn moved(&self, ring: u64, log2: u8, consumed: u32) -> Self {
+        Self { cqn: self.cqn, ring, record: self.record, log2, consumed: Cell::new(consumed) }
+    }
+
+    /// Bytes of the ring.
+    pub(super) fn bytes(&self, machine: &Machine) -> Vec<u8> {
+        machine.read(self.ring, machine.entry_bytes << self.log2)
     }
 
     /// The next entry.
@@ -105,29 +137,45 @@ pub(super) struct QpConfig {
     /// Remote write, read, atomic.
     pub(super) rights: (bool, bool, bool),
     pub(super) ack_timeout: u8,
+    /// log2 of the reads and atomics under way, as requester and as responder.
+    pub(super) log2_reads: (u8, u8),
     pub(super) srqn: Option<u32>,
     pub(super) qkey: u32,
     pub(super) pkey_index: u8,
+    /// Port, from 1.
+    pub(super) port: u8,
+    /// Makes an XRC target of a domain.
+    pub(super) xrcd: Option<u16>,
+    /// The queues' memory isn't where the HCA is told.
+    pub(super) lost: bool,
+    /// Fast register work requests are allowed.
+    pub(super) fast_register: bool,
 }
 
 impl QpConfig {
     pub(super) fn new(service: ServiceType) -> Self {
+        let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&service);
         Self {
             service,
             log2_sends: 6,
             log2_receives: 5,
             strides: (8, 6),
             pd: PD,
-            log2_max_message: 30,
+            log2_max_message: if datagrams { 12 } else { 30 },
             mtu: Mtu::MTU_1024,
             retries: 2,
             rnr_retries: 2,
             rights: (true, true, true),
             // About 1 ms.
             ack_timeout: 8,
+            log2_reads: (2, 2),
             srqn: None,
             qkey: 0x1234_5678,
             pkey_index: 0,
+            port: 1,
+            xrcd: None,
+            lost: false,
+            fast_register: false,
         }
     }
 }
@@ -146,7 +194,8 @@ pub(super) struct TestQp {
 impl TestQp {
     /// A queue pair in INIT.
     pub(super) fn new(machine: &Machine, send: &TestCq, receive: &TestCq, config: QpConfig) -> Self {
-        Self::with_number(machine, send, receive, config, machine.number())
+        let target = if config.xrcd.is_some() { 1 << 23 } else { 0 };
+        Self::with_number(machine, send, receive, config, machine.number() | target)
     }
 
     pub(super) fn with_number(
@@ -176,15 +225,18 @@ impl TestQp {
         context.flags.set_service(config.service);
         context.pd = Number24::wrapping(config.pd);
         context.sq_size = sq_size;
-        context.rq_size = if config.srqn.is_some() { WqSize::from_bits(0xfc) } else { rq_size };
+        let no_queue = config.srqn.is_some() || config.service == ServiceType::XRC;
+        context.xrcd.set_xrcd(config.xrcd.unwrap_or(0));
+        context.rq_size = if no_queue { WqSize::from_bits(0xfc) } else { rq_size };
         context.uar_page = Number24::wrapping(UAR);
         context.send_cqn = Number24::wrapping(send.cqn);
         context.receive_cqn = Number24::wrapping(receive.cqn);
         context.record_address = U64::new(record);
-        context.pages = machine.ring_pages(buffer, pages);
+        context.pages = machine.ring_pages(if config.lost { NOWHERE } else { buffer }, pages);
         context.qkey = U32::new(config.qkey);
+        context.requester.set_fast_register(config.fast_register);
         context.primary_path.pkey_index = config.pkey_index;
-        context.primary_path.sched_queue = SchedQueue::BASE;
+        context.primary_path.sched_queue = SchedQueue::BASE.with_port_index(config.port - 1);
         context.mtu_message = MtuMessage::new().with_mtu(Mtu::MTU_4096).with_log2_max_message(12);
         let (write, read, atomic) = config.rights;
         context.responder.set_remote_write(write);
@@ -199,9 +251,19 @@ impl TestQp {
     }
 
     pub(super) fn transition(&self, machine: &Machine, opcode: mlx4_wire::cmd::Opcode, mailbox: &QpMailbox) {
+        self.try_transition(machine, opcode, mailbox).unwrap();
+    }
+
+    pub(super) fn try_transition(
+        &self,
+        machine: &Machine,
+        opcode: mlx4_wire::cmd::Opcode,
+        mailbox: &QpMailbox,
+    ) -> Result<(), Status> {
         let (burst, running) = (machine.burst(), machine.running());
-        self.qp.transition(&burst, &running, opcode, mailbox, true).unwrap();
+        self.qp.transition(&burst, &running, opcode, mailbox, true)?;
         machine.hca.engine.ring(self.qpn);
+        Ok(())
     }
 
     /// INIT to RTR.
@@ -210,12 +272,13 @@ impl TestQp {
         mailbox.optional = OptPar::new().with_primary_path(true);
         let context = &mut mailbox.context;
         let datagrams = [ServiceType::UD, ServiceType::MLX].contains(&self.config.service);
-        let (mtu, log2) =
-            if datagrams { (Mtu::MTU_4096, 12) } else { (self.config.mtu, self.config.log2_max_message) };
-        context.mtu_message = MtuMessage::new().with_mtu(mtu).with_log2_max_message(log2);
+        let mtu = if datagrams { Mtu::MTU_4096 } else { self.config.mtu };
+        context.mtu_message =
+            MtuMessage::new().with_mtu(mtu).with_log2_max_message(self.config.log2_max_message);
         context.remote_qpn = Number24::wrapping(remote);
         context.primary_path = path;
         context.rnr_next_psn.set_next_receive_psn(psn);
+        context.responder.set_log2_max_reads(self.config.log2_reads.1);
         // 0.01 ms.
         context.rnr_next_psn.set_min_rnr_timer(1);
         self.transition(machine, mlx4_wire::cmd::Opcode::INIT2RTR_QP, &mailbox);
@@ -227,6 +290,7 @@ impl TestQp {
         let context = &mut mailbox.context;
         context.next_send_psn = Number24::wrapping(psn);
         context.primary_path.timeout = PathTimeout::new().with_ack_timeout(self.config.ack_timeout);
+        context.requester.set_log2_max_reads(self.config.log2_reads.0);
         context.requester.set_retry_count(self.config.retries);
         context.requester.set_rnr_retry(self.config.rnr_retries);
         self.transition(machine, mlx4_wire::cmd::Opcode::RTR2RTS_QP, &mailbox);
@@ -297,7 +361,25 @@ const SRQ_STRIDE: u64 = 64;
 impl TestSrq {
     /// A queue of 16 WQEs, linked with a step of 3.
     pub(super) fn new(machine: &Machine, pd: u32) -> Self {
-        let (ring, record) = (machine.pages(1), machine.pages(1));
+        Self::of_domain(machine, pd, (0, 0), machine.pages(1), machine.pages(1))
+    }
+
+    /// One of an XRC domain, with a CQ.
+    pub(super) fn xrc(machine: &Machine, pd: u32, cq: &TestCq, xrcd: u16) -> Self {
+        Self::of_domain(machine, pd, (cq.cqn, xrcd), machine.pages(1), machine.pages(1))
+    }
+
+    /// One whose doorbell record can't be read.
+    pub(super) fn lost(machine: &Machine) -> Self {
+        Self::of_domain(machine, PD, (0, 0), machine.pages(1), NOWHERE)
+    }
+
+    /// One in a page that others may use too.
+    pub(super) fn sharing(machine: &Machine, page: u64) -> Self {
+        Self::of_domain(machine, PD, (0, 0), page, page + 2048)
+    }
+
+    fn of_domain(machine: &Machine, pd: u32, (cqn, xrcd): (u32, u16), ring: u64, record: u64) -> Self {
         for slot in 0..16u16 {
             machine.store(ring + SRQ_STRIDE * u64::from(slot) + 2, &U16::new((slot + 3) % 16));
         }
@@ -306,9 +388,11 @@ impl TestSrq {
         context.stride.set_log2_stride_less_4(2);
         context.pages = machine.ring_pages(ring, 1);
         context.pd = Number24::wrapping(pd);
+        context.cq.set_cqn(cqn);
+        context.xrcd = U16::new(xrcd);
         context.record_address = U64::new(record);
         let srqn = machine.number();
-        let srq = Arc::new(Srq::new(&machine.burst(), &machine.running().rings, srqn, &context).unwrap());
+        let srq = Arc::new(Srq::new(&machine.burst(), &machine.running(), srqn, &context).unwrap());
         machine.running().srqs.insert(srqn, srq.clone());
         Self { srqn, srq, ring, record, head: Cell::new(0), posted: Cell::new(0) }
     }

@@ -1,22 +1,28 @@
 //! The completion queue: polling and arming.
 
+mod resize;
+mod ring;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mlx4_wire::Number24;
-use mlx4_wire::cqe::{CQE_BYTES, Cqe, CqeOwner};
+use mlx4_wire::cqe::Cqe;
 use mlx4_wire::doorbell::{CqArm, CqArmCommand, CqArmRecord, CqDoorbell};
 use mlx4_wire::wqe::Opcode;
-use zerocopy::{FromZeros, IntoBytes, transmute};
+use zerocopy::transmute;
+
+use self::resize::Resize;
+pub use self::resize::ResizeError;
+use self::ring::Ring;
 
 use crate::completion::{Completed, Completion, PostedReceive, PostedSend, Received};
 use crate::geometry::CqGeometry;
 use crate::record::{CompletionRecord, Place, PlaceError};
 use crate::{Doorbell, RingMemory};
 
-const CQE: usize = CQE_BYTES as usize;
-/// Offset of the word with the owner byte, which the HCA writes last.
-const LAST_WORD: usize = CQE - 4;
+/// The bit of a QP number that an XRC target has, and only it.
+pub const XRC_TARGET: u32 = 1 << 23;
 
 /// What an armed CQ notifies of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +59,12 @@ pub trait WorkQueues {
 
     /// A receive request of a QP, or of its SRQ, has completed. `None` if it isn't outstanding.
     fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive>;
+
+    /// A receive request of an XRC SRQ has completed. `None` if it isn't outstanding.
+    fn xrc_completed(&mut self, srqn: u32, wqe_index: u16) -> Option<PostedReceive> {
+        let _none_has_such = (srqn, wqe_index);
+        None
+    }
 }
 
 /// Bytes of the longest message (IBTA vol. 1, 9.7.7.1).
@@ -103,9 +115,9 @@ pub enum CqError {
 
 /// A completion queue.
 pub struct CompletionQueue<M, D> {
-    place: Place<M>,
+    ring: Ring<M>,
+    resize: Resize<M>,
     record: CompletionRecord<M>,
-    geometry: CqGeometry,
     cqn: u32,
     doorbell: D,
     sequence: Arc<ArmSequence>,
@@ -118,7 +130,7 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
     /// [`CompletionQueue::reset`] does.
     ///
     /// # Errors
-    /// The ring isn't inside its memory or not aligned to 32 bytes, or the record is not in its own.
+    /// The ring isn't inside its memory or not aligned to an entry, or the record is not in its own.
     pub fn new(
         place: Place<M>,
         record: Place<M>,
@@ -126,11 +138,10 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
         cqn: u32,
         doorbell: D,
     ) -> Result<Self, PlaceError> {
-        place.check(geometry.bytes() as usize, CQE)?;
         Ok(Self {
-            place,
+            ring: Ring::new(place, geometry)?,
+            resize: Resize::None,
             record: CompletionRecord::new(record)?,
-            geometry,
             cqn: cqn & Number24::MAX,
             doorbell,
             sequence: Arc::new(ArmSequence(AtomicU32::new(1))),
@@ -140,7 +151,7 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
 
     /// The geometry.
     pub fn geometry(&self) -> &CqGeometry {
-        &self.geometry
+        self.ring.geometry()
     }
 
     /// The sequence number of arm requests, for whoever takes events.
@@ -153,16 +164,17 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
         self.consumer = 0;
         self.record.set_consumer_index(0);
         self.record.set_arm(CqArmRecord::new());
-        let fill = [mlx4_wire::cqe::CQE_FILL; CQE];
-        for index in 0..self.geometry.entries() {
-            self.place.memory.write(self.offset(index), &fill);
-        }
+        self.resize = Resize::None;
+        self.ring.fill();
     }
 
     /// Takes the next completion; `None` if there is none. The HCA may reuse its entry after
     /// [`CompletionQueue::commit`].
     pub fn poll(&mut self, queues: &mut impl WorkQueues) -> Option<Result<Completion, CqError>> {
-        let cqe = self.entry(self.consumer)?;
+        let mut cqe = self.ring.entry(self.consumer)?;
+        if cqe.owner.is_resize() && self.turn() {
+            cqe = self.ring.entry(self.consumer)?;
+        }
         self.consumer = self.consumer.wrapping_add(1);
         Some(resolve(&cqe, queues))
     }
@@ -191,47 +203,42 @@ impl<M: RingMemory, D: Doorbell> CompletionQueue<M, D> {
     /// Takes all completions of a QP out, which was destroyed or reset: the HCA writes no more of them.
     /// `dropped` is told the entry of each, newest first.
     pub fn clean(&mut self, qpn: u32, mut dropped: impl FnMut(&Cqe)) {
-        let mut at = self.consumer;
-        while at.wrapping_sub(self.consumer) < self.geometry.entries() && self.entry(at).is_some() {
-            at = at.wrapping_add(1);
-        }
+        self.take_out(|cqe| {
+            let its = cqe.qp.qpn() == qpn;
+            if its {
+                dropped(cqe);
+            }
+            its
+        });
+    }
+
+    /// Takes all completions of an XRC SRQ out, which was destroyed: the HCA writes no more of them.
+    pub fn clean_xrc(&mut self, srqn: u32) {
+        self.take_out(|cqe| xrc_srqn(cqe) == Some(srqn));
+    }
+
+    fn take_out(&mut self, mut its: impl FnMut(&Cqe) -> bool) {
+        self.turn();
+        let mut at = self.ring.end(self.consumer, |_| false);
         let mut gone = 0;
         while at != self.consumer {
             at = at.wrapping_sub(1);
-            let Some(cqe) = self.entry(at) else { continue };
-            if cqe.qp.qpn() == qpn {
+            let Some(cqe) = self.ring.entry(at) else { continue };
+            if its(&cqe) {
                 gone += 1;
-                dropped(&cqe);
             } else if gone != 0 {
-                self.replace(at.wrapping_add(gone), cqe);
+                self.ring.replace(at.wrapping_add(gone), cqe);
             }
         }
         self.consumer = self.consumer.wrapping_add(gone);
         self.commit();
     }
+}
 
-    fn offset(&self, index: u32) -> usize {
-        self.place.offset + (index & (self.geometry.entries() - 1)) as usize * CQE
-    }
-
-    /// The entry at an index, if it is this side's.
-    fn entry(&self, index: u32) -> Option<Cqe> {
-        let offset = self.offset(index);
-        let last = self.place.memory.observe(offset + LAST_WORD);
-        let pass = index & self.geometry.entries() != 0;
-        if CqeOwner::from_bits(last[3]).owner() != pass {
-            return None;
-        }
-        let mut cqe = Cqe::new_zeroed();
-        self.place.memory.read(offset, &mut cqe.as_mut_bytes()[..LAST_WORD]);
-        cqe.as_mut_bytes()[LAST_WORD..].copy_from_slice(&last);
-        Some(cqe)
-    }
-
-    fn replace(&self, index: u32, mut cqe: Cqe) {
-        cqe.set_owner(index & self.geometry.entries() != 0);
-        self.place.memory.write(self.offset(index), cqe.as_bytes());
-    }
+/// The SRQ of a completion of an XRC target.
+fn xrc_srqn(cqe: &Cqe) -> Option<u32> {
+    let target = cqe.qp.qpn() & XRC_TARGET != 0 && !cqe.owner.is_send();
+    target.then(|| cqe.source.remote_qpn())
 }
 
 fn resolve(cqe: &Cqe, queues: &mut impl WorkQueues) -> Result<Completion, CqError> {
@@ -247,7 +254,11 @@ fn resolve(cqe: &Cqe, queues: &mut impl WorkQueues) -> Result<Completion, CqErro
         }
         (posted.wr_id, posted.room)
     } else {
-        let posted = queues.receive_completed(qpn, wqe_index).ok_or(missing)?;
+        let posted = match xrc_srqn(cqe) {
+            Some(srqn) => queues.xrc_completed(srqn, wqe_index),
+            None => queues.receive_completed(qpn, wqe_index),
+        };
+        let posted = posted.ok_or(missing)?;
         (posted.wr_id, posted.room)
     };
     let (byte_count, room) = match outcome {
@@ -267,7 +278,7 @@ impl<M, D> std::fmt::Debug for CompletionQueue<M, D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CompletionQueue")
             .field("cqn", &self.cqn)
-            .field("geometry", &self.geometry)
+            .field("geometry", self.ring.geometry())
             .field("consumer", &self.consumer)
             .finish_non_exhaustive()
     }

@@ -1,12 +1,16 @@
 //! Completion queues.
 
-use std::collections::BTreeMap;
+mod resize;
+mod works;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx4_queue::geometry::CqGeometry;
-use mlx4_queue::{CompletionQueue, Notify, Place, PostedReceive, PostedSend, WorkQueues};
-use virtio_rdma::request::completion::{CqCreated, CqFlags, CreateCq, DestroyCq};
+use mlx4_queue::{CompletionQueue, Notify, Place};
+use virtio_rdma::request::completion::{CqCreated, CqFlags, CreateCq, DestroyCq, ModifyCq};
 use virtio_rdma::{Reserved, U16, U32, U64};
+
+use self::works::Works;
 
 use crate::arena::{Block, PAGE};
 use crate::channel::CompChannel;
@@ -14,7 +18,8 @@ use crate::device::{Bell, ObjectKind, Open, Subscriber, Vector};
 use crate::error::{Error, Result};
 use crate::memory::Span;
 use crate::qp::Work;
-use crate::wr::Wc;
+use crate::srq::SharedRing;
+use crate::wr::{Wc, WcStatus};
 
 /// Size and alignment of memory for a record, in bytes: a cache line.
 pub(crate) const RECORD_BYTES: usize = 64;
@@ -22,33 +27,6 @@ pub(crate) const RECORD_BYTES: usize = 64;
 /// A completion queue (`ibv_cq`).
 #[derive(Debug)]
 pub struct Cq(Arc<Queue>);
-
-/// The queues whose requests complete here.
-#[derive(Debug, Default)]
-struct Works {
-    by_number: BTreeMap<u32, Arc<Work>>,
-    /// That of the last completion, most likely also of the next.
-    last: Option<Arc<Work>>,
-}
-
-impl Works {
-    fn find(&mut self, qpn: u32) -> Option<&Arc<Work>> {
-        if self.last.as_ref().is_none_or(|last| last.qpn() != qpn) {
-            self.last = Some(Arc::clone(self.by_number.get(&qpn)?));
-        }
-        self.last.as_ref()
-    }
-}
-
-impl WorkQueues for Works {
-    fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
-        self.find(qpn)?.send_completed(wqe_index)
-    }
-
-    fn receive_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedReceive> {
-        self.find(qpn)?.receive_completed(wqe_index)
-    }
-}
 
 #[derive(Debug)]
 struct State {
@@ -64,12 +42,26 @@ pub(crate) struct Queue {
     open: Arc<Open>,
     handle: u32,
     cqn: u32,
-    cqe: u32,
     state: Mutex<State>,
     vector: Option<Arc<Vector>>,
-    ring: Block,
+    /// Locked before the state; held while it is resized.
+    ring: Mutex<Block>,
     record: Block,
     ended: bool,
+}
+
+/// The ring for at least `cqe` completions.
+fn geometry(open: &Open, cqe: u32) -> Result<CqGeometry> {
+    let most = open.attributes().max_cqe.get();
+    if cqe == 0 || cqe > most {
+        return Err(Error::Invalid(format!("a CQ holds 1 to {most} completions, not {cqe}")));
+    }
+    Ok(CqGeometry::new(cqe, open.limits())?.with_wide_entries(open.wide_completions()))
+}
+
+/// Where a block's memory starts.
+fn place(block: &Block) -> Place<Span> {
+    Place { memory: block.span().clone(), offset: 0 }
 }
 
 impl Queue {
@@ -78,11 +70,7 @@ impl Queue {
         if channel.is_some_and(|channel| !channel.is_of(open)) {
             return Err(Error::Invalid("the channel is of another context".into()));
         }
-        let most = open.attributes().max_cqe.get();
-        if cqe == 0 || cqe > most {
-            return Err(Error::Invalid(format!("a CQ holds 1 to {most} completions, not {cqe}")));
-        }
-        let geometry = CqGeometry::new(cqe, open.limits())?;
+        let geometry = geometry(open, cqe)?;
         let ring = open.arena().allocate(geometry.bytes() as usize, PAGE)?;
         let record = open.arena().allocate(RECORD_BYTES, RECORD_BYTES)?;
         let (CqCreated { cq, cqn, arm }, uar) = open.with_uar(|uar| {
@@ -98,7 +86,6 @@ impl Queue {
             open.make(&body, &[&ring, &record])
         })?;
         let (handle, cqn) = (cq.get(), cqn.get());
-        let place = |block: &Block| Place { memory: block.span().clone(), offset: 0 };
         let doorbell = Bell::new(&uar, &arm)?;
         let queue = CompletionQueue::new(place(&ring), place(&record), geometry, cqn, doorbell)?;
         let turnover = open.turnover();
@@ -113,10 +100,9 @@ impl Queue {
             open: Arc::clone(open),
             handle,
             cqn,
-            cqe: geometry.completions(),
             state: Mutex::new(State { ring: queue, works: Works::default(), failed: None }),
             vector: channel.map(|channel| Arc::clone(channel.vector())),
-            ring,
+            ring: Mutex::new(ring),
             record,
             ended: false,
         })
@@ -137,20 +123,35 @@ impl Queue {
 
     /// From now on requests of a queue pair complete here.
     pub(crate) fn attach(&self, work: &Arc<Work>) {
-        self.lock().works.by_number.insert(work.qpn(), Arc::clone(work));
+        self.lock().works.attach(work);
     }
 
     /// Takes out the completions of a queue pair that the HCA has reset.
     pub(crate) fn clean(&self, qpn: u32) {
-        self.lock().ring.clean(qpn, |_| {});
+        let State { ring, works, .. } = &mut *self.lock();
+        ring.clean(qpn, |cqe| {
+            if !cqe.owner.is_send() {
+                works.receive_dropped(qpn, cqe.wqe_index.get());
+            }
+        });
     }
 
     /// Takes out the completions of a queue pair that is gone, and forgets it.
     pub(crate) fn detach(&self, qpn: u32) {
+        self.clean(qpn);
+        self.lock().works.detach(qpn);
+    }
+
+    /// From now on requests of an XRC SRQ complete here.
+    pub(crate) fn attach_xrc(&self, srqn: u32, ring: &Arc<SharedRing>) {
+        self.lock().works.attach_xrc(srqn, ring);
+    }
+
+    /// Takes out the completions of an XRC SRQ that is gone, and forgets it.
+    pub(crate) fn detach_xrc(&self, srqn: u32) {
         let mut state = self.lock();
-        state.ring.clean(qpn, |_| {});
-        state.works.by_number.remove(&qpn);
-        state.works.last = None;
+        state.ring.clean_xrc(srqn);
+        state.works.detach_xrc(srqn);
     }
 
     fn poll(&self, wcs: &mut [Wc]) -> Result<usize> {
@@ -163,8 +164,12 @@ impl Queue {
         let mut count = 0;
         for wc in wcs {
             match ring.poll(works) {
-                Some(Ok(completion)) => *wc = Wc::from(completion),
+                Some(Ok(completion)) => {
+                    *wc = Wc::from(completion);
+                    works.ended(wc.status == WcStatus::Success);
+                }
                 Some(Err(error)) => {
+                    works.ended(false);
                     *failed = Some(error.into());
                     break;
                 }
@@ -185,7 +190,8 @@ impl Queue {
         self.ended = true;
         let _turnover = self.open.turnover();
         let body = DestroyCq { cq: U32::new(self.handle), reserved: Reserved::ZERO };
-        let result = self.open.end(&body, &[&self.ring, &self.record]);
+        let ring = self.ring.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let result = self.open.end(&body, &[ring, &self.record]);
         if let Some(vector) = &self.vector {
             vector.unsubscribe(self.handle);
         }
@@ -221,7 +227,29 @@ impl Cq {
     /// Completions that it can hold, at least as many as were asked for. If more come before they are polled it
     /// fails: [`EventType::CqErr`](crate::EventType::CqErr).
     pub fn cqe(&self) -> u32 {
-        self.0.cqe
+        self.0.lock().ring.geometry().completions()
+    }
+
+    /// Makes it hold at least `cqe` completions (`ibv_resize_cq`). What is there stays; polling may go on
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// It would hold none, more than a CQ can, or fewer than are there (`EINVAL`); there is no more memory
+    /// (`ENOMEM`); the device can't (`EOPNOTSUPP`); the device is lost.
+    pub fn resize(&self, cqe: u32) -> Result<()> {
+        self.0.resize(cqe)
+    }
+
+    /// Sets that an event waits for `count` completions, but not longer than `period` µs (`ibv_modify_cq`); zeros:
+    /// it waits for nothing.
+    ///
+    /// # Errors
+    /// One is more than [`DeviceAttr::max_cq_count`](crate::DeviceAttr::max_cq_count) or
+    /// [`DeviceAttr::max_cq_period`](crate::DeviceAttr::max_cq_period) (`EINVAL`); the device can't
+    /// (`EOPNOTSUPP`); the device is lost.
+    pub fn modify(&self, count: u16, period: u16) -> Result<()> {
+        let body = ModifyCq { cq: U32::new(self.0.handle), count: U16::new(count), period: U16::new(period) };
+        self.0.open.call(&body).map(|_| ())
     }
 
     /// Takes completions into the start of `wcs` and returns how many there were (`ibv_poll_cq`).
@@ -248,14 +276,18 @@ impl Cq {
         Ok(())
     }
 
-    /// Ends it (`ibv_destroy_cq`), as dropping it does. Its events that are still in the channel are gone then.
+    /// Ends it (`ibv_destroy_cq`): its events that are still in the channel, and asynchronous ones that nobody has
+    /// taken, are gone then. Waits until those that were taken are acknowledged, which dropping it does not.
     ///
     /// # Errors
     /// Queue pairs still use it (`EBUSY`): then it ends with the last of them. The HCA doesn't give it back: its
     /// memory is then kept aside.
     pub fn destroy(self) -> Result<()> {
         match Arc::into_inner(self.0) {
-            Some(mut queue) => queue.end(),
+            Some(mut queue) => {
+                let (open, handle) = (Arc::clone(&queue.open), queue.handle);
+                open.after_acks(ObjectKind::Cq, handle, || queue.end())
+            }
             None => Err(Error::Busy("the CQ")),
         }
     }

@@ -1,0 +1,132 @@
+//! What a burst remembers of memory keys, so that the next work request finds its keys without a look into ICM.
+//!
+//! Nothing outlives the burst, so whoever takes a key back and waits for bursts is right; and nothing outlives a
+//! change that the HCA itself makes in ICM, by a command or a work request.
+
+use std::cell::Cell;
+
+use mlx4_wire::ctx::mpt::MptEntry;
+use zerocopy::FromZeros;
+
+use super::Run;
+
+/// Keys that a burst remembers.
+const KEYS: usize = 4;
+
+/// Valid keys that a burst has looked up, with the pages looked up last.
+#[derive(Debug, Default)]
+pub(crate) struct KeyCache {
+    changes: Cell<u64>,
+    entries: [KeyEntry; KEYS],
+    /// Keys that were remembered so far.
+    count: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct KeyEntry {
+    key: Cell<Option<u32>>,
+    number: Cell<u64>,
+    mpt: Cell<MptEntry>,
+    run: Cell<Run>,
+}
+
+impl Default for KeyEntry {
+    fn default() -> Self {
+        let mpt = Cell::new(MptEntry::new_zeroed());
+        Self { key: Cell::new(None), number: Cell::default(), mpt, run: Cell::default() }
+    }
+}
+
+/// A place in a [`KeyCache`], as long as it is the same key's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    index: usize,
+    /// Number of the key among all that were remembered.
+    number: u64,
+}
+
+impl KeyCache {
+    pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, MptEntry)> {
+        if self.changes.get() != changes {
+            return None;
+        }
+        let index = self.entries.iter().position(|entry| entry.key.get() == Some(key))?;
+        let entry = &self.entries[index];
+        Some((Place { index, number: entry.number.get() }, entry.mpt.get()))
+    }
+
+    /// Remembers a key as it was at a count of changes.
+    pub(super) fn insert(&self, key: u32, changes: u64, mpt: &MptEntry) -> Place {
+        if self.changes.replace(changes) != changes {
+            self.entries.iter().for_each(|entry| entry.key.set(None));
+        }
+        let number = self.count.get();
+        self.count.set(number + 1);
+        // Less than the number of entries.
+        let index = usize::try_from(number % KEYS as u64).unwrap_or(0);
+        let entry = &self.entries[index];
+        entry.key.set(Some(key));
+        entry.number.set(number);
+        entry.mpt.set(*mpt);
+        entry.run.set(Run::default());
+        Place { index, number }
+    }
+
+    /// The pages that were looked up last through the key of a place.
+    pub(super) fn run(&self, place: Place) -> Run {
+        self.entry(place).map_or_else(Run::default, |entry| entry.run.get())
+    }
+
+    pub(super) fn set_run(&self, place: Place, run: Run) {
+        if let Some(entry) = self.entry(place) {
+            entry.run.set(run);
+        }
+    }
+
+    /// The entry of a place, unless another key has taken it.
+    fn entry(&self, place: Place) -> Option<&KeyEntry> {
+        self.entries.get(place.index).filter(|entry| entry.number.get() == place.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mpt(start: u64) -> MptEntry {
+        let mut entry = MptEntry::new_zeroed();
+        entry.start.set(start);
+        entry
+    }
+
+    #[test]
+    fn keys_are_remembered_until_others_take_their_places() {
+        let cache = KeyCache::default();
+        let run = Run { va: 7, bus: 8, len: 9 };
+        let first = cache.insert(1, 5, &mpt(100));
+        cache.set_run(first, run);
+        assert_eq!(cache.find(1, 5).map(|(place, mpt)| (place, mpt.start.get())), Some((first, 100)));
+        assert_eq!(cache.run(first).len, 9);
+        let others = (2..).take(KEYS);
+        let last = others.clone().last().unwrap();
+        others.for_each(|key| _ = cache.insert(key, 5, &mpt(0)));
+        assert!(cache.find(1, 5).is_none());
+        // Whoever still walks the region of key 1 doesn't give its pages to the key that is there now.
+        cache.set_run(first, run);
+        assert_eq!(cache.run(first).len, 0);
+        let (now, _) = cache.find(last, 5).unwrap();
+        assert_eq!((now.index, cache.run(now).len), (first.index, 0));
+    }
+
+    #[test]
+    fn keys_are_forgotten_when_the_hca_has_changed_icm() {
+        let cache = KeyCache::default();
+        let old = cache.insert(1, 5, &mpt(0));
+        cache.insert(2, 5, &mpt(0));
+        assert!(cache.find(1, 6).is_none());
+        let new = cache.insert(2, 6, &mpt(50));
+        assert!(cache.find(1, 6).is_none() && cache.find(1, 5).is_none());
+        assert_eq!(cache.find(2, 6).map(|(place, mpt)| (place, mpt.start.get())), Some((new, 50)));
+        assert_ne!(old, new);
+    }
+}
