@@ -154,7 +154,8 @@ fn peer(scene: &Scene, harm: Harm) -> Result<()> {
         Harm::Truncated => ftruncate(bad.memory.file(), 0)?,
         Harm::Punched => {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(bad.memory.file(), flags, 0, BYTES)?;
+            // Its virtqueues stay: zeros there break them, and it is told to reset.
+            fallocate(bad.memory.file(), flags, DATA, DATA_BYTES)?;
         }
         Harm::Removed => {
             let all = bad.region();
