@@ -205,7 +205,8 @@ fn rings_in_the_region_arrive_and_the_reader_asks_for_kicks_as_ever() {
         guest.guest.kick(FIRST_KICK);
         wait_until(|| scene.hca.sends(process.qpn) == (value, value));
     }
-    assert!(ring(&area, process.arm, 7) || area.load(SLEEPING) == 0);
+    wait_until(|| area.load(SLEEPING) != 0);
+    assert!(ring(&area, process.arm, 7), "the reader sleeps and wants no kick");
     guest.guest.kick(FIRST_KICK);
     wait_until(|| scene.hca.arms.load(Ordering::Acquire) == 1);
     let stats = guest.guest.call(&QueryStats {}, &[]).unwrap();
