@@ -78,7 +78,7 @@ fn send(
 }
 
 /// What a packet costs of the budget at least, in bytes of payload.
-const LEAST_COST: u64 = 512;
+const LEAST_COST: u64 = 2048;
 
 /// What a packet costs of the budget that this HCA has handed to so many queue pairs.
 fn cost(len: u64, targets: u64) -> u64 {
