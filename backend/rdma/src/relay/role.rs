@@ -17,6 +17,8 @@
 //! - The engine calls its waker for what comes after it was asked to; the thread comes. [`Engine::run`] is called by
 //!   the role's holder only, so no call of it returns in vain because of another one.
 //! - For a change of the list its flag is set, then the thread comes.
+//! - Completion events that are polled ([`Hca::poll_events`]) come of the rings and the engine's run in a round, and are
+//!   taken at its end. For one that comes otherwise the engine has work.
 //!
 //! Who comes gets the role, and looks; or he does not, and then its holder can't let go of it before he has looked once
 //! more, having seen all that the other had ([`Baton`]). A holder that lets go all the same (its rounds are used up,
@@ -119,8 +121,8 @@ impl Shared {
         }
     }
 
-    /// Gives each guest a turn and runs the engine once: no guest makes another wait longer. Answers what was done;
-    /// if nothing was, there may be reason to sleep.
+    /// Gives each guest a turn, runs the engine once, and takes the completion events that came of it: no guest makes
+    /// another wait longer. Answers what was done; if nothing was, there may be reason to sleep.
     pub(super) fn round(&self, role: &mut Role) -> Progress {
         if self.changed.load(Ordering::Relaxed) && self.changed.swap(false, Ordering::Acquire) {
             role.turns = Turns::of(&self.areas());
@@ -131,7 +133,8 @@ impl Shared {
         }
         let rung = role.turns.round(&*self.hca);
         let progress = self.engine.as_ref().map_or_else(Progress::default, |engine| engine.run());
-        Progress { worked: rung | progress.worked, ..progress }
+        let more = self.hca.poll_events();
+        Progress { worked: rung | progress.worked | more, ..progress }
     }
 
     /// Asks for kicks and for the engine's waker. False if there is work already: then nobody is asked.

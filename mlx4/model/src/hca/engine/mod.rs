@@ -73,7 +73,7 @@ pub struct Progress {
 /// Which queue pairs wait for service, and who is to be woken for them.
 pub(crate) struct Engine {
     rung: RunSet,
-    /// CQs with an event that waits.
+    /// CQs with an event that waits, or that is to be polled.
     rung_cqs: RunSet,
     asleep: AtomicBool,
     waker: ArcSwapOption<Waker>,
@@ -106,7 +106,7 @@ impl Engine {
         self.rouse();
     }
 
-    /// Has the timer of a CQ looked after.
+    /// Has the timer of a CQ looked after, or whoever runs the engine look for its event.
     pub(super) fn ring_cq(&self, cqn: u32) {
         self.rung_cqs.ring(cqn);
         self.rouse();
