@@ -36,6 +36,9 @@ pub trait Engine: Send + Sync {
     /// of work; else there is some already.
     fn may_sleep(&self) -> bool;
 
+    /// Announces that the caller is awake again: the waker needn't be called before the next [`Engine::may_sleep`].
+    fn is_awake(&self) {}
+
     /// Sets who is called, on any thread, when there is work after [`Engine::may_sleep`]. It doesn't block.
     fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>);
 }

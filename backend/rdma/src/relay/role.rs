@@ -130,6 +130,7 @@ impl Shared {
         }
         if std::mem::take(&mut role.asleep) {
             role.turns.areas().for_each(|area| area.wake());
+            self.engine.iter().for_each(|engine| engine.is_awake());
         }
         let rung = role.turns.round(&*self.hca);
         let progress = self.engine.as_ref().map_or_else(Progress::default, |engine| engine.run());

@@ -251,6 +251,12 @@ impl Hca {
         nothing && !self.engine.left.load(Ordering::Relaxed)
     }
 
+    /// Announces that whoever calls [`Hca::run`] is awake again, so that the waker isn't called for what he rings before
+    /// he runs it.
+    pub fn is_awake(&self) {
+        self.engine.asleep.store(false, Ordering::Relaxed);
+    }
+
     /// Sets who is woken, after [`Hca::may_sleep`], when there is work for [`Hca::run`]. The waker may be
     /// called on any thread and under locks of the data path: it must neither block nor call the HCA.
     pub fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
