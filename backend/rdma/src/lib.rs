@@ -5,7 +5,7 @@
 //! - [`GuestSocket`]: one guest's device on a vhost-user socket
 //! - [`BareDevice`]: one guest's device without a transport, for fuzz targets
 //! - `device`: the virtqueues of one device: control, events, completion vectors, kicks
-//! - `relay`: doorbell areas and their thread
+//! - `relay`: doorbell areas, and who reads them
 //! - `memory`, `mapping`: guest memory as the transport mapped it; `mapping` has the crate's unsafe code
 //! - `vhost_user`: sockets, connections, rings
 //!

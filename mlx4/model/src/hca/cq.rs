@@ -115,7 +115,8 @@ impl Cq {
     }
 
     /// Writes a completion, and an event if the queue is armed for it. `solicited` also for errors. True if
-    /// the engine must look after the queue's timer ([`Cq::serve`]).
+    /// the engine must run for the queue: to look after its timer ([`Cq::serve`]), or since its event is for a driver
+    /// that polls.
     ///
     /// # Errors
     /// The queue has no room or can't be written; the QP that completes here must go to ERR.
@@ -187,8 +188,7 @@ impl Cq {
         let last = state.context.last_notified_index.number();
         let since = state.producer.wrapping_sub(last) & INDEX_MASK;
         if period == 0 || since >= u32::from(count) {
-            self.notify(burst, state);
-            return false;
+            return self.notify(burst, state);
         }
         if state.due.is_some() {
             return false;
@@ -208,13 +208,13 @@ impl Cq {
         None
     }
 
-    fn notify(&self, burst: &Burst, state: &mut State) {
+    /// Sends the event. True as for [`Eq::push`].
+    fn notify(&self, burst: &Burst, state: &mut State) -> bool {
         state.armed = Armed::No;
         state.due = None;
         state.context.last_notified_index = Number24::wrapping(state.producer);
-        if let Some(eq) = &self.eq {
-            eq.push(burst, Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn)));
-        }
+        let event = || Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn));
+        self.eq.as_ref().is_some_and(|eq| eq.push(burst, event()))
     }
 
     /// Moves the queue to a new ring (MODIFY_CQ): the last entry of the old one is the marker that sends
@@ -268,14 +268,12 @@ impl Cq {
     }
 
     /// Sets event moderation: a period in µs and a number of entries; without a period or a number there is
-    /// none. An event that waits goes out now.
-    pub(crate) fn set_moderation(&self, burst: &Burst, request: &CqContext) {
+    /// none. An event that waits goes out now. True as for [`Cq::push`].
+    pub(crate) fn set_moderation(&self, burst: &Burst, request: &CqContext) -> bool {
         let mut state = self.lock();
         state.context.period = request.period;
         state.context.max_count = request.max_count;
-        if state.due.is_some() && state.live {
-            self.notify(burst, &mut state);
-        }
+        state.due.is_some() && state.live && self.notify(burst, &mut state)
     }
 
     /// Gives the queue back to software: when this returns, nothing is written any more.

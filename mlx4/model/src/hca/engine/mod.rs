@@ -74,7 +74,7 @@ pub struct Progress {
 /// Which queue pairs wait for service, and who is to be woken for them.
 pub(crate) struct Engine {
     rung: RunSet,
-    /// CQs with an event that waits.
+    /// CQs with an event that waits, or that is to be polled.
     rung_cqs: RunSet,
     /// Some of those that were rung wait for the next call of [`Hca::run`].
     left: AtomicBool,
@@ -148,7 +148,7 @@ impl Engine {
         self.rouse();
     }
 
-    /// Has the timer of a CQ looked after.
+    /// Has the timer of a CQ looked after, or whoever runs the engine look for its event.
     pub(super) fn ring_cq(&self, cqn: u32) {
         self.rung_cqs.ring(cqn);
         self.rouse();
@@ -249,6 +249,12 @@ impl Hca {
         fence(Ordering::SeqCst);
         let nothing = self.engine.rung.is_empty() && self.engine.rung_cqs.is_empty();
         nothing && !self.engine.left.load(Ordering::Relaxed)
+    }
+
+    /// Announces that whoever calls [`Hca::run`] is awake again, so that the waker isn't called for what he rings before
+    /// he runs it.
+    pub fn is_awake(&self) {
+        self.engine.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Sets who is woken, after [`Hca::may_sleep`], when there is work for [`Hca::run`]. The waker may be
