@@ -139,7 +139,14 @@ impl Cq {
             Ok(()) => {
                 let log2_largest = log2_entries.max(now.log2_largest);
                 let old = std::mem::replace(&mut *now, Ring { log2_largest, mtt });
-                shared.icm.forget(&shared.commands, old.mtt)
+                // The queue has moved, whatever becomes of the entries of the ring that it has left.
+                if let Err(error) = shared.icm.forget(&shared.commands, old.mtt) {
+                    log::warn!(
+                        "translation entries of a ring that completion queue {:#x} has left: {error}",
+                        self.number()
+                    );
+                }
+                Ok(())
             }
             Err(error) => {
                 // Else its entries stay taken.

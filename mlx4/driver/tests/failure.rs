@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use common::end::End;
-use common::{Card, PATIENCE, Tampered, config, fabric};
+use common::{Card, PATIENCE, Tampered, Untrue, config, fabric};
 use mlx4::{
-    Access, Attributes, CommandFailure, Config, Error, Event, Hca, Pd, QueuePairConfig, Timeouts, Uar,
+    Access, Attributes, CommandFailure, Config, CqConfig, Error, Event, Hca, Pd, QueuePairConfig,
+    RingMemoryPages, Timeouts, Uar,
 };
 use mlx4_pci::PciDevice;
 use mlx4_queue::geometry::{SendSize, Service};
+use mlx4_wire::cmd::Opcode;
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
 
@@ -269,4 +271,44 @@ fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
         assert_eq!(card.dump(), before);
         assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
     }
+}
+
+/// log2 of the entries of rings whose translation entries fill whole chunks of ICM, and of small ones; and of
+/// their bytes per entry.
+const LOG2_LARGE: u8 = 22;
+const LOG2_SMALL: u8 = 7;
+const LOG2_CQE: u8 = 5;
+
+/// The pages of a ring, all of them the same one.
+fn same_page(page: u64, log2_entries: u8) -> Vec<u64> {
+    vec![page; 1 << (log2_entries + LOG2_CQE - 12)]
+}
+
+#[test]
+fn queue_has_moved_although_the_device_does_not_give_back_what_was_of_its_old_ring() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0039_0000, 1);
+    let untrue = Untrue::of(&card);
+    let profile = mlx4::Profile { wide_cqes: false, ..impatient().profile };
+    let hca = Hca::open(card.seam(), &Config { profile, ..impatient() }).unwrap();
+    let (uar, memory) = (hca.uar().unwrap(), card.device.dma().allocate(2 << 12, 1 << 12).unwrap());
+    let ring = |pages| RingMemoryPages { pages, log2_page: 12 };
+    let [large, small] = [LOG2_LARGE, LOG2_SMALL].map(|log2| same_page(memory.iova(), log2));
+    let config = CqConfig {
+        log2_entries: LOG2_LARGE,
+        ring: ring(&large),
+        record: memory.iova() + (1 << 12),
+        uar: &uar,
+        ignore_overrun: false,
+        vector: 0,
+    };
+    let cq = hca.cq(&config, || {}).unwrap();
+    untrue.fail(Opcode::UNMAP_ICM, 1);
+    cq.resize(LOG2_SMALL, &ring(&small)).unwrap();
+    assert!(untrue.is_done(), "the old ring had a chunk of ICM of its own");
+    cq.destroy().unwrap();
+    memory.release().unwrap();
+    hca.close().unwrap();
+    card.device.reset().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
 }
