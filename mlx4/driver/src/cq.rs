@@ -123,7 +123,8 @@ impl Cq {
     ///
     /// # Errors
     /// The ring isn't one of a completion queue, no memory is left, or the device refuses it: the queue is as
-    /// before. If the device doesn't answer, it may use either ring until the next reset.
+    /// before. If the error [leaves it open](Error::leaves_open), the device may use either ring until the
+    /// next reset.
     pub fn resize(&self, log2_entries: u8, ring: &RingMemoryPages<'_>) -> Result<()> {
         let shared = &self.live.shared;
         check_ring(shared, log2_entries, ring)?;
@@ -150,8 +151,10 @@ impl Cq {
             }
             Err(error) => {
                 // Else its entries stay taken.
-                if !error.is_unanswered() {
-                    shared.icm.forget(&shared.commands, mtt)?;
+                if !error.leaves_open()
+                    && let Err(error) = shared.icm.forget(&shared.commands, mtt)
+                {
+                    log::warn!("translation entries of a ring that wasn't taken: {error}");
                 }
                 Err(error)
             }

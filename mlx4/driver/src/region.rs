@@ -236,7 +236,7 @@ impl RegisteredMemory {
         match Region::over(shared, &config, &pages, Owner::Driver) {
             Ok(region) => Ok(Self { region, buffer }),
             Err(error) => {
-                if !error.is_unanswered() {
+                if !error.leaves_open() {
                     buffer.release()?;
                 }
                 Err(error)

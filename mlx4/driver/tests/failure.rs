@@ -14,7 +14,7 @@ use mlx4::{
 };
 use mlx4_pci::PciDevice;
 use mlx4_queue::geometry::{SendSize, Service};
-use mlx4_wire::cmd::Opcode;
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
 
@@ -168,6 +168,7 @@ fn make_and_unmake(hca: &Hca, pd: &Pd, uar: &Uar, unmaking: &dyn Fn()) -> mlx4::
     // Large enough for chunks of ICM of its own.
     let memory = hca.memory(pd, 300 << 20, Access::LOCAL);
     let cq = hca.completion_queue(16, uar, 0, || {});
+    let resized = cq.as_ref().map_or(Ok(()), |cq| cq.resize(100));
     let srq = hca.shared_receive_queue(pd, 16, 1);
     let qp = cq.as_ref().ok().map(|cq| {
         let config = QueuePairConfig {
@@ -192,7 +193,7 @@ fn make_and_unmake(hca: &Hca, pd: &Pd, uar: &Uar, unmaking: &dyn Fn()) -> mlx4::
         Ok::<_, Error>((qp, result))
     });
     unmaking();
-    let mut result = Ok(());
+    let mut result = resized;
     if let Some(qp) = qp {
         match qp {
             Ok((qp, modified)) => result = result.and(modified).and(qp.destroy()),
@@ -257,7 +258,7 @@ fn whichever_command_is_refused_everything_is_given_back() {
 #[test]
 fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
     let fabric = fabric();
-    for command in 0..8u8 {
+    for command in 0..9u8 {
         let card = Card::new(&fabric, 0x0002_c903_0038_0000 + 0x100 * u64::from(command), 1);
         let before = card.dump();
         let (device, nth) = Nth::device(&card, |control| control & !EVENT);
@@ -266,6 +267,28 @@ fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
         nth.set(command.into());
         let error = make_and_unmake(&hca, &pd, &uar, &|| nth.set(-1)).unwrap_err();
         assert!(error.to_string().contains("did not end"), "{error}");
+        let _in_use = hca.close();
+        card.device.reset().unwrap();
+        assert_eq!(card.dump(), before);
+        assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    }
+}
+
+#[test]
+fn whichever_command_fails_in_the_device_itself_no_memory_is_taken_from_it() {
+    let fabric = fabric();
+    let opcodes =
+        [Opcode::MAP_ICM, Opcode::SW2HW_MPT, Opcode::SW2HW_CQ, Opcode::MODIFY_CQ, Opcode::SW2HW_SRQ];
+    for (opcode, guid) in opcodes.into_iter().zip(0x0002_c903_003a_0000..) {
+        let card = Card::new(&fabric, guid, 1);
+        let before = card.dump();
+        let untrue = Untrue::of(&card);
+        let hca = Hca::open(card.seam(), &impatient()).unwrap();
+        let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+        untrue.fail(opcode, 1);
+        let error = make_and_unmake(&hca, &pd, &uar, &|| ()).unwrap_err();
+        assert_eq!(error.to_string(), format!("{opcode} failed with {}", Status::INTERNAL_ERR));
+        assert_ne!(card.device.dma().quarantined(), 0, "{opcode}: the device may have the memory");
         let _in_use = hca.close();
         card.device.reset().unwrap();
         assert_eq!(card.dump(), before);

@@ -173,7 +173,8 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// More are unread than that, no memory is left, or the device refuses it: the queue is as before. If the
-    /// device doesn't answer, or hasn't moved the queue as it should, the queue is lost.
+    /// error [leaves it open](Error::leaves_open), or the device hasn't moved the queue as it should, the queue is
+    /// lost.
     pub fn resize(&self, completions: u32) -> Result<()> {
         let geometry = geometry(&self.shared, completions)?;
         let mut resized = self.resized.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +186,7 @@ impl CompletionQueue {
         }
         let pages = memory.pages();
         if let Err(error) = self.cq.resize(geometry.log2_entries(), &Memory::ring(&pages)) {
-            if !error.is_unanswered() {
+            if !error.leaves_open() {
                 self.poller.ring().cancel_resize();
                 Memory::release(memory);
             }
