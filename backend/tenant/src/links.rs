@@ -243,8 +243,15 @@ fn evict(state: &mut State, hca: &dyn Hca, qpn: u32) -> Result<(), HcaError> {
         end.guest
     );
     match hca.modify_qp(end.qp, &QpModify::state(QpState::Rtr, QpState::Err)) {
-        // In RESET, or gone: it sends nothing.
-        Ok(()) | Err(HcaError::Refused) => {}
+        Ok(()) => {}
+        // Whatever was wrong with the command: what counts is whether it can send.
+        Err(HcaError::Refused) => match hca.query_qp(end.qp)?.state {
+            QpState::Reset | QpState::Err => {}
+            state => {
+                log::error!("queue pair {qpn:#x} can't be put to ERR, it is in {state:?}");
+                return Err(HcaError::Failed);
+            }
+        },
         Err(error) => return Err(error),
     }
     end.events.raise(HcaEvent::Object { cookie: end.cookie, kind: AsyncKind::QpFatal, syndrome: 0 });

@@ -38,6 +38,8 @@ pub(crate) struct Fake {
     /// LMC of each port, whose LID is its number.
     pub(crate) lmc: u8,
     pub(crate) modified: Vec<QpModify>,
+    /// What queries of queue pairs tell as their state, instead of ERR.
+    pub(crate) state: Option<QpState>,
     pub(crate) rung: Vec<(Doorbell, u64)>,
 }
 
@@ -443,8 +445,10 @@ impl Hca for FakeHca {
     }
 
     fn query_qp(&self, qp: QpId) -> Result<QpAttributes, HcaError> {
-        self.lock().known("qp", qp.0, "query qp")?;
-        Ok(super::scene::attributes())
+        let mut fake = self.lock();
+        fake.known("qp", qp.0, "query qp")?;
+        let attributes = super::scene::attributes();
+        Ok(QpAttributes { state: fake.state.unwrap_or(attributes.state), ..attributes })
     }
 
     fn destroy_qp(&self, qp: QpId) -> Result<(), HcaError> {
