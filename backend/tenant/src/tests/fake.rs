@@ -32,6 +32,8 @@ pub(crate) struct Fake {
     pub(crate) wrong: Vec<String>,
     /// Calls that fail, by name, how, and how often.
     pub(crate) faults: BTreeMap<String, (HcaError, u32)>,
+    /// How often such calls work before.
+    pub(crate) faults_after: BTreeMap<String, u32>,
     /// Regions with windows bound to them.
     pub(crate) bound: BTreeSet<u32>,
     pub(crate) max_maps: usize,
@@ -49,6 +51,10 @@ pub(crate) struct FakeHca(Mutex<Fake>);
 impl Fake {
     fn call(&mut self, call: &str) -> Result<(), HcaError> {
         self.log.push(call.to_owned());
+        if let Some(left) = self.faults_after.get_mut(call).filter(|left| **left > 0) {
+            *left -= 1;
+            return Ok(());
+        }
         match self.faults.get_mut(call) {
             Some((error, left)) if *left > 0 => {
                 *left -= 1;
