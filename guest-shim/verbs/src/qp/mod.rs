@@ -284,8 +284,7 @@ impl Qp {
     /// The window is of type 2 (`EINVAL`); window, region and queue pair are not of one domain (`EPERM`); as
     /// [`Qp::post_send`].
     pub fn bind_mw(&self, mw: &Mw, bind: &MwBind<'_>) -> Result<u32> {
-        let rkey = inc_rkey(mw.rkey());
-        self.post_bind(MwType::Type1, mw, rkey, bind).map(|()| rkey)
+        self.post_bind(MwType::Type1, mw, None, bind)
     }
 
     /// Binds a window of type 2 (`ibv_post_send` with `IBV_WR_BIND_MW`), with a key that differs from the one before
@@ -295,16 +294,19 @@ impl Qp {
     /// The window is of type 1, or the key differs in other bits (`EINVAL`); window, region and queue pair are not of
     /// one domain (`EPERM`); as [`Qp::post_send`].
     pub fn post_bind_mw(&self, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
-        self.post_bind(MwType::Type2, mw, rkey, bind)
+        self.post_bind(MwType::Type2, mw, Some(rkey), bind).map(drop)
     }
 
-    fn post_bind(&self, mw_type: MwType, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
+    /// Binds a window with a key, or the next one; returns it.
+    fn post_bind(&self, mw_type: MwType, mw: &Mw, rkey: Option<u32>, bind: &MwBind<'_>) -> Result<u32> {
         self.open().loss().check()?;
+        let _alone = mw.binding();
+        let rkey = rkey.unwrap_or_else(|| inc_rkey(mw.rkey()));
         mw.check(mw_type, rkey, &self.domain, bind)?;
         let (operation, bound) = mw.bind(rkey, bind);
         self.work.post_bind(bind, operation, bound)?;
         mw.set_rkey(rkey);
-        Ok(())
+        Ok(rkey)
     }
 
     /// Posts a receive request (`ibv_post_recv`).
