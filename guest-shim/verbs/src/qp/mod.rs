@@ -147,9 +147,13 @@ impl Qp {
     /// Changes it (`ibv_modify_qp`). The attributes that a transition needs and allows are those of the manual
     /// page. A change to [`QpState::Reset`] takes its completions out of the CQs.
     ///
+    /// A queue pair that is connected within its port to another guest's goes to ERR, with
+    /// [`EventType::QpFatal`](crate::EventType::QpFatal), when that guest connects its own to a third.
+    ///
     /// # Errors
-    /// The transition isn't one, lacks attributes or has some too many, or a value is none (`EINVAL`); nothing
-    /// has changed then. The device is lost.
+    /// The transition isn't one, lacks attributes or has some too many, or a value is none (`EINVAL`); a Q_Key has
+    /// the top bit set, which is not for guests (`EPERM`); within the port, the queue pair that it shall be connected
+    /// to is another guest's and connected to a third (`EADDRINUSE`): nothing has changed then. The device is lost.
     pub fn modify(&self, attr: &QpAttr) -> Result<()> {
         let mut state = self.lock_state();
         let to = attr.qp_state.unwrap_or(*state);
@@ -200,10 +204,10 @@ impl Qp {
         self.modify(&QpAttr { sq_psn: Some(0), ..QpAttr::state(QpState::Rts) })
     }
 
-    /// INIT to RTR.
+    /// INIT to RTR, which connects it.
     ///
     /// # Errors
-    /// As [`Qp::modify`].
+    /// As [`Qp::modify`]; the other end is taken (`EADDRINUSE`).
     pub fn to_rtr(&self, attr: RtrAttr) -> Result<()> {
         self.modify(&attr.into())
     }
