@@ -17,8 +17,14 @@ impl Running {
     }
 
     pub(crate) fn dealloc_xrcd(&self, xrcd: XrcdId) -> Result<(), HcaError> {
-        let xrcd = take_unused(&self.objects().xrcds, xrcd.0)?;
-        self.ended(xrcd.driver.destroy(), ())
+        let Xrcd { id, driver, users } = take_unused(&self.objects().xrcds, xrcd.0)?;
+        match driver.destroy_unused() {
+            Ok(Some(driver)) => {
+                self.objects().xrcds.insert(Xrcd { id, driver, users });
+                Err(HcaError::Busy)
+            }
+            ended => self.ended(ended.map(drop), ()),
+        }
     }
 
     pub(crate) fn offers_xrc(&self) -> Result<(), HcaError> {

@@ -290,7 +290,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Objects of the device are still in use.
+    /// An object can't go while others use it.
+    #[error("{0} is used by other objects, which must go first")]
+    Used(&'static str),
+    /// The device was closed while objects were in use.
     #[error("{0} objects of the device were still in use; the device was reset")]
     InUse(usize),
     /// A management datagram was answered with an error.

@@ -120,6 +120,36 @@ fn objects_in_use_at_close_are_counted_and_the_device_is_reset() {
 }
 
 #[test]
+fn queues_that_queue_pairs_still_use_are_given_back() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_003b_0000, 1);
+    let hca = Hca::open(card.seam(), &Config { ports: false, ..config() }).unwrap();
+    let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+    let cq = hca.completion_queue(16, &uar, 0, || {}).unwrap();
+    let srq = hca.shared_receive_queue(&pd, 16, 1).unwrap();
+    let config = QueuePairConfig {
+        service: Service::Rc,
+        pd: &pd,
+        uar: &uar,
+        send_cq: &cq,
+        receive_cq: &cq,
+        send: SendSize { requests: 4, sges: 1, inline: 0 },
+        receives: 0,
+        receive_sges: 0,
+        srq: Some(&srq),
+    };
+    let qp = hca.queue_pair(&config).unwrap();
+    let srq = srq.destroy_unused().unwrap().expect("the queue pair has it");
+    let cq = cq.destroy_unused().unwrap().expect("the queue pair has it");
+    srq.post(1, &[]).unwrap();
+    qp.destroy().unwrap();
+    assert!(srq.destroy_unused().unwrap().is_none());
+    assert!(cq.destroy_unused().unwrap().is_none());
+    hca.close().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
 fn device_that_vanishes_is_noticed() {
     let fabric = fabric();
     let card = Card::new(&fabric, 0x0002_c903_0035_0000, 1);

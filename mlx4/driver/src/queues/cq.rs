@@ -211,15 +211,24 @@ impl CompletionQueue {
     /// Takes the queue back and frees its memory.
     ///
     /// # Errors
-    /// The device doesn't give it back, and the memory stays mapped until the next reset; or queue pairs still
-    /// use it.
+    /// The device doesn't give it back, or queue pairs still use it: the memory stays mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
-        let Some(poller) = Arc::into_inner(self.poller) else { return Err(Error::InUse(1)) };
+        self.destroy_unused()?.map_or(Ok(()), |_lost| Err(Error::Used("completion queue")))
+    }
+
+    /// As [`CompletionQueue::destroy`]; but if queue pairs still use it, it stays as it is, and is returned.
+    ///
+    /// # Errors
+    /// The device doesn't give it back, and the memory stays mapped until the next reset.
+    pub fn destroy_unused(self) -> Result<Option<Self>> {
+        if Arc::strong_count(&self.poller) > 1 {
+            return Ok(Some(self));
+        }
         self.cq.destroy()?;
-        drop(poller);
+        drop(self.poller);
         let resized = self.resized.into_inner().unwrap_or_else(PoisonError::into_inner);
         resized.into_iter().chain([self.memory]).for_each(Memory::release);
-        Ok(())
+        Ok(None)
     }
 }
 
