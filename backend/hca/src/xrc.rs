@@ -40,7 +40,8 @@ impl Running {
         }
         let owner = self.owner(spec.guest, spec.cookie)?;
         let xrcd = known(&self.objects().xrcds, spec.xrcd.ok_or(HcaError::Refused)?.0)?;
-        let held = vec![xrcd.users.one()];
+        // Its send queue is a page of the domain's.
+        let held = (vec![xrcd.users.one()], owner.guest.share.take(1, 1)?);
         let (driver, held) = self.made(self.driver.xrc_target(&xrcd.driver), held)?;
         Ok(self.keep_qp(spec, NewQp { driver, bell: None, owner, held }))
     }
