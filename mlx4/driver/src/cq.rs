@@ -124,7 +124,8 @@ impl Cq {
     ///
     /// # Errors
     /// The ring isn't one of a completion queue, no memory is left, or the device refuses it: the queue is as
-    /// before. If the device doesn't answer, it may use either ring until the next reset.
+    /// before. If the error [leaves it open](Error::leaves_open), the device may use either ring until the
+    /// next reset.
     pub fn resize(&self, log2_entries: u8, ring: &RingMemoryPages<'_>) -> Result<()> {
         let shared = &self.live.shared;
         check_ring(shared, log2_entries, ring)?;
@@ -140,12 +141,21 @@ impl Cq {
             Ok(()) => {
                 let log2_largest = log2_entries.max(now.log2_largest);
                 let old = std::mem::replace(&mut *now, Ring { log2_largest, mtt });
-                shared.icm.forget(&shared.commands, old.mtt)
+                // The queue has moved, whatever becomes of the entries of the ring that it has left.
+                if let Err(error) = shared.icm.forget(&shared.commands, old.mtt) {
+                    log::warn!(
+                        "translation entries of a ring that completion queue {:#x} has left: {error}",
+                        self.number()
+                    );
+                }
+                Ok(())
             }
             Err(error) => {
                 // Else its entries stay taken.
-                if !error.is_unanswered() {
-                    shared.icm.forget(&shared.commands, mtt)?;
+                if !error.leaves_open()
+                    && let Err(error) = shared.icm.forget(&shared.commands, mtt)
+                {
+                    log::warn!("translation entries of a ring that wasn't taken: {error}");
                 }
                 Err(error)
             }
