@@ -10,8 +10,8 @@ use super::stage::Stage;
 const NOT_PROVOKED: &[(Reason, &str)] = &[
     (Reason::NONE, "it is no refusal"),
     (Reason::READ_ONLY_MEMORY, "vhost-user has no word for memory that can't be written"),
-    (Reason::MAPPING_LIMIT, "it takes more regions than a memory of a few MiB has chunks"),
-    (Reason::HCA_LIMIT, "a guest's limits end before the HCA's do"),
+    (Reason::MAPPING_LIMIT, "it takes 2^14 chunks of 2 MiB: this guest has four"),
+    (Reason::HCA_LIMIT, "one guest comes there by tens of GiB of scattered pages only, which takes minutes"),
     (Reason::PRIVILEGED_MAD, "this device has no MAD agents: NOT_OFFERED comes first"),
     (Reason::COMMAND_FAILED, "the HCA's doing"),
     (Reason::COMMAND_TIMEOUT, "the HCA's doing"),

@@ -93,6 +93,8 @@ pub(crate) const CHANGES: &[Row] = &[
     ("MODIFY_QP to RTR", &[("attributes.rq_psn", |_| 1 << 24)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.dest_qp_num", |_| 1 << 24)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.dest_qp_num", |s| s.scene.foreign.qpn.into())], R::TAKEN),
+    // The same as the number of a target of extended connections.
+    ("MODIFY_QP to RTR", &[("attributes.dest_qp_num", |s| (s.scene.foreign.qpn | 1 << 23).into())], R::TAKEN),
     (
         "MODIFY_QP to RTR",
         &[("attributes.max_dest_rd_atomic", |s| u64::from(s.device.max_qp_rd_atom.get()) + 1)],
