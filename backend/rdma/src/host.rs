@@ -56,7 +56,7 @@ pub struct RdmaHost {
 }
 
 impl RdmaHost {
-    /// Starts the relay's thread of an HCA that works. With an `engine` the thread drives that too.
+    /// Starts the relay's thread of an HCA that works. With an `engine` whoever reads the doorbells drives that too.
     ///
     /// # Errors
     /// The thread can't be started.

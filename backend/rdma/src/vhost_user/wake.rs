@@ -10,6 +10,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use paraverbs_tenant::Notify;
+use virtio_rdma::queue::MAX_VECTORS;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 /// Worker threads of a connection.
@@ -23,6 +24,7 @@ const MADS: u32 = 2;
 const FIRST_VECTOR: u32 = 4;
 /// The worker of kicks will take what is due.
 const COLLECTING: u32 = 1 << 31;
+const _: () = assert!(FIRST_VECTOR << (MAX_VECTORS - 1) < COLLECTING);
 
 /// What there is to deliver.
 #[derive(Clone, Copy, Debug)]
