@@ -219,6 +219,10 @@ impl Hca for Mlx4Hca {
             }),
         };
     }
+
+    fn poll_events(&self) -> bool {
+        self.poll()
+    }
 }
 
 fn send_value(qpn: u32) -> u64 {

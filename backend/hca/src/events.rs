@@ -1,4 +1,4 @@
-//! Events: from the driver's threads to the guests that they are for.
+//! Events: from the driver to the guests that they are for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

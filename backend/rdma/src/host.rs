@@ -45,7 +45,7 @@ pub(crate) enum GuestRefused {
     Tenant(#[from] MemoryError),
 }
 
-/// The virtio-rdma devices of one HCA, and the thread that reads their doorbells.
+/// The virtio-rdma devices of one HCA, and the relay of their doorbells.
 #[derive(Debug)]
 pub struct RdmaHost {
     host: Arc<Host>,

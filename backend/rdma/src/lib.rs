@@ -3,15 +3,16 @@
 //! - [`RdmaHost`]: the devices of one HCA, and the thread that reads all their doorbell areas; it drives the
 //!   HCA's [`Engine`] too, if it has one
 //! - [`GuestSocket`]: one guest's device on a vhost-user socket
-//! - [`BareDevice`]: one guest's device without a transport, for fuzz targets
+//! - `BareDevice`, with the feature `bare`: one guest's device without a transport, for fuzz targets
 //! - `device`: the virtqueues of one device: control, events, completion vectors, kicks
-//! - `relay`: doorbell areas and their thread
+//! - `relay`: doorbell areas, and who reads them
 //! - `memory`, `mapping`: guest memory as the transport mapped it; `mapping` has the crate's unsafe code
 //! - `vhost_user`: sockets, connections, rings
 //!
 //! Everything from a guest is hostile: it costs that guest its own device at most. Does not: decide what a request
 //! may do (`paraverbs-tenant` does), post or poll.
 
+#[cfg(feature = "bare")]
 mod bare;
 mod device;
 mod host;
@@ -20,6 +21,7 @@ mod memory;
 mod relay;
 mod vhost_user;
 
+#[cfg(feature = "bare")]
 pub use bare::BareDevice;
 pub use host::RdmaHost;
 pub use relay::{Engine, Progress, RelayConfig};

@@ -29,6 +29,15 @@ use crate::hca::{
 /// Queue pairs that are put to ERR while nobody else gets at the connections.
 const EVICTED_AT_ONCE: usize = 4;
 
+/// Tells that a queue pair is the target of extended connections. Whether a card looks at it in a packet isn't
+/// documented; and no two numbers differ in it alone.
+const XRC_TARGET: u32 = 1 << 23;
+
+/// The number that a queue pair is known by here, with or without what tells of a target.
+const fn plain(qpn: u32) -> u32 {
+    qpn & !XRC_TARGET
+}
+
 /// A way that packets of a connection take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
@@ -159,13 +168,13 @@ impl Links {
 
     /// A queue pair exists.
     pub(crate) fn insert(&self, qpn: u32, end: End) {
-        self.lock().insert(qpn, end);
+        self.lock().insert(plain(qpn), end);
     }
 
     /// A queue pair is about to be destroyed: from now on it is put to ERR by nobody. What it was is for
     /// [`Links::put_back`], if it stays.
     pub(crate) fn remove(&self, qpn: u32, qp: QpId) -> Option<End> {
-        let mut state = self.lock();
+        let (mut state, qpn) = (self.lock(), plain(qpn));
         let end = state.ends.get(&qpn).filter(|end| end.qp == qp)?.clone();
         state.set(qpn, None);
         state.ends.remove(&qpn);
@@ -175,7 +184,7 @@ impl Links {
     /// A queue pair was not destroyed.
     pub(crate) fn put_back(&self, qpn: u32, end: End) {
         let link = end.link;
-        let mut state = self.lock();
+        let (mut state, qpn) = (self.lock(), plain(qpn));
         state.insert(qpn, End { link: None, ..end });
         state.set(qpn, link);
     }
@@ -193,7 +202,7 @@ impl Links {
 
     /// A queue pair is connected to nothing any more.
     pub(crate) fn disconnect(&self, qpn: u32) {
-        self.lock().set(qpn, None);
+        self.lock().set(plain(qpn), None);
     }
 
     /// A queue pair is about to be changed. Notes what it will be connected to, if the change says something of it.
@@ -214,10 +223,10 @@ impl Links {
         let way = |path: &Path| lids.way(hca, path).map_err(reason);
         let primary = modify.path.as_ref().map(way).transpose()?;
         let alternate = modify.alternate.as_ref().map(|alternate| way(&alternate.path)).transpose()?;
-        let mut state = self.lock();
+        let (mut state, qpn) = (self.lock(), plain(qpn));
         let Some(end) = state.ends.get(&qpn) else { return Ok(None) };
         let (guest, before) = (end.guest, end.link);
-        let dest = modify.dest_qpn.or(before.map(|link| link.dest));
+        let dest = modify.dest_qpn.map(plain).or(before.map(|link| link.dest));
         let primary = primary.or(before.map(|link| link.primary));
         let (Some(dest), Some(primary)) = (dest, primary) else { return Ok(None) };
         let alternate = alternate.or(before.and_then(|link| link.alternate));

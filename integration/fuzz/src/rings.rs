@@ -1,27 +1,34 @@
 //! A guest's work requests, doorbell records and doorbells, written by hand, in the model's engine.
 //!
-//! The guest has connected queue pairs of RC and UC, one of datagrams, and one whose requests for receives are
-//! shared; all of them his own, made anew each time. Beside him lives a victim, whose keys he knows.
+//! The guest has connected queue pairs of RC and UC, one of datagrams with large sends, one whose requests for
+//! receives are shared, and an extended connection; memory windows; and the page of his doorbells. All of them are his
+//! own, made anew each time. Beside him lives a victim, whose keys he knows.
 
 mod guest;
+mod request;
+mod watch;
+
+use std::collections::BTreeMap;
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use arbitrary::Arbitrary;
 use mlx4::Profile;
+use mlx4_model::device::PciFunction;
 use mlx4_model::fabric::Fabric;
 use mlx4_model::seam::ModelDevice;
-use mlx4_wire::wqe::{
-    AtomicSeg, ByteCount, CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg, RemoteAddressSeg,
-};
-use mlx4_wire::{U32, U64};
+use mlx4_wire::U32;
+use mlx4_wire::doorbell::{CQ_DOORBELL, SEND_DOORBELL, UAR_PAGE_BYTES};
+use mlx4_wire::wqe::{CtrlFlags, CtrlOpcode, CtrlSeg, CtrlSize, DataSeg};
 use paraverbs_hca::{Mlx4Config, Mlx4Hca};
 use paraverbs_tenant::hca::{Doorbell, Hca, Target};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::input::{one, operations};
 use crate::parts::{card, eventually, fabric, seam, settle};
-use guest::{Bare, DATA, DATA_BYTES, Guest, Keys, QPS, RECORDS, RING_BYTES};
+use guest::{Bare, DATA, DATA_BYTES, Guest, QPS, RECORDS, RING_BYTES};
+use request::{Segment, Whole, World};
+use watch::Watch;
 
 /// State of a port that is ready.
 const ACTIVE: u8 = 4;
@@ -30,60 +37,15 @@ const ACTIVE: u8 = 4;
 const PATTERN: u8 = 0xa5;
 
 #[derive(Arbitrary, Debug)]
-enum Key {
-    Own,
-    Victims,
-    /// Of a number near one's own.
-    Near(i8),
-    Reserved,
-    Any(u32),
-}
-
-#[derive(Arbitrary, Debug)]
-enum Address {
-    /// In the region, from its start or back from its end.
-    Inside(u16),
-    End(u8),
-    /// The bus address that the guest's memory begins at.
-    Window(u32),
-    Any(u64),
-}
-
-#[derive(Arbitrary, Debug)]
-enum Segment {
-    Data {
-        key: Key,
-        address: Address,
-        count: u16,
-    },
-    LongData {
-        key: Key,
-        address: Address,
-        count: u32,
-    },
-    Remote {
-        key: Key,
-        address: Address,
-    },
-    Atomic {
-        swap: u64,
-        compare: u64,
-    },
-    Raw([u8; 16]),
-    Inline(u16),
-    /// An address vector to a queue pair of one's own.
-    Vector {
-        qp: u8,
-        qkey: u32,
-        port: u8,
-        lid: Option<u16>,
-        flags: u8,
-    },
-}
-
-#[derive(Arbitrary, Debug)]
 enum Step<'a> {
-    /// A request behind the last one, and a doorbell for it.
+    /// A whole request behind the last one, signalled, and a doorbell for it.
+    Whole {
+        qp: u8,
+        flags: u8,
+        far_srq: Option<u8>,
+        request: Whole,
+    },
+    /// A request of any segments, likewise.
     Post {
         qp: u8,
         opcode: u8,
@@ -113,7 +75,26 @@ enum Step<'a> {
     Arm {
         value: u64,
     },
+    /// A store to the page of the guest's doorbells.
+    Store {
+        place: Place,
+        word: u32,
+        second: Option<u32>,
+    },
+    /// Asks to be told when an SRQ has fewer receives.
+    Limit {
+        srq: u8,
+        limit: u8,
+    },
     Run,
+}
+
+/// Where in the page of doorbells.
+#[derive(Arbitrary, Debug)]
+enum Place {
+    Send,
+    Arm,
+    Any(u16),
 }
 
 /// Queue pairs' opcodes for requests, the valid ones first.
@@ -122,13 +103,17 @@ const OPCODES: [u8; 20] = [
     0x0f, 0x1c, 0x1f,
 ];
 
+/// Flags of a request: a completion always comes; and those that whole requests may have besides.
+const SIGNALLED: u32 = 3 << 2;
+const FLAGS: u32 = 0x32;
+
 struct Scene {
     device: Arc<ModelDevice>,
     hca: Arc<Mlx4Hca>,
-    lid: u16,
+    watch: Arc<Watch>,
+    world: World,
     attacker: Bare,
     _victim: (Bare, Guest),
-    victims_keys: Keys,
     victims_memory: mlx4_pci::HostMemory,
     _fabric: Arc<Fabric>,
 }
@@ -138,7 +123,7 @@ static SCENE: LazyLock<Mutex<Scene>> = LazyLock::new(|| Mutex::new(Scene::new())
 /// Does what a guest may do without asking anybody.
 pub fn run(bytes: &[u8]) {
     let scene = SCENE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut guest = Guest::new(&scene.hca, &scene.attacker, scene.lid);
+    let mut guest = Guest::new(&scene.hca, &scene.attacker, scene.world.lid);
     for step in operations::<Step<'_>>(bytes, 100) {
         scene.take(&mut guest, &step);
     }
@@ -147,10 +132,18 @@ pub fn run(bytes: &[u8]) {
     guest.destroy(&scene.hca);
 }
 
+/// How often each kind of completion and event has come of what was done so far: good ones of requests and receives by
+/// opcode, others by syndrome.
+pub fn reached() -> BTreeMap<String, u64> {
+    SCENE.lock().unwrap_or_else(PoisonError::into_inner).watch.counts()
+}
+
 impl Scene {
     fn new() -> Self {
         let fabric = fabric(true);
         let device = card(&fabric, 0x0002_c903_00f1_0000);
+        let watch = Arc::new(Watch::new());
+        device.hca().inject(Arc::<Watch>::clone(&watch));
         let profile = Profile { log2_cqs: 10, log2_mcgs: 8, ..Profile::default() };
         let config = Mlx4Config { profile, completion_eqs: 1, ..Mlx4Config::default() };
         let hca = Mlx4Hca::open(seam(&device), config).unwrap();
@@ -159,100 +152,33 @@ impl Scene {
         let (attacker, victim) = (Bare::new(&hca, 0), Bare::new(&hca, 1));
         victim.memory.write(DATA, &[PATTERN; DATA_BYTES]).unwrap();
         let guest = Guest::new(&hca, &victim, lid);
-        let (victims_keys, victims_memory) = (guest.keys, victim.memory.clone());
+        let world = World { victims: guest.keys, lid, window: attacker.window };
+        let victims_memory = victim.memory.clone();
         let victim = (victim, guest);
-        Self { device, hca, lid, attacker, _victim: victim, victims_keys, victims_memory, _fabric: fabric }
-    }
-
-    fn key(&self, key: &Key, guest: &Guest, remote: bool) -> u32 {
-        let of = |keys: &Keys| if remote { keys.rkey } else { keys.lkey };
-        match *key {
-            Key::Own => of(&guest.keys),
-            Key::Victims => of(&self.victims_keys),
-            Key::Near(by) => of(&guest.keys).wrapping_add_signed(by.into()),
-            Key::Reserved => 0x100,
-            Key::Any(key) => key,
-        }
-    }
-
-    fn address(&self, address: &Address) -> u64 {
-        match *address {
-            Address::Inside(offset) => guest::ADDRESS + u64::from(offset),
-            Address::End(before) => guest::ADDRESS + DATA_BYTES as u64 - u64::from(before),
-            Address::Window(offset) => self.attacker.window.wrapping_add(offset.into()),
-            Address::Any(address) => address,
-        }
-    }
-
-    fn data(&self, guest: &Guest, key: &Key, address: &Address, count: u32) -> Vec<u8> {
-        let mut data = DataSeg::new_zeroed();
-        data.byte_count = ByteCount::from_bits(U32::new(count));
-        data.lkey = U32::new(self.key(key, guest, false));
-        data.address = U64::new(self.address(address));
-        data.as_bytes().to_vec()
-    }
-
-    fn segment(&self, segment: &Segment, guest: &Guest) -> Vec<u8> {
-        match segment {
-            Segment::Data { key, address, count } => self.data(guest, key, address, u32::from(*count)),
-            Segment::LongData { key, address, count } => self.data(guest, key, address, *count),
-            Segment::Remote { key, address } => {
-                let mut remote = RemoteAddressSeg::new_zeroed();
-                remote.rkey = U32::new(self.key(key, guest, true));
-                remote.address = U64::new(self.address(address));
-                remote.as_bytes().to_vec()
-            }
-            Segment::Atomic { swap, compare } => {
-                [swap.to_be_bytes(), compare.to_be_bytes()].concat()[..size_of::<AtomicSeg>()].to_vec()
-            }
-            Segment::Raw(bytes) => bytes.to_vec(),
-            Segment::Inline(length) => {
-                let length = u32::from(*length);
-                let mut bytes = (0x8000_0000 | length).to_be_bytes().to_vec();
-                bytes.resize(16 + usize::try_from(length % 128).unwrap() / 16 * 16, 0x17);
-                bytes
-            }
-            Segment::Vector { qp, qkey, port, lid, flags } => {
-                let mut vector = [0; 48];
-                let pd = guest.pd_number & 0xff_ffff | u32::from(*port) << 24;
-                vector[0..4].copy_from_slice(&pd.to_be_bytes());
-                vector[5] = *flags;
-                vector[6..8].copy_from_slice(&lid.unwrap_or(self.lid).to_be_bytes());
-                let qpn = guest.qps[usize::from(*qp) % QPS].number;
-                vector[32..36].copy_from_slice(&qpn.to_be_bytes());
-                vector[36..40].copy_from_slice(&qkey.to_be_bytes());
-                vector.to_vec()
-            }
-        }
+        Self { device, hca, watch, world, attacker, _victim: victim, victims_memory, _fabric: fabric }
     }
 
     fn take(&self, guest: &mut Guest, step: &Step<'_>) {
         let memory = &self.attacker.memory;
         match step {
-            Step::Post { qp, opcode, immediate, flags, units, segments } => {
+            Step::Whole { qp, flags, far_srq, request } => {
                 let qp = usize::from(*qp) % QPS;
-                let body: Vec<u8> =
-                    segments.iter().flatten().flat_map(|segment| self.segment(segment, guest)).collect();
-                let (slot, pass) = guest.next_slot(qp);
-                let length = body.len().min(guest.qps[qp].stride - 16);
-                let units = units.unwrap_or(u8::try_from(1 + length / 16).unwrap());
-                let mut ctrl = CtrlSeg::new_zeroed();
-                ctrl.opcode = CtrlOpcode::from_bits(U32::new(u32::from(one(&OPCODES, *opcode)) | pass));
-                ctrl.size = CtrlSize::new().with_units(u32::from(units & 0x3f));
-                ctrl.flags = CtrlFlags::from_bits(U32::new(*flags));
-                let mut head = ctrl.as_bytes().to_vec();
-                head[12..16].copy_from_slice(&immediate.to_be_bytes());
-                memory.write(slot + 16, &body[..length]).unwrap();
-                memory.write(slot, &head).unwrap();
-                self.ring(guest, qp);
+                let parts = request.parts(guest, &self.world);
+                let far = far_srq.map_or_else(|| guest.far_srq(qp), |number| u32::from(number) << 8);
+                let flags = SIGNALLED | far | u32::from(*flags) & FLAGS;
+                let numbers = (u32::from(parts.opcode.0), parts.immediate, flags);
+                self.post(guest, qp, numbers, None, &parts.body);
+            }
+            Step::Post { qp, opcode, immediate, flags, units, segments } => {
+                let bytes = |segment: &Segment| segment.bytes(guest, &self.world);
+                let body: Vec<u8> = segments.iter().flatten().flat_map(bytes).collect();
+                let numbers = (u32::from(one(&OPCODES, *opcode)), *immediate, *flags);
+                self.post(guest, usize::from(*qp) % QPS, numbers, *units, &body);
             }
             Step::Receive { qp, segments } => {
-                let body: Vec<u8> = segments
-                    .iter()
-                    .flatten()
-                    .flat_map(|segment| self.segment(segment, guest))
-                    .chain(DataSeg::TERMINATOR.as_bytes().iter().copied())
-                    .collect();
+                let bytes = |segment: &Segment| segment.bytes(guest, &self.world);
+                let body = segments.iter().flatten().flat_map(bytes);
+                let body: Vec<u8> = body.chain(DataSeg::TERMINATOR.as_bytes().iter().copied()).collect();
                 guest.post_receive(memory, usize::from(*qp) % QPS, &body);
             }
             Step::Write { qp, offset, bytes } => {
@@ -269,8 +195,50 @@ impl Scene {
                 let target = Target::Arm(guest.cq);
                 self.hca.ring(Doorbell { uar: guest.uar, target }, *value);
             }
+            Step::Store { place, word, second } => self.store(place, *word, *second),
+            Step::Limit { srq, limit } => {
+                let srq = guest.srqs[usize::from(*srq) % guest.srqs.len()].id;
+                self.hca.arm_srq(srq, u32::from(*limit % 64)).unwrap();
+            }
             Step::Run => settle(self.device.hca()),
         }
+    }
+
+    /// Writes a request of an opcode, an immediate and flags behind the last one, and rings for it.
+    fn post(
+        &self,
+        guest: &mut Guest,
+        qp: usize,
+        (opcode, immediate, flags): (u32, u32, u32),
+        units: Option<u8>,
+        body: &[u8],
+    ) {
+        let (slot, pass) = guest.next_slot(qp);
+        let length = body.len().min(guest.qps[qp].stride - 16);
+        let units = units.unwrap_or(u8::try_from(1 + length / 16).unwrap());
+        let mut ctrl = CtrlSeg::new_zeroed();
+        ctrl.opcode = CtrlOpcode::from_bits(U32::new(opcode | pass));
+        ctrl.size = CtrlSize::new().with_units(u32::from(units & 0x3f));
+        ctrl.flags = CtrlFlags::from_bits(U32::new(flags));
+        let mut head = ctrl.as_bytes().to_vec();
+        head[12..16].copy_from_slice(&immediate.to_be_bytes());
+        self.attacker.memory.write(slot + 16, &body[..length]).unwrap();
+        self.attacker.memory.write(slot, &head).unwrap();
+        self.ring(guest, qp);
+    }
+
+    /// Stores a word or two to the guest's own page, as he can where it is mapped into him. Stores are aligned.
+    fn store(&self, place: &Place, word: u32, second: Option<u32>) {
+        let size = if second.is_some() { 8 } else { 4 };
+        let offset = match place {
+            Place::Send => SEND_DOORBELL,
+            Place::Arm => CQ_DOORBELL,
+            Place::Any(offset) => u32::from(*offset) % UAR_PAGE_BYTES / size * size,
+        };
+        let page = u64::from(self.watch.page()) * u64::from(UAR_PAGE_BYTES);
+        let bytes = [word.to_be_bytes(), second.unwrap_or(0).to_be_bytes()].concat();
+        let size = usize::try_from(size).unwrap();
+        self.device.hca().bar_write(2, page + u64::from(offset), &bytes[..size]);
     }
 
     fn ring(&self, guest: &Guest, qp: usize) {

@@ -67,11 +67,12 @@ pub struct CqState {
 }
 
 impl Cq {
-    /// `notify` is called for each completion event, from a thread of the driver's.
+    /// `notify` is called for each completion event, on whichever thread takes the events of one of these event queues.
     pub(crate) fn new(
         shared: &Arc<Shared>,
         number: Number,
         config: &CqConfig<'_>,
+        eqns: &[u32],
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         check_ring(shared, config.log2_entries, &config.ring)?;
@@ -81,7 +82,7 @@ impl Cq {
         let cqn = number.get();
         let claim = Claim::ring(shared, (Kind::Cq, number), &config.ring)?;
         shared.completions.insert(cqn, Arc::new(CompletionSink { notify }));
-        let context = context(shared, config, claim.mtt());
+        let context = context(config, eqns, claim.mtt());
         let log2_entries = config.log2_entries;
         let made = claim.hand_over(shared, "completion queue", Opcode::SW2HW_CQ, context);
         if made.is_err() {
@@ -212,8 +213,7 @@ fn state(context: &CqContext, log2_entries: u8) -> Result<CqState, FieldError> {
     Ok(CqState { status, consumer, producer })
 }
 
-fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqContext> {
-    let eqns = &shared.completion_eqns;
+fn context(config: &CqConfig<'_>, eqns: &[u32], mtt: &MttRange) -> Result<CqContext> {
     let eqn = eqns.get(config.vector % eqns.len().max(1)).ok_or(Error::Exhausted("completion EQ"))?;
     let eqn = u16::try_from(*eqn).map_err(|_| Error::argument("EQ number", *eqn))?;
     let mut context = CqContext::new_zeroed();

@@ -155,6 +155,23 @@ fn queue_pair_that_is_connected_to_another_can_not_be_named_by_a_third_guest() {
 }
 
 #[test]
+fn bit_of_extended_targets_does_not_lead_around_the_rule() {
+    const TARGET: u32 = 1 << 23;
+    let guests = Guests::new(3);
+    let ([ambush, late], [one], [other]) = (guests.ends(0), guests.ends(1), guests.ends(2));
+    // Whoever waits by the other form of the number is stopped too.
+    guests.connect(0, ambush, OWN, one.qpn ^ TARGET).unwrap();
+    guests.connect(1, one, OWN, other.qpn).unwrap();
+    assert_eq!(guests.put_to_error(), 1);
+    for form in [one.qpn, one.qpn ^ TARGET] {
+        assert_eq!(guests.connect(0, late, OWN, form), Err(Reason::TAKEN));
+    }
+    guests.connect(2, other, OWN, one.qpn ^ TARGET).unwrap();
+    assert_eq!(guests.put_to_error(), 1);
+    guests.end();
+}
+
+#[test]
 fn guest_that_names_a_queue_pair_first_loses_to_the_one_that_it_names() {
     let guests = Guests::new(3);
     let [one, other, thief] = [0, 1, 2].map(|guest| guests.ends::<1>(guest)[0]);

@@ -121,7 +121,8 @@ impl CompletionQueue {
         let ring_pages = Memory::ring(&pages);
         let ignore_overrun = false;
         let config = CqConfig { log2_entries, ring: ring_pages, record, uar, ignore_overrun, vector };
-        let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
+        let eqns = &shared.own_completion_eqns;
+        let cq = memory.unless_kept(Cq::new(shared, number, &config, eqns, notify))?;
         let queues = Queues { pairs: Arc::clone(&shared.queues), shared: Arc::clone(&shared.shared_rings) };
         let poller = Arc::new(Poller { ring: Mutex::new(ring), queues });
         let (resized, shared) = (Mutex::new(None), Arc::clone(shared));
