@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use fastrand::Rng;
 use paraverbs_verbs::{
-    Context, QpAttr, QpState, QpType, RecvWr, SendData, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
+    Context, QpAttr, QpInit, QpState, QpType, RecvWr, SendData, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
 };
 
 use crate::scene::{End, completion, errno};
@@ -137,7 +137,12 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(guests: [&Context; 2], kind: QpType) -> Self {
-        let sides = guests.map(|guest| Side::new(End::of_type(guest, kind)));
+        let masked_atomics = kind == QpType::Rc;
+        let end = |guest: &Context| {
+            let pd = guest.alloc_pd().unwrap();
+            End::with(guest, pd, |init| QpInit { qp_type: kind, masked_atomics, ..init })
+        };
+        let sides = guests.map(|guest| Side::new(end(guest)));
         let new = Self { sides, kind, state: State::Connected };
         new.connect();
         new
@@ -311,15 +316,7 @@ impl Connection {
         let (remote_addr, rkey) = self.remote(to, at);
         let place = &mut self.sides[to].target[at..at + 8];
         let before = u64::from_ne_bytes(place.try_into().unwrap());
-        let (op, opcode, after) = if rng.bool() {
-            let add = rng.u64(..);
-            (SendOp::FetchAdd { remote_addr, rkey, add }, WcOpcode::FetchAdd, before.wrapping_add(add))
-        } else {
-            let compare = if rng.bool() { before } else { rng.u64(..) };
-            let swap = rng.u64(..);
-            let after = if compare == before { swap } else { before };
-            (SendOp::CompareSwap { remote_addr, rkey, compare, swap }, WcOpcode::CompSwap, after)
-        };
+        let (op, opcode, after) = operation(rng, before, (remote_addr, rkey));
         note(format!("{from}: {op:?}"));
         place.copy_from_slice(&after.to_ne_bytes());
         let side = &mut self.sides[from];
@@ -401,4 +398,42 @@ impl Connection {
 
 fn success(wr_id: u64, opcode: WcOpcode) -> Due {
     Due { wr_id, status: WcStatus::Success, opcode: Some(opcode), byte_len: None, imm: None, payload: None }
+}
+
+/// An atomic operation on a number somewhere, how it completes, and what the number is then.
+fn operation(rng: &mut Rng, before: u64, (remote_addr, rkey): (u64, u32)) -> (SendOp, WcOpcode, u64) {
+    let (add, swap) = (rng.u64(..), rng.u64(..));
+    let compare = if rng.bool() { before } else { rng.u64(..) };
+    match rng.u8(..4) {
+        0 => (SendOp::FetchAdd { remote_addr, rkey, add }, WcOpcode::FetchAdd, before.wrapping_add(add)),
+        1 => {
+            let after = if compare == before { swap } else { before };
+            (SendOp::CompareSwap { remote_addr, rkey, compare, swap }, WcOpcode::CompSwap, after)
+        }
+        2 => {
+            // Few bits, so that they are equal now and then.
+            let (compare_mask, swap_mask) = (1 << rng.u8(..64) | 1 << rng.u8(..64), rng.u64(..));
+            let equal = (before ^ compare) & compare_mask == 0;
+            let after = if equal { before & !swap_mask | swap & swap_mask } else { before };
+            let op = SendOp::MaskedCompareSwap { remote_addr, rkey, compare, swap, compare_mask, swap_mask };
+            (op, WcOpcode::MaskedCompSwap, after)
+        }
+        _ => {
+            let boundary = rng.u64(..) & rng.u64(..);
+            let op = SendOp::MaskedFetchAdd { remote_addr, rkey, add, boundary };
+            (op, WcOpcode::MaskedFetchAdd, added(before, add, boundary))
+        }
+    }
+}
+
+/// A sum bit by bit, out of whose marked bits nothing is carried.
+fn added(one: u64, other: u64, boundary: u64) -> u64 {
+    let (mut sum, mut carry) = (0, 0);
+    for place in 0..64 {
+        let bit = |number: u64| number >> place & 1;
+        let here = bit(one) + bit(other) + carry;
+        sum |= (here & 1) << place;
+        carry = if bit(boundary) == 1 { 0 } else { here >> 1 };
+    }
+    sum
 }

@@ -5,11 +5,10 @@ use paraverbs_verbs::{Access, Context, Cq, Mr, Pd, Qp, QpInit};
 
 use crate::scene::errno;
 
-/// How many of each a guest may have, besides those of connections.
-pub(crate) const PDS: u32 = 1;
-pub(crate) const CQS: u32 = 2;
-pub(crate) const MRS: u32 = 3;
-pub(crate) const QPS: u32 = 2;
+/// How many of each come and go; what a guest may have besides is used up.
+const CQS: u32 = 2;
+const MRS: u32 = 3;
+const QPS: u32 = 2;
 /// Bytes that a guest may have registered, those of connections among them.
 pub(crate) const BYTES: u64 = 16 << 20;
 
@@ -21,8 +20,30 @@ pub(crate) struct Objects {
     qps: Vec<Qp>,
     mrs: Vec<(Mr, u8)>,
     cqs: Vec<Cq>,
-    pd: Pd,
+    used: Used,
     guest: Context,
+}
+
+/// What uses up a guest's limits.
+struct Used {
+    _qps: Vec<Qp>,
+    _mrs: Vec<Mr>,
+    _cqs: Vec<Cq>,
+    pds: Vec<Pd>,
+}
+
+/// As many as there may be, and then `rest` fewer.
+fn all_but<T: std::fmt::Debug>(rest: u32, mut make: impl FnMut() -> paraverbs_verbs::Result<T>) -> Vec<T> {
+    let mut all = Vec::new();
+    let refused = loop {
+        match make() {
+            Ok(new) => all.push(new),
+            refused => break refused,
+        }
+    };
+    assert_eq!(errno(refused), ENOMEM);
+    all.truncate(all.len().checked_sub(usize::try_from(rest).unwrap()).unwrap());
+    all
 }
 
 /// A new object if there is room for it, and no memory if there is none.
@@ -35,10 +56,15 @@ fn take<T: std::fmt::Debug>(have: usize, most: u32, result: paraverbs_verbs::Res
 }
 
 impl Objects {
+    /// Uses up what there may be, but for what shall come and go.
     pub(crate) fn new(guest: &Context) -> Self {
-        let pd = guest.alloc_pd().unwrap();
+        let pds = all_but(0, || guest.alloc_pd());
+        let cqs = all_but(CQS, || guest.create_cq(4, None));
+        let qps = all_but(QPS, || pds[0].create_qp(&QpInit::new(&cqs[0])));
+        let mrs = all_but(MRS, || pds[0].alloc_mr(1, Access::ALL));
+        let used = Used { _qps: qps, _mrs: mrs, _cqs: cqs, pds };
         let cqs = vec![guest.create_cq(4, None).unwrap()];
-        Self { qps: Vec::new(), mrs: Vec::new(), cqs, pd, guest: guest.clone() }
+        Self { qps: Vec::new(), mrs: Vec::new(), cqs, used, guest: guest.clone() }
     }
 
     /// Makes something, or destroys it.
@@ -61,7 +87,7 @@ impl Objects {
             3 | 4 => {
                 let bytes = rng.usize(1..70_000);
                 note(format!("a region of {bytes} bytes beside {}", self.mrs.len()));
-                let made = take(self.mrs.len(), MRS, self.pd.alloc_mr(bytes, Access::ALL));
+                let made = take(self.mrs.len(), MRS, self.used.pds[0].alloc_mr(bytes, Access::ALL));
                 let fill = rng.u8(..);
                 if let Some(mr) = &made {
                     mr.fill(0, bytes, fill).unwrap();
@@ -78,7 +104,7 @@ impl Objects {
             }
             6 => {
                 note(format!("a queue pair beside {}", self.qps.len()));
-                let made = self.pd.create_qp(&QpInit::new(&self.cqs[0]));
+                let made = self.used.pds[0].create_qp(&QpInit::new(&self.cqs[0]));
                 self.qps.extend(take(self.qps.len(), QPS, made));
             }
             7 if !self.qps.is_empty() => {
@@ -89,9 +115,9 @@ impl Objects {
                 note("more bytes than there may be, and none".into());
                 if self.mrs.len() < usize::try_from(MRS).unwrap() {
                     let bytes = usize::try_from(BYTES).unwrap();
-                    assert_eq!(errno(self.pd.alloc_mr(bytes, Access::ALL)), ENOMEM);
+                    assert_eq!(errno(self.used.pds[0].alloc_mr(bytes, Access::ALL)), ENOMEM);
                 }
-                assert_eq!(errno(self.pd.alloc_mr(0, Access::ALL)), EINVAL);
+                assert_eq!(errno(self.used.pds[0].alloc_mr(0, Access::ALL)), EINVAL);
             }
             _ => {}
         }

@@ -287,8 +287,8 @@ struct Parts {
 impl Parts {
     fn qp(&self, hca: &Mlx4Hca, bare: &Bare, index: usize) -> OwnQp {
         let (kind, _) = KINDS[index];
-        // A large send has a header and an address vector.
-        let log2_stride = if kind == QpKind::Ud { 8 } else { 6 };
+        // A large send has a header and an address vector, a masked atomic operation four numbers.
+        let log2_stride = if kind == QpKind::Ud { 8 } else { 7 };
         let headroom = (2048 >> log2_stride) + 1;
         let send = QueueGeometry { log2_wqes: LOG2_WQES, log2_stride, max_wr: 64 - headroom, max_sge: 2 };
         let receive = QueueGeometry { log2_wqes: LOG2_WQES, log2_stride: 6, max_wr: 32, max_sge: 2 };

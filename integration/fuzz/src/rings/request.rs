@@ -231,10 +231,10 @@ pub(super) enum Verb {
 /// A whole request.
 #[derive(Arbitrary, Debug)]
 pub(super) struct Whole {
-    verb: Verb,
+    pub(super) verb: Verb,
     /// Bytes of its data, and where they are.
-    count: u16,
-    address: Address,
+    pub(super) count: u16,
+    pub(super) address: Address,
 }
 
 /// What becomes a WQE.

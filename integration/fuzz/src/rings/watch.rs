@@ -1,6 +1,7 @@
 //! What came of the guests' requests: completions and events by kind, counted on their way, and the page that a
 //! guest's doorbells are in.
 
+#[cfg(test)]
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -19,6 +20,10 @@ const SYNDROME: usize = 5;
 const SEND: u8 = 0x40;
 const OPCODE: u8 = 0x1f;
 
+/// First byte of a completion's queue pair, and what is set in it of an extended connection's target.
+const CQE_QPN: usize = 1;
+const XRC_TARGET: u8 = 0x80;
+
 /// Looks, and changes nothing.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -28,6 +33,8 @@ pub(super) struct Watch {
     receives: [AtomicU64; 32],
     errors: [AtomicU64; 256],
     events: [AtomicU64; 256],
+    /// Receives of an extended connection's target.
+    extended: [AtomicU64; 1],
 }
 
 impl Watch {
@@ -38,6 +45,7 @@ impl Watch {
             receives: [const { AtomicU64::new(0) }; 32],
             errors: [const { AtomicU64::new(0) }; 256],
             events: [const { AtomicU64::new(0) }; 256],
+            extended: [const { AtomicU64::new(0) }; 1],
         }
     }
 
@@ -47,12 +55,14 @@ impl Watch {
     }
 
     /// How often each kind of thing has happened, for those that have.
+    #[cfg(test)]
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
-        let tables: [(&str, &[AtomicU64]); 4] = [
+        let tables: [(&str, &[AtomicU64]); 5] = [
             ("request", &self.requests),
             ("receive", &self.receives),
             ("syndrome", &self.errors),
             ("event", &self.events),
+            ("extended", &self.extended),
         ];
         let named = tables.iter().flat_map(|(name, table)| {
             let count = move |(code, count): (usize, &AtomicU64)| {
@@ -89,7 +99,12 @@ impl Fault for Watch {
         match last & OPCODE {
             error if error == CqeOpcode::ERROR.0 => add(&self.errors, cqe[cqe.len() - SYNDROME]),
             opcode if last & SEND != 0 => add(&self.requests, opcode),
-            opcode => add(&self.receives, opcode),
+            opcode => {
+                add(&self.receives, opcode);
+                if cqe[CQE_QPN] & XRC_TARGET != 0 {
+                    add(&self.extended, 0);
+                }
+            }
         }
     }
 }
