@@ -46,10 +46,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_has_the_markers() {
+    fn page_has_its_numbers_and_plots() {
         let page = std::fs::read_to_string(crate::root().join(PAGE)).unwrap();
-        for marker in ["<!-- bench: begin -->\n", "<!-- bench: end -->\n"] {
-            assert_eq!(page.matches(marker).count(), 1, "{marker}");
+        let (_, rest) = page.split_once("<!-- bench: begin -->\n").unwrap();
+        let (numbers, rest) = rest.split_once("<!-- bench: end -->\n").unwrap();
+        assert!(!rest.contains("<!-- bench:"));
+        for heading in ["Latency.", "Bandwidth.", "Who polls.", "Counted."] {
+            assert!(numbers.contains(heading), "{heading}");
+        }
+        let plots: Vec<&str> =
+            rest.split("](").skip(1).filter_map(|link| link.split_once(')')).map(|l| l.0).collect();
+        assert!(!plots.is_empty());
+        for plot in plots {
+            assert!(crate::root().join(PLOTS).join(plot).is_file(), "{plot}");
         }
     }
 }

@@ -29,6 +29,7 @@ const SEED: u32 = 1;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Targets; all of them if none is named
+    #[arg(value_parser = TARGETS)]
     target: Vec<String>,
     /// How long each target runs
     #[arg(long, default_value_t = 60)]
@@ -53,9 +54,6 @@ struct Summary {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(wrong) = args.target.iter().find(|name| !TARGETS.contains(&name.as_str())) {
-        bail!("there is no target {wrong}; there are {}", TARGETS.join(", "));
-    }
     let program = build()?;
     let wanted =
         TARGETS.iter().filter(|name| args.target.is_empty() || args.target.iter().any(|t| t == *name));

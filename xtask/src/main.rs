@@ -26,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Check the edges, prepare the rig, and run the workspace's tests
+    /// Check edges and unsafe code, prepare the rig, run the workspace's tests, then each fuzz target for a minute
     Test(test::Args),
     /// Measure and count what messages cost (`paraverbs bench`, as a release build)
     Bench(bench::Args),

@@ -29,12 +29,11 @@ pub(crate) struct Args {
     #[arg(long = "guest", value_name = "NAME=PATH")]
     guests: Vec<String>,
 
-    /// What connects to the sockets: a VMM, or a process of this host, whose memory must be sealed
+    /// What connects to the sockets
     #[arg(long, value_name = "KIND", default_value = "vm")]
     kind: Kind,
 
-    /// How doorbells reach the HCA: through the guest's memory; through memory mapped into the guest where its VMM
-    /// does that; or the latter on the model only
+    /// How doorbells reach the HCA
     #[arg(long, value_name = "WAY", default_value = "relayed")]
     doorbells: Way,
 
@@ -48,7 +47,7 @@ pub(crate) struct Args {
     socket_path: Option<PathBuf>,
 
     /// A connected socket that was inherited: not supported, see --socket-path
-    #[arg(long, value_name = "FD", conflicts_with = "socket_path")]
+    #[arg(long, value_name = "FD", conflicts_with = "socket_path", hide = true)]
     fd: Option<i32>,
 
     /// Print what this back end can do, as JSON, and end; other options don't matter
@@ -59,7 +58,9 @@ pub(crate) struct Args {
 /// The kinds of guests by their names on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
+    /// A VMM
     Vm,
+    /// A process of this host, whose memory must be sealed
     Process,
 }
 
@@ -75,8 +76,11 @@ impl From<Kind> for GuestKind {
 /// The ways of doorbells by their names on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Way {
+    /// Through the guest's memory: works with every VMM
     Relayed,
+    /// Through memory mapped into the guest where its VMM takes that, else relayed; the model only
     Direct,
+    /// Direct on the model, relayed on a card
     Auto,
 }
 

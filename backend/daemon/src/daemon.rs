@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use mlx4::CompletionEvents;
 use mlx4_model::hca::Hca as ModelHca;
 use mlx4_model::vfio_user::ServedCard;
 use paraverbs_hca::{Mlx4Config, Mlx4Hca};
@@ -61,7 +62,7 @@ impl Daemon {
         let Opened { device, model } = Opened::new(config)?;
         // Ports need the model's data path to come up.
         let engine = model.as_ref().map(Model::run_meanwhile).transpose()?;
-        let hca = Mlx4Hca::open(device, Mlx4Config::default())?;
+        let hca = Mlx4Hca::open(device, hca_config(model.is_some()))?;
         drop(engine);
         let mut daemon = Self {
             device: config.device.to_string(),
@@ -158,6 +159,16 @@ impl Drop for Daemon {
 impl fmt::Debug for Daemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Daemon").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// How the HCA is used. Who runs a model's engine polls for its completion events: they wake nobody then.
+fn hca_config(is_model: bool) -> Mlx4Config {
+    let config = Mlx4Config::default();
+    if is_model {
+        Mlx4Config { completion_eqs: 1, completion_events: CompletionEvents::Polled, ..config }
+    } else {
+        config
     }
 }
 

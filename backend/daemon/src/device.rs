@@ -105,6 +105,10 @@ impl Engine for ModelEngine {
         self.0.may_sleep()
     }
 
+    fn is_awake(&self) {
+        self.0.is_awake();
+    }
+
     fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>) {
         self.0.set_waker(waker);
     }

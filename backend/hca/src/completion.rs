@@ -101,14 +101,14 @@ impl Running {
         let record = spec.memory.record.ok_or(HcaError::Geometry)?;
         let place = self.eqs.place()?;
         let gate = Gate::open(owner.clone());
-        let held = (uar.users.one(), place);
+        let held = ((uar.users.one(), place), owner.guest.share.ring(&pages)?);
         let config = CqConfig {
             log2_entries: log2_entries(&spec.geometry),
             ring: RingMemoryPages { pages: &pages, log2_page: LOG2_RING_PAGE },
             record: record.0,
             uar: &uar.driver,
             ignore_overrun: spec.ignore_overrun,
-            vector: held.1.vector,
+            vector: held.0.1.vector,
         };
         let notified = Arc::clone(&gate);
         let (driver, held) = self.made(self.driver.cq(&config, move || notified.pass()), held)?;
@@ -118,8 +118,9 @@ impl Running {
             Err(error) => return Err(self.undone(&error, driver.destroy(), held)),
         };
         let id = self.life.id(cqn);
+        let (held, entries) = (held.0, Mutex::new(held.1));
         let users = Users::default();
-        self.objects().cqs.insert(Cq { id, driver, uar: uar.id, bell, owner, gate, held, users });
+        self.objects().cqs.insert(Cq { id, driver, uar: uar.id, bell, owner, gate, held, entries, users });
         Ok(Created { id: CqId(id), number: cqn })
     }
 
@@ -134,13 +135,17 @@ impl Running {
         let cq = known(&self.objects().cqs, cq.0)?;
         let pages = ring_pages(ring, layout.ring_bytes)?;
         let ring = RingMemoryPages { pages: &pages, log2_page: LOG2_RING_PAGE };
-        cq.driver.resize(log2_entries(geometry), &ring).map_err(|error| self.fail(&error))
+        let entries = cq.owner.guest.share.ring(&pages)?;
+        let resized = cq.driver.resize(log2_entries(geometry), &ring);
+        let ((), entries) = self.made(resized, entries)?;
+        *cq.entries.lock().unwrap_or_else(PoisonError::into_inner) = entries;
+        Ok(())
     }
 
     pub(crate) fn destroy_cq(&self, cq: CqId) -> Result<(), HcaError> {
         let cq = take_unused(&self.objects().cqs, cq.0)?;
         cq.gate.close();
-        self.ended(cq.driver.destroy(), cq.held)
+        self.ended(cq.driver.destroy(), (cq.held, cq.entries))
     }
 
     /// What of a creation was made must go again, because something else failed.

@@ -14,6 +14,7 @@ use paraverbs_tenant::hca::{
 use crate::geometry;
 use crate::hca::{Mlx4Hca, Running};
 use crate::objects::{Pd, Uar, Users, take_unused};
+use crate::share::Share;
 use crate::table::number;
 
 /// What a guest may say when it arms a CQ: sequence and command, and the consumer index.
@@ -21,11 +22,16 @@ const ARM_OF_GUEST: u64 = 0x3700_0000_00ff_ffff;
 
 impl Running {
     fn alloc_pd(&self, guest: GuestId) -> Result<Created<PdId>, HcaError> {
-        self.objects().guests.get(guest.0).ok_or(HcaError::Refused)?;
+        let guest = self.objects().guests.get(guest.0).ok_or(HcaError::Refused)?;
         let driver = self.driver.pd().map_err(|error| self.fail(&error))?;
         let number = driver.number();
         let id = self.life.id(number);
-        self.objects().pds.insert(Pd { id, driver, users: Users::default() });
+        self.objects().pds.insert(Pd {
+            id,
+            driver,
+            share: Arc::clone(&guest.share),
+            users: Users::default(),
+        });
         Ok(Created { id: PdId(id), number })
     }
 
@@ -56,7 +62,10 @@ impl Hca for Mlx4Hca {
     }
 
     fn attach(&self, events: Arc<dyn EventSink>) -> Result<GuestId, HcaError> {
-        self.with(|running| Ok(GuestId(running.objects().guests.attach(running.life, events))))
+        self.with(|running| {
+            let share = Share::of(running.driver.profile().log2_mtts);
+            Ok(GuestId(running.objects().guests.attach(running.life, events, share)))
+        })
     }
 
     fn detach(&self, guest: GuestId) {
@@ -209,6 +218,10 @@ impl Hca for Mlx4Hca {
                 }
             }),
         };
+    }
+
+    fn poll_events(&self) -> bool {
+        self.poll()
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn told(error: &Error) -> HcaError {
         | Error::Post(_)
         | Error::Completion(_)
         | Error::Resize(_) => HcaError::Refused,
-        Error::InUse(_) => HcaError::Busy,
+        Error::Used(_) | Error::InUse(_) => HcaError::Busy,
         Error::Gone(_) | Error::Owned { .. } | Error::Unknown { .. } | Error::Reset(_) => HcaError::Lost,
         Error::Host { .. } | Error::Interrupt(_) => HcaError::NoResources,
         Error::Field(_) | Error::Memory(_) | Error::Register(_) | Error::Mad { .. } => HcaError::Failed,
@@ -112,6 +112,6 @@ mod tests {
             assert_eq!(told_of_destruction(&failure(CommandFailure::Status(status))), HcaError::Failed);
         }
         assert_eq!(told_of_destruction(&failure(CommandFailure::Gone)), HcaError::Lost);
-        assert_eq!(told_of_destruction(&Error::InUse(1)), HcaError::Failed);
+        assert_eq!(told_of_destruction(&Error::Used("an object")), HcaError::Failed);
     }
 }

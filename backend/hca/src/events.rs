@@ -1,4 +1,4 @@
-//! Events: from the driver's threads to the guests that they are for.
+//! Events: from the driver to the guests that they are for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use mlx4_wire::eqe::CqErrorSyndrome;
 use paraverbs_tenant::hca::{AsyncKind, EventSink, HcaEvent, PortChange};
 
 use crate::objects::{Objects, Owner};
+use crate::share::Share;
 use crate::table::{LifeTag, sole};
 
 /// A guest that is attached.
@@ -16,6 +17,8 @@ use crate::table::{LifeTag, sole};
 pub(crate) struct Guest {
     id: u32,
     pub(crate) sink: Arc<dyn EventSink>,
+    /// What it has of the translation table.
+    pub(crate) share: Arc<Share>,
 }
 
 /// All guests.
@@ -28,7 +31,7 @@ pub(crate) struct Guests {
 
 impl Guests {
     /// A guest begins.
-    pub(crate) fn attach(&self, life: LifeTag, sink: Arc<dyn EventSink>) -> u32 {
+    pub(crate) fn attach(&self, life: LifeTag, sink: Arc<dyn EventSink>, share: Arc<Share>) -> u32 {
         let mut count = self.changing();
         let all = self.all.load();
         let id = loop {
@@ -38,7 +41,7 @@ impl Guests {
                 break id;
             }
         };
-        let guest = Arc::new(Guest { id, sink });
+        let guest = Arc::new(Guest { id, sink, share });
         let next = all.iter().cloned().chain([guest]).collect();
         drop(all);
         self.replace(next);

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use mlx4::{MadSink, Profile, Timeouts};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mlx4::{CompletionEvents, EventPoller, MadSink, Profile, Timeouts};
 use mlx4_pci::PciDevice;
 use paraverbs_tenant::LogLimit;
 use paraverbs_tenant::hca::{Cookie, DeviceInfo, GuestId, HcaError};
@@ -17,15 +17,17 @@ use crate::events::{DriverEvents, Router};
 use crate::geometry::QueueLimits;
 use crate::mappings::Mappings;
 use crate::objects::{Objects, Owner};
-use crate::table::LifeTag;
+use crate::table::{LifeTag, sole};
 
 /// How a card is to be used.
 #[derive(Clone)]
 pub struct Mlx4Config {
     /// How many objects of each kind there may be.
     pub profile: Profile,
-    /// Event queues for completions, each with a thread; at least one.
+    /// Event queues for completions of guests; at least one.
     pub completion_eqs: u16,
+    /// Whether each has a thread, or they are polled by [`paraverbs_tenant::hca::Hca::poll_events`].
+    pub completion_events: CompletionEvents,
     /// How long commands may take.
     pub timeouts: Timeouts,
     /// How often the card is looked at for a failure.
@@ -39,9 +41,16 @@ pub struct Mlx4Config {
 impl Default for Mlx4Config {
     /// As the driver's.
     fn default() -> Self {
-        let mlx4::Config { profile, completion_eqs, timeouts, health_interval, mads, ports, .. } =
-            mlx4::Config::default();
-        Self { profile, completion_eqs, timeouts, health_interval, mads, ports }
+        let driver = mlx4::Config::default();
+        Self {
+            profile: driver.profile,
+            completion_eqs: driver.completion_eqs,
+            completion_events: driver.completion_events,
+            timeouts: driver.timeouts,
+            health_interval: driver.health_interval,
+            mads: driver.mads,
+            ports: driver.ports,
+        }
     }
 }
 
@@ -50,6 +59,7 @@ impl fmt::Debug for Mlx4Config {
         f.debug_struct("Mlx4Config")
             .field("profile", &self.profile)
             .field("completion_eqs", &self.completion_eqs)
+            .field("completion_events", &self.completion_events)
             .field("ports", &self.ports)
             .finish_non_exhaustive()
     }
@@ -60,6 +70,7 @@ impl Mlx4Config {
         mlx4::Config {
             profile: self.profile,
             completion_eqs: self.completion_eqs,
+            completion_events: self.completion_events,
             timeouts: self.timeouts,
             health_interval: self.health_interval,
             events,
@@ -122,6 +133,7 @@ pub struct Mlx4Hca {
     pub(crate) mappings: Mappings,
     info: ArcSwap<DeviceInfo>,
     running: RwLock<Option<Running>>,
+    poller: ArcSwapOption<EventPoller>,
     /// Held while the card is brought up or ended; counts its lives.
     lives: Mutex<u8>,
 }
@@ -134,7 +146,8 @@ impl Mlx4Hca {
     pub fn open(device: Arc<dyn PciDevice>, config: Mlx4Config) -> mlx4::Result<Arc<Self>> {
         let router = Arc::new(Router::default());
         let mappings = Mappings::new(device.dma());
-        let (running, info) = bring_up(&device, &config, &router, LifeTag(1))?;
+        let (mut running, info) = bring_up(&device, &config, &router, LifeTag(1))?;
+        let poller = running.driver.take_event_poller().map(Arc::new);
         Ok(Arc::new(Self {
             device,
             config,
@@ -142,6 +155,7 @@ impl Mlx4Hca {
             mappings,
             info: ArcSwap::from_pointee(info),
             running: RwLock::new(Some(running)),
+            poller: ArcSwapOption::from(poller),
             lives: Mutex::new(1),
         }))
     }
@@ -172,7 +186,8 @@ impl Mlx4Hca {
             log::info!("{}: {error}", self.device.identity().name);
         }
         *lives = lives.wrapping_add(1);
-        let (running, info) = bring_up(&self.device, &self.config, &self.router, LifeTag(*lives))?;
+        let (mut running, info) = bring_up(&self.device, &self.config, &self.router, LifeTag(*lives))?;
+        self.poller.store(running.driver.take_event_poller().map(Arc::new));
         self.info.store(Arc::new(info));
         *self.running.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
         Ok(())
@@ -195,10 +210,17 @@ impl Mlx4Hca {
             self.router.objects.clear();
             running.take()
         };
+        if let Some(poller) = self.poller.swap(None) {
+            drop(sole(poller));
+        }
         match running {
             Some(running) => running.driver.close(),
             None => Ok(()),
         }
+    }
+
+    pub(crate) fn poll(&self) -> bool {
+        self.poller.load().as_ref().is_some_and(|poller| poller.poll())
     }
 
     pub(crate) fn device_info(&self) -> DeviceInfo {

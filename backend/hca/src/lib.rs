@@ -26,6 +26,7 @@ mod objects;
 mod pages;
 mod queue_pair;
 mod region;
+mod share;
 mod table;
 mod transition;
 mod xrc;

@@ -9,6 +9,7 @@ use paraverbs_tenant::hca::{Cookie, HcaError, QpKind};
 
 use crate::completion::{EqPlace, Gate};
 use crate::events::{Guest, Guests};
+use crate::share::{Entries, Share};
 use crate::table::{Entry, Table};
 
 /// Counts who uses an object.
@@ -43,6 +44,8 @@ pub(crate) struct Owner {
 pub(crate) struct Pd {
     pub(crate) id: u32,
     pub(crate) driver: mlx4::Pd,
+    /// Whose it is, as far as regions in it take translation entries.
+    pub(crate) share: Arc<Share>,
     pub(crate) users: Users,
 }
 
@@ -76,6 +79,7 @@ pub(crate) struct Mr {
     /// Id of its PD.
     pub(crate) domain: u32,
     pub(crate) pd: Use,
+    pub(crate) entries: Entries,
     pub(crate) users: Users,
 }
 
@@ -89,6 +93,8 @@ pub(crate) struct Cq {
     pub(crate) owner: Owner,
     pub(crate) gate: Arc<Gate>,
     pub(crate) held: (Use, EqPlace),
+    /// Of the ring that it has now.
+    pub(crate) entries: Mutex<Entries>,
     pub(crate) users: Users,
 }
 
@@ -97,7 +103,7 @@ pub(crate) struct Srq {
     pub(crate) id: u32,
     pub(crate) driver: mlx4::Srq,
     pub(crate) owner: Owner,
-    pub(crate) held: Vec<Use>,
+    pub(crate) held: (Vec<Use>, Entries),
     pub(crate) users: Users,
 }
 
@@ -119,7 +125,7 @@ pub(crate) struct Qp {
     pub(crate) owner: Owner,
     pub(crate) block_loopback: bool,
     pub(crate) membership: Mutex<Membership>,
-    pub(crate) held: Vec<Use>,
+    pub(crate) held: (Vec<Use>, Entries),
     pub(crate) users: Users,
 }
 
@@ -128,7 +134,7 @@ pub(crate) struct NewQp {
     pub(crate) driver: mlx4::Qp,
     pub(crate) bell: Option<(u32, Arc<dyn Doorbell>)>,
     pub(crate) owner: Owner,
-    pub(crate) held: Vec<Use>,
+    pub(crate) held: (Vec<Use>, Entries),
 }
 
 impl Qp {

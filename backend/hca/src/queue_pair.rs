@@ -38,6 +38,7 @@ impl Running {
             record: spec.memory.record.ok_or(HcaError::Geometry)?.0,
             xrc: xrc.as_ref().map(|(xrcd, cq)| (&xrcd.driver, &cq.driver)),
         };
+        let held = (held, owner.guest.share.ring(&pages)?);
         let (driver, held) = self.made(self.driver.srq(&config), held)?;
         let number = driver.number();
         let id = self.life.id(number);
@@ -104,6 +105,7 @@ impl Running {
             record,
             rights: QpRights { fast_register: false, lso: spec.lso, forced_gid: forced_gid(spec)? },
         };
+        let held = (held, owner.guest.share.ring(&pages)?);
         let (driver, held) = self.made(self.driver.qp(&config), held)?;
         let number = driver.number();
         let bell = match uar.driver.doorbell(DoorbellKind::Send(number)) {

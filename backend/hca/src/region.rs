@@ -71,8 +71,9 @@ impl Running {
             access: shape.access,
             bind: shape.bind,
         };
-        let (driver, held) = self.made(self.driver.region(&config), pd.users.one())?;
-        Ok(Mr { id, driver, shape, domain: pd.id, pd: held, users: Users::default() })
+        let held = (pd.users.one(), pd.share.take(shape.pages.addresses.len(), 0)?);
+        let (driver, (held, entries)) = self.made(self.driver.region(&config), held)?;
+        Ok(Mr { id, driver, shape, domain: pd.id, pd: held, entries, users: Users::default() })
     }
 
     /// Makes a changed region beside the old one, which then goes: so the keys change, and a failure to make the
@@ -93,7 +94,7 @@ impl Running {
         let ended = self.destroy_mr(mr);
         if let Err(error) = ended {
             // Nobody knows its keys: it goes again, or stays with what it uses until the reset.
-            let _told_below = self.ended(new.driver.destroy(), new.pd);
+            let _told_below = self.ended(new.driver.destroy(), (new.pd, new.entries));
             return Err(error);
         }
         let keys = keys(&new);
@@ -103,13 +104,13 @@ impl Running {
 
     /// Which windows are bound to it only the HCA knows.
     pub(crate) fn destroy_mr(&self, mr: MrId) -> Result<(), HcaError> {
-        let Mr { id, driver, shape, domain, pd, users } = take_unused(&self.objects().mrs, mr.0)?;
+        let Mr { id, driver, shape, domain, pd, entries, users } = take_unused(&self.objects().mrs, mr.0)?;
         match driver.destroy_unbound() {
             Ok(Some(driver)) => {
-                self.objects().mrs.insert(Mr { id, driver, shape, domain, pd, users });
+                self.objects().mrs.insert(Mr { id, driver, shape, domain, pd, entries, users });
                 Err(HcaError::Busy)
             }
-            ended => self.ended(ended.map(drop), pd),
+            ended => self.ended(ended.map(drop), (pd, entries)),
         }
     }
 

@@ -17,8 +17,14 @@ impl Running {
     }
 
     pub(crate) fn dealloc_xrcd(&self, xrcd: XrcdId) -> Result<(), HcaError> {
-        let xrcd = take_unused(&self.objects().xrcds, xrcd.0)?;
-        self.ended(xrcd.driver.destroy(), ())
+        let Xrcd { id, driver, users } = take_unused(&self.objects().xrcds, xrcd.0)?;
+        match driver.destroy_unused() {
+            Ok(Some(driver)) => {
+                self.objects().xrcds.insert(Xrcd { id, driver, users });
+                Err(HcaError::Busy)
+            }
+            ended => self.ended(ended.map(drop), ()),
+        }
     }
 
     pub(crate) fn offers_xrc(&self) -> Result<(), HcaError> {
@@ -34,7 +40,8 @@ impl Running {
         }
         let owner = self.owner(spec.guest, spec.cookie)?;
         let xrcd = known(&self.objects().xrcds, spec.xrcd.ok_or(HcaError::Refused)?.0)?;
-        let held = vec![xrcd.users.one()];
+        // Its send queue is a page of the domain's.
+        let held = (vec![xrcd.users.one()], owner.guest.share.take(1, 1)?);
         let (driver, held) = self.made(self.driver.xrc_target(&xrcd.driver), held)?;
         Ok(self.keep_qp(spec, NewQp { driver, bell: None, owner, held }))
     }

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use common::guest::{ADDRESS, ALL, Bare, Guest, PAGE, QP_COOKIE};
 use common::rings::{SEND_STRIDE, data, remote};
 use common::{Rig, Told, config, wait_for};
+use mlx4::Profile;
 use mlx4_pci::{DoorbellKind, PciDevice};
 use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::wqe::Opcode;
+use paraverbs_hca::Mlx4Config;
 use paraverbs_tenant::hca::*;
 
 /// A third guest, with a region of his own that nobody else may use.
@@ -157,5 +159,45 @@ fn doorbells_while_queue_pairs_come_and_go_hurt_nobody() {
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
     });
     assert_eq!(rig.device.hca().counters().bad_doorbells.get(), 0);
+    rig.close();
+}
+
+/// Regions of 4 MiB, all of them the same page over and over, until the HCA refuses one.
+fn fill(guest: &Bare, pd: PdId) -> Vec<MrId> {
+    const PAGES: usize = 1000;
+    let pages = vec![guest.piece(0, PAGE); PAGES];
+    let length = (PAGES * PAGE) as u64;
+    let mut all = Vec::new();
+    loop {
+        let spec = MrSpec { pd, access: ALL, start: ADDRESS, length, pages: &pages };
+        match guest.hca.create_mr(&spec) {
+            Ok((mr, _)) => all.push(mr),
+            Err(error) => {
+                assert_eq!(error, HcaError::NoResources);
+                return all;
+            }
+        }
+    }
+}
+
+#[test]
+fn guest_gets_a_quarter_of_the_translation_entries_and_no_more() {
+    let profile = Profile { log2_mtts: 16, ..config().profile };
+    let rig = Rig::new(0x0002_c903_00a9_0000, Mlx4Config { profile, ports: false, ..config() });
+    let guests = [0, 1].map(|n| Bare::new(&rig.hca, n));
+    let pds = [0, 1].map(|n: usize| rig.hca.alloc_pd(guests[n].id).unwrap().id);
+    for _ in 0..2 {
+        let greedy = fill(&guests[0], pds[0]);
+        // What isn't a power of two is rounded up: 1000 pages take 1024 entries.
+        assert_eq!(greedy.len(), (1 << 14) / 1024);
+        let uar = rig.hca.alloc_uar(guests[0].id).unwrap();
+        assert_eq!(guests[0].cq(uar).err(), Some(HcaError::NoResources), "rings count too");
+        rig.hca.dealloc_uar(uar).unwrap();
+        let other = fill(&guests[1], pds[1]);
+        assert_eq!(other.len(), greedy.len());
+        greedy.into_iter().chain(other).for_each(|mr| rig.hca.destroy_mr(mr).unwrap());
+    }
+    pds.into_iter().for_each(|pd| rig.hca.dealloc_pd(pd).unwrap());
+    guests.into_iter().for_each(Bare::leave);
     rig.close();
 }

@@ -45,7 +45,7 @@ pub(crate) enum GuestRefused {
     Tenant(#[from] MemoryError),
 }
 
-/// The virtio-rdma devices of one HCA, and the thread that reads their doorbells.
+/// The virtio-rdma devices of one HCA, and the relay of their doorbells.
 #[derive(Debug)]
 pub struct RdmaHost {
     host: Arc<Host>,
@@ -56,7 +56,7 @@ pub struct RdmaHost {
 }
 
 impl RdmaHost {
-    /// Starts the relay's thread of an HCA that works. With an `engine` the thread drives that too.
+    /// Starts the relay's thread of an HCA that works. With an `engine` whoever reads the doorbells drives that too.
     ///
     /// # Errors
     /// The thread can't be started.

@@ -26,6 +26,18 @@ use crate::hca::{
     QpState,
 };
 
+/// Queue pairs that are put to ERR while nobody else gets at the connections.
+const EVICTED_AT_ONCE: usize = 4;
+
+/// Tells that a queue pair is the target of extended connections. Whether a card looks at it in a packet isn't
+/// documented; and no two numbers differ in it alone.
+const XRC_TARGET: u32 = 1 << 23;
+
+/// The number that a queue pair is known by here, with or without what tells of a target.
+const fn plain(qpn: u32) -> u32 {
+    qpn & !XRC_TARGET
+}
+
 /// A way that packets of a connection take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
@@ -119,6 +131,11 @@ struct State {
 }
 
 impl State {
+    fn insert(&mut self, qpn: u32, end: End) {
+        self.set(qpn, None);
+        self.ends.insert(qpn, end);
+    }
+
     fn set(&mut self, qpn: u32, link: Option<Link>) {
         let Some(end) = self.ends.get_mut(&qpn) else { return };
         if let Some(old) = std::mem::replace(&mut end.link, link) {
@@ -151,15 +168,13 @@ impl Links {
 
     /// A queue pair exists.
     pub(crate) fn insert(&self, qpn: u32, end: End) {
-        let mut state = self.lock();
-        state.set(qpn, None);
-        state.ends.insert(qpn, end);
+        self.lock().insert(plain(qpn), end);
     }
 
     /// A queue pair is about to be destroyed: from now on it is put to ERR by nobody. What it was is for
     /// [`Links::put_back`], if it stays.
     pub(crate) fn remove(&self, qpn: u32, qp: QpId) -> Option<End> {
-        let mut state = self.lock();
+        let (mut state, qpn) = (self.lock(), plain(qpn));
         let end = state.ends.get(&qpn).filter(|end| end.qp == qp)?.clone();
         state.set(qpn, None);
         state.ends.remove(&qpn);
@@ -169,8 +184,9 @@ impl Links {
     /// A queue pair was not destroyed.
     pub(crate) fn put_back(&self, qpn: u32, end: End) {
         let link = end.link;
-        self.insert(qpn, End { link: None, ..end });
-        self.lock().set(qpn, link);
+        let (mut state, qpn) = (self.lock(), plain(qpn));
+        state.insert(qpn, End { link: None, ..end });
+        state.set(qpn, link);
     }
 
     /// A guest's queue pairs are gone without having been destroyed.
@@ -186,7 +202,7 @@ impl Links {
 
     /// A queue pair is connected to nothing any more.
     pub(crate) fn disconnect(&self, qpn: u32) {
-        self.lock().set(qpn, None);
+        self.lock().set(plain(qpn), None);
     }
 
     /// A queue pair is about to be changed. Notes what it will be connected to, if the change says something of it.
@@ -207,10 +223,10 @@ impl Links {
         let way = |path: &Path| lids.way(hca, path).map_err(reason);
         let primary = modify.path.as_ref().map(way).transpose()?;
         let alternate = modify.alternate.as_ref().map(|alternate| way(&alternate.path)).transpose()?;
-        let mut state = self.lock();
+        let (mut state, qpn) = (self.lock(), plain(qpn));
         let Some(end) = state.ends.get(&qpn) else { return Ok(None) };
         let (guest, before) = (end.guest, end.link);
-        let dest = modify.dest_qpn.or(before.map(|link| link.dest));
+        let dest = modify.dest_qpn.map(plain).or(before.map(|link| link.dest));
         let primary = primary.or(before.map(|link| link.primary));
         let (Some(dest), Some(primary)) = (dest, primary) else { return Ok(None) };
         let alternate = alternate.or(before.and_then(|link| link.alternate));
@@ -221,12 +237,39 @@ impl Links {
             if theirs.is_some_and(|theirs| theirs.dest != qpn) {
                 return Err(Reason::TAKEN);
             }
-            for intruder in state.intruders(qpn, guest, &link, &lids) {
-                evict(&mut state, hca, intruder).map_err(reason)?;
+        }
+        // From now on no other guest's can be connected to this one.
+        state.set(qpn, Some(link));
+        drop(state);
+        let pending = Pending { qpn, before };
+        if lids.keep(&link)
+            && let Err(error) = self.evict_intruders(hca, (qpn, guest), &link, &lids)
+        {
+            self.withdraw(pending);
+            return Err(error.reason());
+        }
+        Ok(Some(pending))
+    }
+
+    /// Puts all to ERR that name a queue pair and must not. Others get at the connections in between: the HCA takes
+    /// its time for each, and a guest can have many.
+    fn evict_intruders(
+        &self,
+        hca: &dyn Hca,
+        (qpn, guest): (u32, GuestId),
+        link: &Link,
+        lids: &Lids,
+    ) -> Result<(), HcaError> {
+        loop {
+            let mut state = self.lock();
+            let intruders = state.intruders(qpn, guest, link, lids);
+            for intruder in intruders.iter().take(EVICTED_AT_ONCE) {
+                evict(&mut state, hca, *intruder)?;
+            }
+            if intruders.len() <= EVICTED_AT_ONCE {
+                return Ok(());
             }
         }
-        state.set(qpn, Some(link));
-        Ok(Some(Pending { qpn, before }))
     }
 
     /// The HCA has refused the change.
@@ -243,8 +286,15 @@ fn evict(state: &mut State, hca: &dyn Hca, qpn: u32) -> Result<(), HcaError> {
         end.guest
     );
     match hca.modify_qp(end.qp, &QpModify::state(QpState::Rtr, QpState::Err)) {
-        // In RESET, or gone: it sends nothing.
-        Ok(()) | Err(HcaError::Refused) => {}
+        Ok(()) => {}
+        // Whatever was wrong with the command: what counts is whether it can send.
+        Err(HcaError::Refused) => match hca.query_qp(end.qp)?.state {
+            QpState::Reset | QpState::Err => {}
+            state => {
+                log::error!("queue pair {qpn:#x} can't be put to ERR, it is in {state:?}");
+                return Err(HcaError::Failed);
+            }
+        },
         Err(error) => return Err(error),
     }
     end.events.raise(HcaEvent::Object { cookie: end.cookie, kind: AsyncKind::QpFatal, syndrome: 0 });

@@ -42,10 +42,10 @@ impl State {
     fn take_back_users(&mut self, regions: &BTreeSet<RegionId>) {
         let users = Users::of(&self.objects, regions);
         for kind in Kind::IN_ORDER {
+            if kind == Kind::Mr {
+                self.take_back_windows(users.handles(kind));
+            }
             for handle in users.handles(kind) {
-                if kind == Kind::Mr {
-                    self.take_back_windows(*handle);
-                }
                 if !self.take_back_anyway(kind, *handle) {
                     log::debug!("HCA did not give back {kind:?} {handle:#x} of {:?}", self.guest);
                 }
@@ -54,10 +54,11 @@ impl State {
         }
     }
 
-    /// Takes the windows of a region's PD from the HCA: which are bound to it only the HCA knows.
-    fn take_back_windows(&mut self, mr: u32) {
-        let pd = self.objects.mrs.get(mr).and_then(|mr| mr.base.parents.pd);
-        for mw in matching(self.objects.mws.iter(), |mw| mw.parents.pd == pd) {
+    /// Takes the windows of the regions' PDs from the HCA, each once: which are bound to which only the HCA knows.
+    fn take_back_windows(&mut self, mrs: &BTreeSet<u32>) {
+        let pd = |mr: &u32| self.objects.mrs.get(*mr).and_then(|mr| mr.base.parents.pd);
+        let pds: BTreeSet<u32> = mrs.iter().filter_map(pd).collect();
+        for mw in matching(self.objects.mws.iter(), |mw| mw.parents.pd.is_some_and(|pd| pds.contains(&pd))) {
             self.take_back_anyway(Kind::Mw, mw);
         }
     }

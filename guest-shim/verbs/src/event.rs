@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub enum EventType {
     /// A CQ failed, or overran.
     CqErr,
-    /// A queue pair failed and is in error.
+    /// A queue pair failed and is in error; or it was connected, within the port, to another guest's queue pair that
+    /// its owner has connected to a third.
     QpFatal,
     /// A queue pair got an invalid request and is in error.
     QpReqErr,

@@ -3,9 +3,13 @@
 //! Unsafe code: descriptors of the crates `vmm-sys-util` and `vhost` are lent as the standard library's.
 #![expect(unsafe_code, reason = "vmm-sys-util and vhost don't lend their descriptors")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use vhost::vhost_user::message::VhostUserMMap;
+use vhost::vhost_user::{FrontendReqHandler, HandlerResult, VhostUserFrontendReqHandler};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// An event descriptor that doesn't block.
@@ -42,8 +46,39 @@ impl AsFd for Event {
     }
 }
 
-/// Another descriptor of what the `vhost` crate has open.
-pub(crate) fn duplicate(of: &dyn AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the crate lends what it owns, for as long as the reference lives; and it isn't kept any longer.
+/// Another descriptor of a handler's end of its channel.
+pub(crate) fn near_end<S: VhostUserFrontendReqHandler>(of: &FrontendReqHandler<S>) -> io::Result<OwnedFd> {
+    // SAFETY: the handler owns the descriptor, so it is open as long as `of`, and is lent no longer.
     unsafe { BorrowedFd::borrow_raw(of.as_raw_fd()) }.try_clone_to_owned()
+}
+
+/// Another descriptor of the other end of a handler's channel.
+#[cfg(test)]
+pub(crate) fn far_end<S: VhostUserFrontendReqHandler>(of: &FrontendReqHandler<S>) -> io::Result<OwnedFd> {
+    // SAFETY: as for `near_end`.
+    unsafe { BorrowedFd::borrow_raw(of.get_tx_raw_fd()) }.try_clone_to_owned()
+}
+
+/// Who maps files as the other end of a channel says.
+pub(crate) trait FileMapper {
+    /// Maps some of a file.
+    fn map(&self, request: VhostUserMMap, file: File) -> io::Result<()>;
+
+    /// Takes a mapping away.
+    fn unmap(&self, request: VhostUserMMap) -> io::Result<()>;
+}
+
+/// What hands the files that came on a channel to a mapper. Only the `vhost` crate calls it.
+pub(crate) struct Files<T>(pub(crate) Arc<T>);
+
+impl<T: FileMapper> VhostUserFrontendReqHandler for Files<T> {
+    fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
+        // SAFETY: the crate lends the file that came with the message, which it owns until this returns.
+        let file = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()?;
+        self.0.map(*request, File::from(file)).map(|()| 0)
+    }
+
+    fn shmem_unmap(&self, request: &VhostUserMMap) -> HandlerResult<u64> {
+        self.0.unmap(*request).map(|()| 0)
+    }
 }

@@ -1,7 +1,9 @@
 //! Memory windows: keys for parts of a region that work requests give out and take back.
 //!
-//! A window keeps the region that it is bound to: regions are given back after the windows on them.
+//! A window keeps the region that it is bound to, until it is bound elsewhere or a message has invalidated its key:
+//! regions are given back after the windows on them.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,37 +45,85 @@ pub const fn inc_rkey(rkey: u32) -> u32 {
     rkey & !KEY_BYTE | rkey.wrapping_add(1) & KEY_BYTE
 }
 
-/// The regions that a window may be bound to; most of the time one or none.
 #[derive(Debug, Default)]
-pub(crate) struct Holds(Mutex<Vec<Arc<Region>>>);
+struct Held {
+    /// The regions that the window may be bound to, and its key then; most of the time one or none.
+    regions: Vec<(u32, Arc<Region>)>,
+    /// The key that a message has invalidated, maybe before it was known here that the bind had ended.
+    invalidated: Option<u32>,
+}
+
+/// What a window keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Holds(Mutex<Held>);
 
 impl Holds {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Region>>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What windows have let go of. It may be the last of a region, which is then given back by a request to the device:
+/// this is dropped while no lock is held that others wait for.
+#[derive(Debug, Default)]
+pub(crate) struct Released {
+    regions: Vec<Arc<Region>>,
+    holds: Vec<Arc<Holds>>,
 }
 
 /// A bind that was posted.
 #[derive(Debug)]
 pub(crate) struct Bound {
     holds: Arc<Holds>,
+    rkey: u32,
     /// `None`: it unbinds.
     region: Option<Arc<Region>>,
 }
 
 impl Bound {
     /// The request is done. One that failed leaves the window as it was.
-    pub(crate) fn ended(self, well: bool) {
+    pub(crate) fn ended(self, well: bool, released: &mut Released) {
+        let Self { holds, rkey, region } = self;
         if well {
-            let before = std::mem::replace(&mut *self.holds.lock(), self.region.into_iter().collect());
-            // Outside the lock: it may be the last of a region.
-            drop(before);
+            let mut held = holds.lock();
+            released.regions.extend(held.regions.drain(..).map(|(_, region)| region));
+            if held.invalidated == Some(rkey) {
+                released.regions.extend(region);
+            } else {
+                held.regions.extend(region.map(|region| (rkey, region)));
+            }
+        } else {
+            released.regions.extend(region);
         }
+        // The window itself may be gone.
+        released.holds.push(holds);
     }
 
     /// What became of the request nobody will tell: the window may be bound to either region.
     pub(crate) fn unknown(self) {
-        self.holds.lock().extend(self.region);
+        let region = self.region.map(|region| (self.rkey, region));
+        self.holds.lock().regions.extend(region);
+    }
+}
+
+/// The windows of a device whose keys messages can invalidate, by the part of the key that no bind changes.
+#[derive(Debug, Default)]
+pub(crate) struct Windows(Mutex<HashMap<u32, Arc<Holds>>>);
+
+impl Windows {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<Holds>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message has invalidated a key: what was bound under it isn't bound any more.
+    pub(crate) fn invalidated(&self, rkey: u32, released: &mut Released) {
+        let Some(holds) = self.lock().get(&(rkey & !KEY_BYTE)).map(Arc::clone) else { return };
+        let mut held = holds.lock();
+        held.invalidated = Some(rkey);
+        let gone = held.regions.extract_if(.., |(key, _)| *key == rkey);
+        released.regions.extend(gone.map(|(_, region)| region));
+        drop(held);
+        released.holds.push(holds);
     }
 }
 
@@ -101,6 +151,8 @@ pub struct Mw {
     handle: u32,
     mw_type: MwType,
     rkey: AtomicU32,
+    /// Held from where a bind reads the key to where it sets the next one.
+    binding: Mutex<()>,
     holds: Arc<Holds>,
     ended: bool,
 }
@@ -110,18 +162,27 @@ impl Mw {
         let pd = U32::new(domain.handle());
         let body = AllocMw { pd, mw_type: mw_type.code(), reserved: Reserved::ZERO };
         let made = domain.open().call(&body)?;
+        let holds = Arc::default();
+        if mw_type == MwType::Type2 {
+            domain.open().windows().lock().insert(made.rkey.get() & !KEY_BYTE, Arc::clone(&holds));
+        }
         Ok(Self {
             domain: Arc::clone(domain),
             handle: made.mw.get(),
             mw_type,
             rkey: AtomicU32::new(made.rkey.get()),
-            holds: Arc::default(),
+            binding: Mutex::default(),
+            holds,
             ended: false,
         })
     }
 
     fn end(&mut self) -> Result<()> {
         self.ended = true;
+        // Before the device may give the key out again.
+        if self.mw_type == MwType::Type2 {
+            drop(self.domain.open().windows().lock().remove(&(self.rkey() & !KEY_BYTE)));
+        }
         self.domain.open().end(&DeallocMw { mw: U32::new(self.handle), reserved: Reserved::ZERO }, &[])
     }
 
@@ -133,6 +194,11 @@ impl Mw {
     /// Key for remote operations, as the last bind that was posted makes it.
     pub fn rkey(&self) -> u32 {
         self.rkey.load(Ordering::Relaxed)
+    }
+
+    /// The right to bind it, one bind after the other.
+    pub(crate) fn binding(&self) -> MutexGuard<'_, ()> {
+        self.binding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_rkey(&self, rkey: u32) {
@@ -180,7 +246,9 @@ impl Mw {
             length: bind.length,
         });
         let region = (bind.length != 0).then(|| Arc::clone(bind.mr.region()));
-        (operation, Bound { holds: Arc::clone(&self.holds), region })
+        // A key that comes again is a new one.
+        self.holds.lock().invalidated.take_if(|invalidated| *invalidated == rkey);
+        (operation, Bound { holds: Arc::clone(&self.holds), rkey, region })
     }
 
     /// Ends it (`ibv_dealloc_mw`), as dropping it does. Its key is good for nothing then, whatever it is bound to.

@@ -97,9 +97,12 @@ impl Shared {
         let open = domain.open();
         open.loss().check()?;
         let (most_wr, most_sge) = (open.attributes().max_srq_wr.get(), open.attributes().max_srq_sge.get());
-        for (what, asked, most) in [("max_wr", init.max_wr, most_wr), ("max_sge", init.max_sge, most_sge)] {
-            if asked > most || (asked == 0 && what == "max_wr") {
-                return Err(Error::Invalid(format!("{what} of an SRQ is 1 to {most}, not {asked}")));
+        for (what, asked, range) in
+            [("max_wr", init.max_wr, 1..=most_wr), ("max_sge", init.max_sge, 0..=most_sge)]
+        {
+            if !range.contains(&asked) {
+                let (least, most) = range.into_inner();
+                return Err(Error::Invalid(format!("{what} of an SRQ is {least} to {most}, not {asked}")));
             }
         }
         let geometry = SrqGeometry::new(init.max_wr, init.max_sge, open.limits())?;

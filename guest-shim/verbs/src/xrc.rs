@@ -126,7 +126,7 @@ impl XrcRecvQp {
     /// Changes it, as [`Qp::modify`](crate::Qp::modify).
     ///
     /// # Errors
-    /// As [`Qp::modify`](crate::Qp::modify).
+    /// As [`Qp::modify`](crate::Qp::modify): the other end is taken (`EADDRINUSE`) too.
     pub fn modify(&self, attr: &QpAttr) -> Result<()> {
         modify(&self.domain.open, self.handle, attr)
     }

@@ -49,10 +49,19 @@ impl Scene {
     }
 
     pub(crate) fn connection(&self) -> [End; 2] {
-        let ends = ["a", "b"].map(|name| End::new(&Context::connect(self.folder.path().join(name)).unwrap()));
-        ends[0].connect(&ends[1]);
-        ends[1].connect(&ends[0]);
-        ends
+        self.connections(1).remove(0)
+    }
+
+    /// Queue pairs of one guest, each connected to one of the other.
+    pub(crate) fn connections(&self, count: usize) -> Vec<[End; 2]> {
+        let guests = ["a", "b"].map(|name| Context::connect(self.folder.path().join(name)).unwrap());
+        let connected = |_| {
+            let ends = guests.each_ref().map(End::new);
+            ends[0].connect(&ends[1]);
+            ends[1].connect(&ends[0]);
+            ends
+        };
+        (0..count).map(connected).collect()
     }
 
     /// One of the model's counters.

@@ -1,7 +1,8 @@
 //! Memory windows.
 
 use paraverbs_verbs::{
-    Access, Context, Mr, Mw, MwBind, MwType, Pd, SendFlags, SendOp, WcOpcode, WcStatus, inc_rkey,
+    Access, Context, Mr, Mw, MwBind, MwType, Pd, SendData, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
+    inc_rkey,
 };
 
 use crate::scene::{End, Scene, connect, errno};
@@ -137,11 +138,70 @@ fn window_of_type_2_is_invalidated_by_the_message_that_names_it() {
     one.done(2);
     let wc = other.done(2);
     assert_eq!((wc.invalidated_rkey, wc.byte_len), (Some(rkey), 8));
-    // It can be bound anew, and only the new key counts.
+    // It keeps its region no longer, and can be bound anew; only the new key counts.
+    mr.dereg().unwrap();
+    let mr = region(&pd);
     let next = bind(other, &mw, &middle(&mr, 3, Access::REMOTE_WRITE));
     write(one, mr.addr() + 1000, next, WcStatus::Success);
     write(one, mr.addr() + 1000, rkey, WcStatus::RemAccessErr);
     drop((ends, mw, mr, pd, guests));
+    scene.stop();
+}
+
+#[test]
+fn invalidation_that_comes_before_the_end_of_the_bind_is_known_counts() {
+    let scene = Scene::new();
+    let guests = scene.guests();
+    let pd = guests[1].alloc_pd().unwrap();
+    let mr = region(&pd);
+    let mw = pd.alloc_mw(MwType::Type2).unwrap();
+    let ends = again(&guests, &pd);
+    let [one, other] = &ends;
+    let rkey = inc_rkey(mw.rkey());
+    // Nobody hears of the end of this bind before that of the last request.
+    let flags = SendFlags::default();
+    other.qp.post_bind_mw(&mw, rkey, &MwBind { flags, ..middle(&mr, 1, Access::REMOTE_WRITE) }).unwrap();
+    one.receive(2, 0, 8);
+    let data = SendData::Sges(&[other.mr.sge(0, 8)]);
+    other.qp.post_send(&SendWr { wr_id: 2, op: SendOp::Send, data, flags }).unwrap();
+    one.done(2);
+    other.receive(3, 0, 8);
+    one.post(3, SendOp::SendInvalidate(rkey), 0, 8);
+    assert_eq!(other.done(3).invalidated_rkey, Some(rkey));
+    one.done(3);
+    one.receive(4, 0, 8);
+    other.post(4, SendOp::Send, 0, 8);
+    other.done(4);
+    mr.dereg().unwrap();
+    drop((ends, mw, pd, guests));
+    scene.stop();
+}
+
+#[test]
+fn binds_of_one_window_by_two_threads_have_different_keys() {
+    const BINDS: usize = 100;
+    let scene = Scene::new();
+    let guests = scene.guests();
+    let pd = guests[1].alloc_pd().unwrap();
+    let mr = region(&pd);
+    let mw = pd.alloc_mw(MwType::Type1).unwrap();
+    let pairs = [again(&guests, &pd), again(&guests, &pd)];
+    let keys: Vec<u32> = std::thread::scope(|scope| {
+        let threads = pairs.each_ref().map(|[_, end]| {
+            scope.spawn(|| {
+                let bind = |wr_id| {
+                    let rkey = end.qp.bind_mw(&mw, &middle(&mr, wr_id, Access::REMOTE_WRITE)).unwrap();
+                    end.done(wr_id);
+                    rkey
+                };
+                (0..BINDS as u64).map(bind).collect::<Vec<_>>()
+            })
+        });
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    // A key comes again after 256 binds.
+    assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 2 * BINDS);
+    drop((pairs, mw, mr, pd, guests));
     scene.stop();
 }
 

@@ -8,8 +8,10 @@
 //!
 //! - [`scene`]: the daemon, the others, the counts
 //! - [`guest`], [`memory`], [`queue`], [`objects`]: the hostile guest
+//! - [`abi`]: every check of every request
 //! - the rest: the cases
 
+mod abi;
 mod addresses;
 mod bodies;
 mod changed_in_traffic;
@@ -51,6 +53,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
     let before = scene.rest()?;
     let cases = [
         control::CASES,
+        abi::CASES,
         bodies::CASES,
         rings::CASES,
         handles::CASES,

@@ -300,8 +300,20 @@ impl Pair {
 
     /// Writes the next request into the ring.
     pub(crate) fn post(&mut self, guest: &Guest, opcode: Opcode, body: &[u8]) -> Result<()> {
+        self.post_with(guest, opcode, 0, body)
+    }
+
+    /// The same with immediate data, or a key in its place.
+    pub(crate) fn post_with(
+        &mut self,
+        guest: &Guest,
+        opcode: Opcode,
+        immediate: u32,
+        body: &[u8],
+    ) -> Result<()> {
         let slot = self.ring + 64 * u64::from(self.head % 64);
         let mut ctrl = CtrlSeg::new_zeroed();
+        ctrl.immediate = Be32::new(immediate);
         ctrl.opcode = CtrlOpcode::new().with_owner(self.head & 64 != 0).with_opcode(opcode);
         ctrl.size = CtrlSize::new().with_units(u32::try_from(1 + body.len() / 16)?);
         ctrl.flags = CtrlFlags::new().with_completion(Completion::ALWAYS);

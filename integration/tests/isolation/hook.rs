@@ -8,6 +8,7 @@ use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::cq::CqContext;
 use mlx4_wire::ctx::mpt::MptEntry;
 use mlx4_wire::ctx::qp::QpMailbox;
+use mlx4_wire::ctx::srq::SrqContext;
 use mlx4_wire::eqe::EventType;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -90,6 +91,11 @@ impl Hook {
     /// Changes what is told of every new CQ.
     pub(crate) fn cqs(&self, change: impl Fn(&mut CqContext) + Send + 'static) {
         self.change(&[Opcode::SW2HW_CQ], |_| true, change);
+    }
+
+    /// Changes what is told of every new SRQ.
+    pub(crate) fn srqs(&self, change: impl Fn(&mut SrqContext) + Send + 'static) {
+        self.change(&[Opcode::SW2HW_SRQ], |_| true, change);
     }
 
     /// Changes every new entry of the memory protection table.

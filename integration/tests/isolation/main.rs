@@ -17,11 +17,13 @@ mod datagrams;
 mod document;
 mod doorbells;
 mod hook;
+mod invalidate;
 mod keys;
 mod records;
 mod regions;
 mod rig;
 mod rings;
+mod shared_ring;
 mod teardown;
 mod xrc;
 

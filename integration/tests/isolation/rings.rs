@@ -21,12 +21,12 @@ use super::rig::{Rig, Victim, event, expect_events};
 const SLOTS: u64 = 64;
 const STRIDE: u64 = 64;
 /// Memory that is no ring's.
-const BEHIND: u64 = SPARE + 0x4_0000;
+pub(crate) const BEHIND: u64 = SPARE + 0x4_0000;
 const PAGE: u64 = 4096;
 
 /// What is behind a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Behind {
+pub(crate) enum Behind {
     /// What the context says is true: nothing is there that the HCA asks for.
     Unasked,
     /// The context says a longer ring: the entry behind it is as the daemon made it.
@@ -43,7 +43,7 @@ fn pages_of(rig: &Rig, key: u32) -> Result<RingPages> {
 }
 
 /// Registers a ring's memory and what is to be behind it: translation entries in which it is all present.
-fn present(rig: &Rig, guest: &mut Guest, pd: u32, start: u64, bytes: u64) -> Result<RingPages> {
+pub(crate) fn present(rig: &Rig, guest: &mut Guest, pd: u32, start: u64, bytes: u64) -> Result<RingPages> {
     let segments = [(at(start), bytes), (at(BEHIND), 2 * PAGE)];
     let region = guest.must(&reg_mr(pd, 0, bytes + 2 * PAGE), &segments)?;
     pages_of(rig, region.lkey.get())

@@ -91,8 +91,8 @@ impl Claim {
     /// Hands the object to the device by a command with its context.
     ///
     /// # Errors
-    /// There is no context, or the device refuses it: everything is given back. If it doesn't answer, everything
-    /// stays taken.
+    /// There is no context, or the device refuses it: everything is given back. If the error
+    /// [leaves it open](Error::leaves_open), everything stays taken.
     pub(crate) fn hand_over<T: IntoBytes + Immutable>(
         mut self,
         shared: &Arc<Shared>,
@@ -104,7 +104,7 @@ impl Claim {
         let given = context.and_then(|context| Ok(shared.commands.give(opcode, number, &context)?));
         match given {
             Ok(()) => Ok(self.keep(shared, what)),
-            Err(error) if error.is_unanswered() => {
+            Err(error) if error.leaves_open() => {
                 self.number.lose();
                 Err(error)
             }

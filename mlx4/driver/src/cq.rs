@@ -67,11 +67,12 @@ pub struct CqState {
 }
 
 impl Cq {
-    /// `notify` is called for each completion event, from a thread of the driver's.
+    /// `notify` is called for each completion event, on whichever thread takes the events of one of these event queues.
     pub(crate) fn new(
         shared: &Arc<Shared>,
         number: Number,
         config: &CqConfig<'_>,
+        eqns: &[u32],
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self> {
         check_ring(shared, config.log2_entries, &config.ring)?;
@@ -81,7 +82,7 @@ impl Cq {
         let cqn = number.get();
         let claim = Claim::ring(shared, (Kind::Cq, number), &config.ring)?;
         shared.completions.insert(cqn, Arc::new(CompletionSink { notify }));
-        let context = context(shared, config, claim.mtt());
+        let context = context(config, eqns, claim.mtt());
         let log2_entries = config.log2_entries;
         let made = claim.hand_over(shared, "completion queue", Opcode::SW2HW_CQ, context);
         if made.is_err() {
@@ -123,7 +124,8 @@ impl Cq {
     ///
     /// # Errors
     /// The ring isn't one of a completion queue, no memory is left, or the device refuses it: the queue is as
-    /// before. If the device doesn't answer, it may use either ring until the next reset.
+    /// before. If the error [leaves it open](Error::leaves_open), the device may use either ring until the
+    /// next reset.
     pub fn resize(&self, log2_entries: u8, ring: &RingMemoryPages<'_>) -> Result<()> {
         let shared = &self.live.shared;
         check_ring(shared, log2_entries, ring)?;
@@ -139,12 +141,21 @@ impl Cq {
             Ok(()) => {
                 let log2_largest = log2_entries.max(now.log2_largest);
                 let old = std::mem::replace(&mut *now, Ring { log2_largest, mtt });
-                shared.icm.forget(&shared.commands, old.mtt)
+                // The queue has moved, whatever becomes of the entries of the ring that it has left.
+                if let Err(error) = shared.icm.forget(&shared.commands, old.mtt) {
+                    log::warn!(
+                        "translation entries of a ring that completion queue {:#x} has left: {error}",
+                        self.number()
+                    );
+                }
+                Ok(())
             }
             Err(error) => {
                 // Else its entries stay taken.
-                if !error.is_unanswered() {
-                    shared.icm.forget(&shared.commands, mtt)?;
+                if !error.leaves_open()
+                    && let Err(error) = shared.icm.forget(&shared.commands, mtt)
+                {
+                    log::warn!("translation entries of a ring that wasn't taken: {error}");
                 }
                 Err(error)
             }
@@ -202,8 +213,7 @@ fn state(context: &CqContext, log2_entries: u8) -> Result<CqState, FieldError> {
     Ok(CqState { status, consumer, producer })
 }
 
-fn context(shared: &Shared, config: &CqConfig<'_>, mtt: &MttRange) -> Result<CqContext> {
-    let eqns = &shared.completion_eqns;
+fn context(config: &CqConfig<'_>, eqns: &[u32], mtt: &MttRange) -> Result<CqContext> {
     let eqn = eqns.get(config.vector % eqns.len().max(1)).ok_or(Error::Exhausted("completion EQ"))?;
     let eqn = u16::try_from(*eqn).map_err(|_| Error::argument("EQ number", *eqn))?;
     let mut context = CqContext::new_zeroed();

@@ -1,4 +1,4 @@
-//! Event queues: the ring, and the thread that empties it.
+//! Event queues: the ring, and the thread that empties it. For those without a thread see `poller`.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -35,17 +35,36 @@ const _: () = assert!(EQE_OWNER == LAST_WORD as u64 + 3);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EqConfig {
     pub(crate) eqn: u32,
-    pub(crate) vector: u16,
+    /// The interrupt with which the device tells of events; without one somebody must poll.
+    pub(crate) vector: Option<u16>,
     /// Entries that are needed at once.
     pub(crate) entries: u32,
 }
 
 /// An event queue's memory.
-struct EqRing {
+pub(crate) struct EqRing {
     eqn: u32,
     entries: u32,
     memory: DmaBuffer,
     mtt: MttRange,
+}
+
+impl EqRing {
+    fn offset(&self, index: u32) -> usize {
+        (index & (self.entries - 1)) as usize * EQE
+    }
+
+    /// The last word of the entry with an index, if the device has written it.
+    fn written(&self, index: u32) -> Result<Option<[u8; 4]>> {
+        let last = self.memory.load_be32(self.offset(index) + LAST_WORD)?.to_be_bytes();
+        let is_written = EqeOwner::from_bits(last[3]).owner() == (index & self.entries != 0);
+        Ok(is_written.then_some(last))
+    }
+
+    /// Whether the device has written the entry with an index.
+    pub(crate) fn is_written(&self, index: u32) -> bool {
+        self.written(index).is_ok_and(|last| last.is_some())
+    }
 }
 
 /// An event queue that the device works with.
@@ -56,10 +75,12 @@ pub(crate) struct EventReader {
     ring: Arc<EqRing>,
     doorbell: Arc<dyn Doorbell>,
     consumer: u32,
+    /// It is armed whenever it is empty.
+    interrupts: bool,
 }
 
 impl EventQueue {
-    /// Makes an event queue and hands it to the device, armed.
+    /// Makes an event queue and hands it to the device; armed, if it has an interrupt.
     ///
     /// # Errors
     /// No memory, no doorbell, or the device refuses it. The device must be reset then.
@@ -83,8 +104,9 @@ impl EventQueue {
         let doorbell = device.doorbell(eq_doorbell_uar(config.eqn), DoorbellKind::Eq(config.eqn))?;
         commands.give(Opcode::SW2HW_EQ, config.eqn, &context)?;
         let ring = Arc::new(EqRing { eqn: config.eqn, entries, memory, mtt });
-        let reader = EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0 };
-        reader.update(true);
+        let interrupts = config.vector.is_some();
+        let reader = EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0, interrupts };
+        reader.update();
         Ok((Self(ring), reader))
     }
 
@@ -118,13 +140,15 @@ impl EventQueue {
 fn context(config: &EqConfig, entries: u32, mtt: &MttRange) -> Result<EqContext> {
     let pages = RingPages::new(LOG2_PAGE, mtt.offset());
     let mut context = EqContext::new_zeroed();
-    context.flags = EqFlags::new().with_state(EqState::ARMED);
+    let state = if config.vector.is_some() { EqState::ARMED } else { EqState::FIRED };
+    context.flags = EqFlags::new().with_state(state);
     // A power of two of 32 bits.
     let log2 = u8::try_from(entries.ilog2()).unwrap_or(0);
+    let vector = config.vector.unwrap_or(0);
     context.size = RingSize::new().with_log2_entries(log2);
     context.interrupt = EqInterrupt::new()
-        .with_vector_checked(config.vector)
-        .map_err(|()| Error::argument("interrupt vector", config.vector))?;
+        .with_vector_checked(vector)
+        .map_err(|()| Error::argument("interrupt vector", vector))?;
     context.pages = pages.ok_or(Error::argument("MTT offset", mtt.offset()))?;
     Ok(context)
 }
@@ -132,40 +156,50 @@ fn context(config: &EqConfig, entries: u32, mtt: &MttRange) -> Result<EqContext>
 impl EventReader {
     /// Takes the next event, if there is one.
     fn next(&mut self) -> Result<Option<Eqe>> {
-        let EqRing { memory, entries, .. } = &*self.ring;
-        let offset = (self.consumer & (entries - 1)) as usize * EQE;
-        let last = memory.load_be32(offset + LAST_WORD)?.to_be_bytes();
-        if EqeOwner::from_bits(last[3]).owner() != (self.consumer & entries != 0) {
-            return Ok(None);
-        }
+        let Some(last) = self.ring.written(self.consumer)? else { return Ok(None) };
         let mut eqe = Eqe::new_zeroed();
-        memory.read(offset, &mut eqe.as_mut_bytes()[..LAST_WORD])?;
+        let offset = self.ring.offset(self.consumer);
+        self.ring.memory.read(offset, &mut eqe.as_mut_bytes()[..LAST_WORD])?;
         eqe.as_mut_bytes()[LAST_WORD..].copy_from_slice(&last);
         self.consumer = self.consumer.wrapping_add(1);
         Ok(Some(eqe))
     }
 
-    /// Tells the device how far this side is, and asks for the next interrupt.
-    fn update(&self, arm: bool) {
+    /// Tells the device how far this side is, and asks for the next interrupt if there are to be any.
+    fn update(&self) {
+        self.tell(self.interrupts);
+    }
+
+    fn tell(&self, arm: bool) {
         let index = self.consumer & Number24::MAX;
         let doorbell = EqDoorbell::new().with_arm(arm).with_consumer_index(index);
         self.doorbell.ring(doorbell.into_bits().get().into());
     }
 
-    /// Takes all events, and asks for an interrupt with the next; or takes one round of the queue, if the device
-    /// writes as fast as this side reads. Says whether it has taken all.
-    fn drain(&mut self, mut each: impl FnMut(&Eqe)) -> Result<bool> {
+    /// Takes all events, and asks for an interrupt with the next, if there are to be any; or takes one round of the
+    /// queue, if the device writes as fast as this side reads. Says whether it has taken all.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Eqe)) -> Result<bool> {
         for taken in 1..=self.ring.entries {
             let Some(eqe) = self.next()? else {
-                self.update(true);
+                self.update();
                 return Ok(true);
             };
             each(&eqe);
             if taken.is_multiple_of(SPARE / 2) {
-                self.update(false);
+                self.tell(false);
             }
         }
         Ok(false)
+    }
+
+    /// The ring.
+    pub(crate) fn ring(&self) -> &Arc<EqRing> {
+        &self.ring
+    }
+
+    /// Index of the next entry.
+    pub(crate) fn consumer(&self) -> u32 {
+        self.consumer
     }
 }
 
@@ -284,7 +318,7 @@ mod tests {
         let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
         let shared = &bench.hca.shared;
         let eqn = shared.caps.eqs.reserved + 3;
-        let config = EqConfig { eqn, vector: 0, entries: 1 };
+        let config = EqConfig { eqn, vector: Some(0), entries: 1 };
         let (queue, mut reader) =
             EventQueue::new(&shared.device, &shared.commands, &shared.icm, config).unwrap();
         let ring = Arc::clone(&reader.ring);

@@ -182,6 +182,12 @@ impl CommandError {
             _ => None,
         }
     }
+
+    /// Whether the device may have carried the command out although it failed: it hasn't answered, or has failed
+    /// itself, at whatever point.
+    pub fn leaves_open(&self) -> bool {
+        self.status().is_none_or(|status| status == Status::INTERNAL_ERR)
+    }
 }
 
 /// An operation of the driver has failed.
@@ -284,7 +290,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Objects of the device are still in use.
+    /// An object can't go while others use it.
+    #[error("{0} is used by other objects, which must go first")]
+    Used(&'static str),
+    /// The device was closed while objects were in use.
     #[error("{0} objects of the device were still in use; the device was reset")]
     InUse(usize),
     /// A management datagram was answered with an error.
@@ -306,9 +315,10 @@ impl Error {
         }
     }
 
-    /// Whether the device may have done what it was told, but hasn't said so.
-    pub fn is_unanswered(&self) -> bool {
-        matches!(self, Self::Command(error) if error.status().is_none())
+    /// Whether the device may have done what it was told ([`CommandError::leaves_open`]): what the command named
+    /// is then not free before the next reset.
+    pub fn leaves_open(&self) -> bool {
+        matches!(self, Self::Command(error) if error.leaves_open())
     }
 
     pub(crate) fn argument(what: &'static str, value: impl Into<u64>) -> Self {
@@ -339,5 +349,14 @@ mod tests {
         let error = CommandError { opcode: Opcode::RST2INIT_QP, failure };
         assert_eq!(error.to_string(), "RST2INIT_QP failed with BAD_QP_STATE");
         assert_eq!(Error::from(error).status(), Some(Status::BAD_QP_STATE));
+    }
+
+    #[test]
+    fn command_may_have_been_carried_out_unless_the_device_has_refused_it() {
+        let failed = |failure| Error::from(CommandError { opcode: Opcode::MODIFY_CQ, failure });
+        assert!(failed(CommandFailure::Timeout(Duration::ZERO)).leaves_open());
+        assert!(failed(CommandFailure::Status(Status::INTERNAL_ERR)).leaves_open());
+        assert!(!failed(CommandFailure::Status(Status::BAD_RES_STATE)).leaves_open());
+        assert!(!Error::Exhausted("number").leaves_open());
     }
 }

@@ -48,8 +48,9 @@ pub(crate) struct CompletionHandler {
     pub(crate) sink: Arc<dyn EventSink>,
 }
 
-impl EventHandler for CompletionHandler {
-    fn event(&mut self, eqe: &Eqe) {
+impl CompletionHandler {
+    /// Takes an event.
+    pub(crate) fn take(&self, eqe: &Eqe) {
         refused(
             &*self.sink,
             self.bounds.completion(eqe).map(|cqn| match self.queues.get(cqn) {
@@ -58,6 +59,12 @@ impl EventHandler for CompletionHandler {
                 None => log::debug!("completion event of CQ {cqn:#x}, which isn't there"),
             }),
         );
+    }
+}
+
+impl EventHandler for CompletionHandler {
+    fn event(&mut self, eqe: &Eqe) {
+        self.take(eqe);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::mad::{MadAddress, MadQueue, MadService, MadSink, NoMads};
 use crate::multicast::Groups;
 use crate::object::{Pd, Uar};
 use crate::path::Path;
+use crate::poller::{CompletionEvents, EventPoller};
 use crate::port::{Gid, PortAttributes, Ports, node_info};
 use crate::profile::Profile;
 use crate::qp::{Qp, QpConfig, QpRights};
@@ -56,8 +57,10 @@ const DEFAULT_COMPLETION_EQS: u16 = 4;
 pub struct Config {
     /// How many objects of each kind there may be.
     pub profile: Profile,
-    /// Event queues for completions, each with a thread; at least one. Completion queues name one of them.
+    /// Event queues for completions, at least one. Completion queues name one of them.
     pub completion_eqs: u16,
+    /// How completion events come: each of those event queues has a thread, or none has.
+    pub completion_events: CompletionEvents,
     /// How long commands may take.
     pub timeouts: Timeouts,
     /// How often the device is looked at for a failure.
@@ -76,6 +79,7 @@ impl Default for Config {
         Self {
             profile: Profile::default(),
             completion_eqs: u16::try_from(cores).unwrap_or(u16::MAX).clamp(1, DEFAULT_COMPLETION_EQS),
+            completion_events: CompletionEvents::default(),
             timeouts: Timeouts::default(),
             health_interval: Duration::from_secs(1),
             events: Arc::new(LogEvents),
@@ -90,6 +94,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("profile", &self.profile)
             .field("completion_eqs", &self.completion_eqs)
+            .field("completion_events", &self.completion_events)
             .field("timeouts", &self.timeouts)
             .field("ports", &self.ports)
             .finish_non_exhaustive()
@@ -104,6 +109,7 @@ pub struct Hca {
     // In the order in which they end.
     pub(crate) mads: Option<MadService>,
     pub(crate) threads: Vec<EventThread>,
+    pub(crate) poller: Option<EventPoller>,
     pub(crate) queues: Vec<EventQueue>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) shared: Arc<Shared>,
@@ -156,6 +162,12 @@ impl Hca {
     /// How many objects of each kind there may be: what was asked for, or what the device has.
     pub fn profile(&self) -> &Profile {
         &self.shared.layout.profile
+    }
+
+    /// What polls for completion events, the first time that it is asked for, if they are polled. It must be dropped
+    /// before [`Hca::close`].
+    pub fn take_event_poller(&mut self) -> Option<EventPoller> {
+        self.poller.take()
     }
 
     /// Event queues for completions.
@@ -287,13 +299,13 @@ impl Hca {
     }
 
     /// A completion queue in anybody's memory. `notify` is called for each completion event, from a thread of
-    /// the driver's: it must be quick.
+    /// the driver's, or by [`EventPoller::poll`]: it must be quick.
     ///
     /// # Errors
     /// The config isn't one of a completion queue, none is left, or the device refuses it.
     pub fn cq(&self, config: &CqConfig<'_>, notify: impl Fn() + Send + Sync + 'static) -> Result<Cq> {
         let number = self.shared.numbers.cqs.take()?;
-        Cq::new(&self.shared, number, config, Box::new(notify))
+        Cq::new(&self.shared, number, config, &self.shared.completion_eqns, Box::new(notify))
     }
 
     /// A shared receive queue in anybody's memory.

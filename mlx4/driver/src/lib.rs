@@ -9,7 +9,7 @@
 //! waits for the next reset.
 //!
 //! - [`Hca`], [`Config`], [`Profile`]: the device
-//! - [`Event`], [`EventSink`]: what it tells by itself
+//! - [`Event`], [`EventSink`]: what it tells by itself; [`EventPoller`]: completion events without threads
 //! - [`Pd`], [`Uar`], [`Region`], [`Window`], [`Xrcd`], [`Cq`], [`Srq`], [`Qp`]: objects; rings and records lie in
 //!   anybody's memory
 //! - [`QueuePair`], [`CompletionQueue`], [`SharedReceiveQueue`], [`RegisteredMemory`], [`FastRegion`]: with memory
@@ -20,7 +20,7 @@
 //! until the device is reset.
 //!
 //! Threads: `mlx4-cmd` completes commands; `mlx4-async` hands events on and watches for a failure;
-//! `mlx4-comp0` and up hand completion events on; `mlx4-mad` serves the special queue pairs. Every method can
+//! `mlx4-comp0` and up hand completion events on, unless they are polled; `mlx4-mad` serves the special queue pairs. Every method can
 //! be called from any thread, those of sinks included.
 //!
 //! Does not: decide what a guest may do, speak to guests, or run a subnet manager.
@@ -46,6 +46,7 @@ mod multicast;
 mod numbers;
 mod object;
 mod path;
+mod poller;
 mod port;
 mod profile;
 mod qp;
@@ -70,6 +71,7 @@ pub use hca::{Config, Hca};
 pub use mad::{Arrival, MadAddress, MadQueue, MadSink, NoMads, ReceivedMad};
 pub use object::{Pd, Uar};
 pub use path::{GlobalRoute, Path};
+pub use poller::{CompletionEvents, EventPoller};
 pub use port::{Gid, PortAttributes};
 pub use profile::Profile;
 pub use qp::{AlternatePath, Attributes, Qp, QpConfig, QpRights, QpStatus};

@@ -1,5 +1,6 @@
 //! Bring-up and teardown of a device, step by step.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::hca::{Config, Hca};
 use crate::health::Health;
 use crate::icm::{FirmwareMemory, Icm};
 use crate::mad::MadService;
+use crate::poller::{CompletionEvents, EventPoller};
 use crate::port::Ports;
 use crate::profile::Layout;
 use crate::registry::Registry;
@@ -52,6 +54,7 @@ impl Hca {
             ends.note(queue.map(&commands, mask, true));
         }
         self.threads.clear();
+        self.poller = None;
         for queue in std::mem::take(&mut self.queues) {
             ends.note(queue.close(&commands, &self.shared.icm));
         }
@@ -125,9 +128,7 @@ pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<H
     let icm = Icm::open(&commands, device.dma(), &layout, &caps)?;
     commands.give(Opcode::INIT_HCA, 0, &layout.init_hca(&caps)?)?;
     caps.query_board(&commands)?;
-    let vectors = vectors(device, config, &caps)?;
-    let first_eqn = caps.eqs.reserved;
-    let completion_eqns = (FIRST_COMPLETION_VECTOR..vectors).map(|v| first_eqn + u32::from(v)).collect();
+    let eqs = CompletionEqs::connect(device, config, &caps)?;
     let shared = Arc::new(Shared {
         device: Arc::clone(device),
         numbers: AllNumbers::new(&caps, &layout),
@@ -136,7 +137,8 @@ pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<H
         completions: Arc::new(Registry::new(layout.profile.log2_cqs)),
         queues: Arc::new(Registry::new(layout.profile.log2_qps)),
         shared_rings: Arc::new(Registry::new(layout.profile.log2_srqs)),
-        completion_eqns,
+        completion_eqns: eqs.shared(&caps).collect(),
+        own_completion_eqns: eqs.own(&caps).collect(),
         completion_eq_room: completion_eq_room(&layout, &caps),
         groups: Mutex::new(()),
         objects: AtomicUsize::new(0),
@@ -149,8 +151,16 @@ pub(crate) fn bring_up(device: &Arc<dyn PciDevice>, config: &Config) -> Result<H
         icm,
     });
     let ports = Arc::new(Ports::new(&shared.caps));
-    let mut hca = Hca { mads: None, threads: Vec::new(), queues: Vec::new(), ports, shared, closed: true };
-    start_events(&mut hca, config, vectors)?;
+    let mut hca = Hca {
+        mads: None,
+        threads: Vec::new(),
+        poller: None,
+        queues: Vec::new(),
+        ports,
+        shared,
+        closed: true,
+    };
+    start_events(&mut hca, config, &eqs)?;
     if config.ports {
         let (mads, events) = (Arc::clone(&config.mads), Arc::clone(&config.events));
         hca.mads = Some(MadService::start(&hca.shared, &hca.ports, mads, events)?);
@@ -176,20 +186,57 @@ fn completion_eq_room(layout: &Layout, caps: &Capabilities) -> u32 {
     most.min(1 << layout.profile.log2_cqs)
 }
 
-/// Connects as many interrupts as there are to be event queues.
-fn vectors(device: &Arc<dyn PciDevice>, config: &Config, caps: &Capabilities) -> Result<u16> {
-    let eqs = (1u32 << caps.eqs.log2).saturating_sub(caps.eqs.reserved);
-    let most = device.identity().vectors.min(u16::try_from(eqs).unwrap_or(u16::MAX));
-    let wanted = FIRST_COMPLETION_VECTOR.saturating_add(config.completion_eqs.max(1)).min(most);
-    if wanted <= FIRST_COMPLETION_VECTOR {
-        return Err(Error::Exhausted("interrupt vector"));
+/// Which event queues there are: each with the interrupt of its place, then those that are polled.
+#[derive(Clone, Copy, Debug)]
+struct CompletionEqs {
+    vectors: u16,
+    /// Behind those with an interrupt.
+    polled: u16,
+}
+
+impl CompletionEqs {
+    /// Connects as many interrupts as there are to be event queues with one.
+    fn connect(device: &Arc<dyn PciDevice>, config: &Config, caps: &Capabilities) -> Result<Self> {
+        let eqs = (1u32 << caps.eqs.log2).saturating_sub(caps.eqs.reserved);
+        let eqs = u16::try_from(eqs).unwrap_or(u16::MAX);
+        let most = device.identity().vectors.min(eqs);
+        let (interrupting, polled) = match config.completion_events {
+            CompletionEvents::Interrupts => (config.completion_eqs.max(1), 0),
+            CompletionEvents::Polled => (1, config.completion_eqs.max(1)),
+        };
+        let vectors = FIRST_COMPLETION_VECTOR.saturating_add(interrupting).min(most);
+        if vectors <= FIRST_COMPLETION_VECTOR {
+            return Err(Error::Exhausted("interrupt vector"));
+        }
+        let left = eqs.saturating_sub(vectors).min(polled);
+        if left == 0 && polled != 0 {
+            return Err(Error::Exhausted("completion EQ"));
+        }
+        device.enable_interrupts(vectors)?;
+        Ok(Self { vectors, polled: left })
     }
-    device.enable_interrupts(wanted)?;
-    Ok(wanted)
+
+    /// Places of those that are polled.
+    fn polled(&self) -> Range<u16> {
+        self.vectors..self.vectors + self.polled
+    }
+
+    /// Numbers of those for completion queues that this process polls, and the driver's own.
+    fn own(&self, caps: &Capabilities) -> impl Iterator<Item = u32> {
+        let first = caps.eqs.reserved;
+        (FIRST_COMPLETION_VECTOR..self.vectors).map(move |place| first + u32::from(place))
+    }
+
+    /// Numbers of those for all other completion queues.
+    fn shared(&self, caps: &Capabilities) -> impl Iterator<Item = u32> {
+        let first = caps.eqs.reserved;
+        let places = if self.polled == 0 { FIRST_COMPLETION_VECTOR..self.vectors } else { self.polled() };
+        places.map(move |place| first + u32::from(place))
+    }
 }
 
 /// Makes the event queues and their threads, and has commands reported by events from there on.
-fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
+fn start_events(hca: &mut Hca, config: &Config, eqs: &CompletionEqs) -> Result<()> {
     let shared = Arc::clone(&hca.shared);
     let commands = &shared.commands;
     let profile = &shared.layout.profile;
@@ -200,10 +247,11 @@ fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
         // At most 2.
         ports: u8::try_from(shared.caps.ports.len()).unwrap_or(0),
     };
-    let make = |vector: u16, entries| {
-        let config = EqConfig { eqn: shared.caps.eqs.reserved + u32::from(vector), vector, entries };
+    let make_at = |place: u16, vector, entries| {
+        let config = EqConfig { eqn: shared.caps.eqs.reserved + u32::from(place), vector, entries };
         EventQueue::new(&shared.device, commands, &shared.icm, config)
     };
+    let make = |vector, entries| make_at(vector, Some(vector), entries);
     let (queue, reader) = make(COMMAND_VECTOR, COMMAND_ENTRIES)?;
     let handler = CommandHandler { commands: Arc::clone(commands), sink: Arc::clone(&config.events) };
     add(hca, "mlx4-cmd".into(), COMMAND_VECTOR, (queue, reader), handler)?;
@@ -218,13 +266,22 @@ fn start_events(hca: &mut Hca, config: &Config, vectors: u16) -> Result<()> {
         failed: false,
     };
     add(hca, "mlx4-async".into(), ASYNC_VECTOR, (queue, reader), handler)?;
-    for vector in FIRST_COMPLETION_VECTOR..vectors {
-        let made = make(vector, shared.completion_eq_room)?;
+    let handler = || {
         let (queues, sink) = (Arc::clone(&shared.completions), Arc::clone(&config.events));
-        let handler = CompletionHandler { queues, bounds, sink };
+        CompletionHandler { queues, bounds, sink }
+    };
+    for vector in FIRST_COMPLETION_VECTOR..eqs.vectors {
+        let made = make(vector, shared.completion_eq_room)?;
         let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
-        add(hca, name, vector, made, handler)?;
+        add(hca, name, vector, made, handler())?;
     }
+    let mut readers = Vec::new();
+    for place in eqs.polled() {
+        let (queue, reader) = make_at(place, None, shared.completion_eq_room)?;
+        hca.queues.push(queue);
+        readers.push(reader);
+    }
+    hca.poller = (!readers.is_empty()).then(|| EventPoller::new(readers, handler()));
     hca.queues[usize::from(COMMAND_VECTOR)].map(commands, command_mask(), false)?;
     hca.queues[usize::from(ASYNC_VECTOR)].map(commands, async_mask(&shared.caps), false)?;
     commands.use_events(true);

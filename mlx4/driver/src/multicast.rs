@@ -95,7 +95,7 @@ impl Groups<'_> {
                 last_entry.header.next = McgNext::new().with_index(index.get());
                 let linked = self.write(last, &mut last_entry);
                 // It is in the table's own chain from here on, or may be.
-                if linked.as_ref().err().is_none_or(Error::is_unanswered) {
+                if linked.as_ref().err().is_none_or(Error::leaves_open) {
                     index.lose();
                 }
                 linked

@@ -139,10 +139,10 @@ impl Region {
     /// Takes the region back: when this returns, the device doesn't use its memory any more.
     ///
     /// # Errors
-    /// The device doesn't give it back, or windows are bound to it. The memory must stay mapped until the next
-    /// reset.
+    /// The device doesn't give it back, or windows are bound to it: for those that may be see
+    /// [`Region::destroy_unbound`]. The memory must stay mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
-        self.destroy_unbound()?.map_or(Ok(()), |_| Err(Error::InUse(1)))
+        self.destroy_unbound()?.map_or(Ok(()), |_lost| Err(Error::Used("memory region")))
     }
 
     /// As [`Region::destroy`]; but if windows are bound to it, it stays as it is, and is returned.
@@ -236,7 +236,7 @@ impl RegisteredMemory {
         match Region::over(shared, &config, &pages, Owner::Driver) {
             Ok(region) => Ok(Self { region, buffer }),
             Err(error) => {
-                if !error.is_unanswered() {
+                if !error.leaves_open() {
                     buffer.release()?;
                 }
                 Err(error)

@@ -87,8 +87,9 @@ pub(crate) struct Shared {
     pub(crate) queues: Arc<Registry<Work>>,
     /// The rings of shared receive queues for extended connections that this process posts to.
     pub(crate) shared_rings: Arc<Registry<SharedRing>>,
-    /// Numbers of the event queues for completions.
+    /// Numbers of the event queues for completions; and of those for completion queues that this process polls.
     pub(crate) completion_eqns: Vec<u32>,
+    pub(crate) own_completion_eqns: Vec<u32>,
     /// Completion queues that each of those event queues has room for.
     pub(crate) completion_eq_room: u32,
     /// Held while a multicast group changes.

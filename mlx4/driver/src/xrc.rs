@@ -76,13 +76,21 @@ impl Xrcd {
     /// Ends the domain. Its queue pairs and shared receive queues must be gone.
     ///
     /// # Errors
-    /// They aren't, or the device doesn't give its completion queue back.
+    /// They aren't, or the device doesn't give its completion queue back: that is lost until the next reset.
     pub fn destroy(self) -> Result<()> {
+        self.destroy_unused()?.map_or(Ok(()), |_lost| Err(Error::Used("XRC domain")))
+    }
+
+    /// As [`Xrcd::destroy`]; but if something is in the domain, it stays as it is, and is returned.
+    ///
+    /// # Errors
+    /// The device doesn't give its completion queue back.
+    pub fn destroy_unused(self) -> Result<Option<Self>> {
         if Arc::strong_count(&self.number) > 1 {
-            return Err(Error::InUse(Arc::strong_count(&self.number) - 1));
+            return Ok(Some(self));
         }
         self.cq.destroy()?;
-        self.queue.release()
+        self.queue.release().map(|()| None)
     }
 }
 

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use common::end::End;
-use common::{Card, PATIENCE, Tampered, config, fabric};
+use common::{Card, PATIENCE, Tampered, Untrue, config, fabric};
 use mlx4::{
-    Access, Attributes, CommandFailure, Config, Error, Event, Hca, Pd, QueuePairConfig, Timeouts, Uar,
+    Access, Attributes, CommandFailure, Config, CqConfig, Error, Event, Hca, Pd, QueuePairConfig,
+    RingMemoryPages, Timeouts, Uar,
 };
 use mlx4_pci::PciDevice;
 use mlx4_queue::geometry::{SendSize, Service};
+use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
 
@@ -118,6 +120,36 @@ fn objects_in_use_at_close_are_counted_and_the_device_is_reset() {
 }
 
 #[test]
+fn queues_that_queue_pairs_still_use_are_given_back() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_003b_0000, 1);
+    let hca = Hca::open(card.seam(), &Config { ports: false, ..config() }).unwrap();
+    let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+    let cq = hca.completion_queue(16, &uar, 0, || {}).unwrap();
+    let srq = hca.shared_receive_queue(&pd, 16, 1).unwrap();
+    let config = QueuePairConfig {
+        service: Service::Rc,
+        pd: &pd,
+        uar: &uar,
+        send_cq: &cq,
+        receive_cq: &cq,
+        send: SendSize { requests: 4, sges: 1, inline: 0 },
+        receives: 0,
+        receive_sges: 0,
+        srq: Some(&srq),
+    };
+    let qp = hca.queue_pair(&config).unwrap();
+    let srq = srq.destroy_unused().unwrap().expect("the queue pair has it");
+    let cq = cq.destroy_unused().unwrap().expect("the queue pair has it");
+    srq.post(1, &[]).unwrap();
+    qp.destroy().unwrap();
+    assert!(srq.destroy_unused().unwrap().is_none());
+    assert!(cq.destroy_unused().unwrap().is_none());
+    hca.close().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+}
+
+#[test]
 fn device_that_vanishes_is_noticed() {
     let fabric = fabric();
     let card = Card::new(&fabric, 0x0002_c903_0035_0000, 1);
@@ -166,6 +198,7 @@ fn make_and_unmake(hca: &Hca, pd: &Pd, uar: &Uar, unmaking: &dyn Fn()) -> mlx4::
     // Large enough for chunks of ICM of its own.
     let memory = hca.memory(pd, 300 << 20, Access::LOCAL);
     let cq = hca.completion_queue(16, uar, 0, || {});
+    let resized = cq.as_ref().map_or(Ok(()), |cq| cq.resize(100));
     let srq = hca.shared_receive_queue(pd, 16, 1);
     let qp = cq.as_ref().ok().map(|cq| {
         let config = QueuePairConfig {
@@ -190,7 +223,7 @@ fn make_and_unmake(hca: &Hca, pd: &Pd, uar: &Uar, unmaking: &dyn Fn()) -> mlx4::
         Ok::<_, Error>((qp, result))
     });
     unmaking();
-    let mut result = Ok(());
+    let mut result = resized;
     if let Some(qp) = qp {
         match qp {
             Ok((qp, modified)) => result = result.and(modified).and(qp.destroy()),
@@ -255,7 +288,7 @@ fn whichever_command_is_refused_everything_is_given_back() {
 #[test]
 fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
     let fabric = fabric();
-    for command in 0..8u8 {
+    for command in 0..9u8 {
         let card = Card::new(&fabric, 0x0002_c903_0038_0000 + 0x100 * u64::from(command), 1);
         let before = card.dump();
         let (device, nth) = Nth::device(&card, |control| control & !EVENT);
@@ -269,4 +302,66 @@ fn whichever_command_is_not_answered_no_memory_is_taken_from_the_device() {
         assert_eq!(card.dump(), before);
         assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
     }
+}
+
+#[test]
+fn whichever_command_fails_in_the_device_itself_no_memory_is_taken_from_it() {
+    let fabric = fabric();
+    let opcodes =
+        [Opcode::MAP_ICM, Opcode::SW2HW_MPT, Opcode::SW2HW_CQ, Opcode::MODIFY_CQ, Opcode::SW2HW_SRQ];
+    for (opcode, guid) in opcodes.into_iter().zip(0x0002_c903_003a_0000..) {
+        let card = Card::new(&fabric, guid, 1);
+        let before = card.dump();
+        let untrue = Untrue::of(&card);
+        let hca = Hca::open(card.seam(), &impatient()).unwrap();
+        let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+        untrue.fail(opcode, 1);
+        let error = make_and_unmake(&hca, &pd, &uar, &|| ()).unwrap_err();
+        assert_eq!(error.to_string(), format!("{opcode} failed with {}", Status::INTERNAL_ERR));
+        assert_ne!(card.device.dma().quarantined(), 0, "{opcode}: the device may have the memory");
+        let _in_use = hca.close();
+        card.device.reset().unwrap();
+        assert_eq!(card.dump(), before);
+        assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    }
+}
+
+/// log2 of the entries of rings whose translation entries fill whole chunks of ICM, and of small ones; and of
+/// their bytes per entry.
+const LOG2_LARGE: u8 = 22;
+const LOG2_SMALL: u8 = 7;
+const LOG2_CQE: u8 = 5;
+
+/// The pages of a ring, all of them the same one.
+fn same_page(page: u64, log2_entries: u8) -> Vec<u64> {
+    vec![page; 1 << (log2_entries + LOG2_CQE - 12)]
+}
+
+#[test]
+fn queue_has_moved_although_the_device_does_not_give_back_what_was_of_its_old_ring() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_0039_0000, 1);
+    let untrue = Untrue::of(&card);
+    let profile = mlx4::Profile { wide_cqes: false, ..impatient().profile };
+    let hca = Hca::open(card.seam(), &Config { profile, ..impatient() }).unwrap();
+    let (uar, memory) = (hca.uar().unwrap(), card.device.dma().allocate(2 << 12, 1 << 12).unwrap());
+    let ring = |pages| RingMemoryPages { pages, log2_page: 12 };
+    let [large, small] = [LOG2_LARGE, LOG2_SMALL].map(|log2| same_page(memory.iova(), log2));
+    let config = CqConfig {
+        log2_entries: LOG2_LARGE,
+        ring: ring(&large),
+        record: memory.iova() + (1 << 12),
+        uar: &uar,
+        ignore_overrun: false,
+        vector: 0,
+    };
+    let cq = hca.cq(&config, || {}).unwrap();
+    untrue.fail(Opcode::UNMAP_ICM, 1);
+    cq.resize(LOG2_SMALL, &ring(&small)).unwrap();
+    assert!(untrue.is_done(), "the old ring had a chunk of ICM of its own");
+    cq.destroy().unwrap();
+    memory.release().unwrap();
+    hca.close().unwrap();
+    card.device.reset().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
 }

@@ -3,6 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use mlx4_wire::U16;
+use mlx4_wire::cqe::{Cqe, CqeOwner, CqeQp};
+use mlx4_wire::wqe::Opcode;
+use zerocopy::FromZeros;
+
 use crate::geometry::QueueLimits;
 use crate::{Doorbell, RingMemory};
 
@@ -16,6 +21,15 @@ pub(crate) const LIMITS: QueueLimits = QueueLimits {
     max_send_sges: 32,
     max_receive_sges: 32,
 };
+
+/// The completion of a send request.
+pub(crate) fn sent(qpn: u32, index: u16) -> Cqe {
+    let mut cqe = Cqe::new_zeroed();
+    cqe.qp = CqeQp::new().with_qpn(qpn);
+    cqe.wqe_index = U16::new(index);
+    cqe.owner = CqeOwner::send(Opcode::SEND);
+    cqe
+}
 
 /// Memory that one thread plays both sides on. It records the order of published words.
 #[derive(Clone, Debug)]

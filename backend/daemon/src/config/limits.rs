@@ -4,6 +4,9 @@ use paraverbs_tenant::Limits;
 use paraverbs_tenant::hca::DeviceInfo;
 use serde::Deserialize;
 
+/// Without being told otherwise a guest may have one part in so many of what the HCA has.
+const PARTS: u32 = 4;
+
 /// A limit that can't be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
@@ -27,7 +30,7 @@ pub enum LimitError {
 
 macro_rules! limits {
     ($( $(#[$meta:meta])* $name:ident: $type:ty => $limit:ident $( , of the HCA: $max:ident )? ; )*) => {
-        /// What one guest may have; what is left out has a default, or what the HCA has if that is less.
+        /// What one guest may have; what is left out has a default, or a quarter of what the HCA has if that is less.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct GuestLimits {
@@ -53,6 +56,7 @@ macro_rules! limits {
             pub fn on(&self, info: &DeviceInfo) -> Result<Limits, LimitError> {
                 self.check()?;
                 let mut limits = Limits::default();
+                $( $( limits.$limit = limits.$limit.min(share(info.$max)); )? )*
                 $( if let Some(value) = self.$name {
                     $( at_most(stringify!($name), value.into(), info.$max.into())?; )?
                     limits.$limit = value;
@@ -87,4 +91,19 @@ fn at_most(name: &'static str, value: u64, max: u64) -> Result<(), LimitError> {
         return Err(LimitError::TooMany { name, value, max });
     }
     Ok(())
+}
+
+/// What a guest may have of so many objects of the HCA.
+fn share(all: u32) -> u32 {
+    (all / PARTS).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_may_have_a_quarter_and_at_least_one() {
+        assert_eq!([1 << 15, 5, 4, 3, 0].map(share), [1 << 13, 1, 1, 1, 1]);
+    }
 }

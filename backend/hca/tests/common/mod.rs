@@ -127,7 +127,7 @@ pub struct Rig {
     pub hca: Arc<Mlx4Hca>,
     pub device: Arc<ModelDevice>,
     unopened: String,
-    _engine: EngineThread,
+    engine: Option<EngineThread>,
     _fabric: Arc<Fabric>,
 }
 
@@ -151,7 +151,13 @@ impl Rig {
         let unopened = device.hca().dump();
         let seam: Arc<dyn PciDevice> = Arc::<ModelDevice>::clone(&device);
         let hca = Mlx4Hca::open(seam, config).unwrap();
-        Self { hca, device, unopened, _engine: engine, _fabric: fabric }
+        Self { hca, device, unopened, engine: Some(engine), _fabric: fabric }
+    }
+
+    /// From now on nobody runs the card, or a thread does again.
+    pub fn run_engine(&mut self, run: bool) {
+        self.engine = None;
+        self.engine = run.then(|| self.device.hca().start_engine().unwrap());
     }
 
     /// Waits until the port is ACTIVE.

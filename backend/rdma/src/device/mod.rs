@@ -202,7 +202,11 @@ impl Device {
             length = Some(message.len());
             false
         });
-        let Some(length) = length else { return false };
+        let Some(length) = length else {
+            // Chains that the driver gives back are for later: it wakes nobody for them.
+            queue.needs_no_more();
+            return false;
+        };
         let chain = match queue.next() {
             Next::Chain(chain) if chain.room() >= length => chain,
             Next::Chain(chain) => return self.give_back(queue, chain.head()),

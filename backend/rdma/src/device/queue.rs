@@ -92,6 +92,15 @@ impl<'a> Queue<'a> {
         self.running && self.queue.enable_notification(self.memory).unwrap_or(false)
     }
 
+    /// Asks the driver for no notifications until [`Queue::wait_for_more`] does. (With event indexes there are none
+    /// unless they were asked for.)
+    pub(crate) fn needs_no_more(&mut self) {
+        if self.running {
+            // A ring that isn't there notifies of nothing that could be used.
+            let _elsewhere = self.queue.disable_notification(self.memory);
+        }
+    }
+
     /// Gives a chain back to the driver. What was stopped meanwhile gets it too, since it was taken before.
     pub(crate) fn used(&mut self, head: u16, bytes: u32) {
         if head < self.queue.size() {

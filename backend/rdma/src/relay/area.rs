@@ -1,5 +1,4 @@
-//! One doorbell area, in guest memory or in the device's region, shared by the thread that reads it and whoever
-//! closes it.
+//! One doorbell area, in guest memory or in the device's region, shared by who reads it and who closes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -10,7 +9,7 @@ use virtio_rdma::doorbell::{Reader, Words};
 
 use crate::mapping::Mapping;
 
-/// The relay's thread is in it, or about to see that it may not be.
+/// The holder of the relay's role is in it, or about to see that it may not be.
 const READING: u8 = 1;
 /// Nobody may enter it any more.
 const CLOSED: u8 = 2;
@@ -34,7 +33,7 @@ impl Words for AreaWords {
     }
 }
 
-/// A doorbell area. Only the relay's thread calls its methods but [`Area::close`].
+/// A doorbell area. Only the holder of the relay's role calls its methods but [`Area::close`].
 #[derive(Debug)]
 pub(crate) struct Area {
     /// Whose it is.
@@ -103,8 +102,8 @@ impl Area {
         (before & CLOSED == 0).then(|| with(&self.reader))
     }
 
-    /// From now on nobody writes to it, or rings for it. Waits for the relay's thread, which is in the area for
-    /// one pass at most and blocks for nothing there.
+    /// From now on nobody writes to it, or rings for it. Waits for its reader, who is in the area for one pass at
+    /// most and blocks for nothing there.
     pub(crate) fn close(&self) {
         self.state.fetch_or(CLOSED, Ordering::AcqRel);
         while self.state.load(Ordering::Acquire) & READING != 0 {
@@ -113,7 +112,7 @@ impl Area {
     }
 }
 
-/// The relay's thread is in an area, until this is dropped.
+/// The reader is in an area, until this is dropped.
 struct Reading<'a>(&'a AtomicU8);
 
 impl Drop for Reading<'_> {

@@ -1,14 +1,18 @@
-//! Doorbell areas and the one thread of an HCA that reads them.
+//! Doorbell areas, and who reads them: one thread of the HCA, or a connection's worker in its place.
 
 mod area;
+mod baton;
 mod direct;
+mod handle;
+mod role;
 mod thread;
 mod turns;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use direct::{Direct, Exposure, RegionMemory};
-pub(crate) use thread::{RelayHandle, RelayThread};
+pub(crate) use handle::RelayHandle;
+pub(crate) use thread::RelayThread;
 
 /// Spinning costs a core, so there must be some to spare: those of two peers, and one for the rest.
 const CORES_TO_SPIN: usize = 3;
@@ -23,14 +27,17 @@ pub struct Progress {
     pub next_timer: Option<Instant>,
 }
 
-/// A part of an HCA that wants a thread: the engine of one in software. The relay's thread drives it.
+/// A part of an HCA that wants a thread: the engine of one in software. Whoever reads the doorbell areas drives it.
 pub trait Engine: Send + Sync {
-    /// Does a bounded piece of work.
+    /// Does a bounded piece of work. Called on one thread at a time, though not always the same.
     fn run(&self) -> Progress;
 
     /// Announces that the caller is about to sleep. If this returns true the waker is called for the next piece
     /// of work; else there is some already.
     fn may_sleep(&self) -> bool;
+
+    /// Announces that the caller is awake again: the waker needn't be called before the next [`Engine::may_sleep`].
+    fn is_awake(&self) {}
 
     /// Sets who is called, on any thread, when there is work after [`Engine::may_sleep`]. It doesn't block.
     fn set_waker(&self, waker: Box<dyn Fn() + Send + Sync>);

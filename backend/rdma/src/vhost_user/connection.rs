@@ -1,6 +1,7 @@
 //! One connection of a guest: what `vhost-user-backend` calls, on the threads that it makes.
 //!
-//! Three workers: the control queue (requests block in commands of the HCA), events and completion vectors, kicks.
+//! Three workers: the control queue (requests block in commands of the HCA), events and completion vectors, kicks. The
+//! last reads the doorbells while the relay's thread sleeps, and delivers events that come of that.
 //! Queues are worked on in memory that is watched, never in the crate's own table, which is replaced before we are
 //! told. Nothing here answers an error for what a guest does to its queues: an error would end the worker.
 
@@ -25,7 +26,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::shared::SharedRegion;
 use super::vring::Vring;
-use super::wake::{EVENT_WORKER, WORKERS, Wake};
+use super::wake::{Due, EVENT_WORKER, WORKERS, Wake};
 use crate::device::{Device, Queue, Ring};
 use crate::host::RdmaHost;
 use crate::memory::{Memory, MemoryRefused, MemoryTable};
@@ -99,6 +100,14 @@ impl std::fmt::Debug for ShutdownHandleBox {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn try_lock(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// A ring, worked on in the memory that the guest has at each moment.
@@ -246,7 +255,7 @@ impl Connection {
                     self.wake.mads();
                 }
             }
-            Some(Role::Kick(_)) if vring.was_kicked() => self.device.kick(),
+            Some(Role::Kick(_)) if vring.was_kicked() => self.kick(),
             Some(Role::Vector(vector)) => {
                 if self.device.completions(vector, &ring) {
                     self.wake.completions(vector);
@@ -256,9 +265,29 @@ impl Connection {
         }
     }
 
+    /// Does what was rung for, and delivers the events that have come of it: no other thread is woken for them.
+    ///
+    /// When it writes to the guest's descriptors it isn't the relay's reader any more, so if the guest makes it wait
+    /// there, nobody else waits.
+    fn kick(&self) {
+        self.wake.collect();
+        self.device.kick();
+        let due = self.wake.collected();
+        if due.is_empty() {
+            return;
+        }
+        let vrings = self.vrings.get(EVENT_WORKER).and_then(OnceLock::get);
+        let working = self.working.get(EVENT_WORKER).and_then(try_lock);
+        if let (Some(vrings), Some(_working)) = (vrings, working) {
+            self.deliver(due, vrings);
+        } else {
+            // That worker is at it, or has yet to begin: it goes on.
+            self.wake.give_back(due);
+        }
+    }
+
     /// Delivers what came for the guest, and goes on with queues whose turn ended.
-    fn deliver(&self, vrings: &[Vring]) {
-        let due = self.wake.take();
+    fn deliver(&self, due: Due, vrings: &[Vring]) {
         for queue in 0..QUEUES {
             let due = match Role::at(queue) {
                 Some(Role::Event) => due.events(),
@@ -405,7 +434,7 @@ impl VhostUserBackend for Connection {
         }
         let _working = self.working.get(worker).map(lock);
         match u64::from(event) {
-            WAKEN if worker == EVENT_WORKER => self.deliver(vrings),
+            WAKEN if worker == EVENT_WORKER => self.deliver(self.wake.take(), vrings),
             MEMORY_LOST => self.check_memory(),
             _ => {
                 if let (Some(queue), Some(vring)) = (queue_of(worker, event), vrings.get(usize::from(event)))

@@ -4,6 +4,9 @@
 //! nothing to end that. So a thread of its own makes the call. Where a front end never answers, its next connection
 //! waits for that thread, and nobody else does.
 //!
+//! The crate doesn't tell whether the front end has agreed on answers (REPLY_ACK), and takes none for an answer where
+//! it hasn't. So answers are always asked for: a front end that gives none has no region.
+//!
 //! The region is mapped when a driver first wants it, not before: a VMM drops what is mapped when the device is
 //! reset, and doesn't always say that it was.
 
@@ -47,6 +50,9 @@ struct State {
     known: bool,
     channel: Option<Channel>,
     phase: Phase,
+    /// How often the device was reset: an answer to what was asked before the last time is none for what is asked
+    /// since.
+    epoch: u64,
     /// The thread runs.
     running: bool,
     ended: bool,
@@ -69,19 +75,26 @@ pub(crate) struct SharedRegion {
     memory: Arc<RegionMemory>,
     state: Mutex<State>,
     changed: Condvar,
+    /// How long the front end may take to map it.
+    patience: Duration,
     /// What the thread keeps: this, for as long as it runs.
     own: std::sync::Weak<SharedRegion>,
 }
 
 impl SharedRegion {
     pub(crate) fn new(name: Arc<str>, memory: Arc<RegionMemory>) -> Arc<Self> {
-        let state =
-            State { known: false, channel: None, phase: Phase::Unmapped, running: false, ended: false };
+        Self::with_patience(name, memory, PATIENCE)
+    }
+
+    fn with_patience(name: Arc<str>, memory: Arc<RegionMemory>, patience: Duration) -> Arc<Self> {
+        let phase = Phase::Unmapped;
+        let state = State { known: false, channel: None, phase, epoch: 0, running: false, ended: false };
         Arc::new_cyclic(|own| Self {
             name,
             memory,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            patience,
             own: own.clone(),
         })
     }
@@ -108,6 +121,7 @@ impl SharedRegion {
 
     /// The front end has given a channel; only its first one counts.
     pub(crate) fn take_channel(&self, channel: Backend) {
+        channel.set_reply_ack_flag(true);
         self.set(|state| {
             state.channel.get_or_insert(Channel(channel));
         });
@@ -116,6 +130,7 @@ impl SharedRegion {
     /// The device was reset, or is about to be. Nobody waits for the mapping any more.
     pub(crate) fn forget(&self) {
         self.set(|state| {
+            state.epoch += 1;
             if matches!(state.phase, Phase::Mapped | Phase::Wanted { .. }) {
                 state.phase = Phase::Stale;
             }
@@ -148,9 +163,12 @@ impl SharedRegion {
             let waited = self.changed.wait_while(self.lock(), idle);
             let state = waited.unwrap_or_else(PoisonError::into_inner);
             let (phase, channel, ended) = (state.phase, state.channel.clone(), state.ended);
+            let epoch = state.epoch;
             drop(state);
             match (phase, channel) {
-                (Phase::Mapped | Phase::Stale, Some(Channel(channel))) if ended => {
+                (Phase::Mapped | Phase::Stale | Phase::Wanted { unmap: true }, Some(Channel(channel)))
+                    if ended =>
+                {
                     // Nobody answers any more.
                     channel.set_reply_ack_flag(false);
                     self.unmap(&channel);
@@ -159,7 +177,7 @@ impl SharedRegion {
                     if unmap {
                         self.unmap(&channel);
                     }
-                    self.map_on(&channel);
+                    self.map_on(&channel, epoch);
                 }
                 _ => {}
             }
@@ -182,20 +200,22 @@ impl SharedRegion {
         }
     }
 
-    fn map_on(&self, channel: &Backend) {
+    /// Maps the region for whoever wanted it in this epoch.
+    fn map_on(&self, channel: &Backend, epoch: u64) {
         let result = channel.shmem_map(&self.request(), self.memory.file());
-        self.set(|state| {
-            if !matches!(state.phase, Phase::Wanted { .. }) {
-                return;
+        let mut late = false;
+        self.set(|state| match (state.phase, result) {
+            (Phase::Wanted { .. }, Ok(_)) if state.epoch == epoch => state.phase = Phase::Mapped,
+            (Phase::Wanted { .. }, Err(error)) if state.epoch == epoch => {
+                log::warn!("guest {}: doorbells are relayed, its VMM maps no region: {error}", self.name);
+                state.phase = Phase::Denied;
             }
-            state.phase = match result {
-                Ok(_) => Phase::Mapped,
-                Err(error) => {
-                    log::warn!("guest {}: doorbells are relayed, its VMM maps no region: {error}", self.name);
-                    Phase::Denied
-                }
-            };
+            // Who wants it again has what is left unmapped first.
+            (phase, result) => late = phase == Phase::Denied && result.is_ok(),
         });
+        if late {
+            self.unmap(channel);
+        }
     }
 
     fn unmap(&self, channel: &Backend) {
@@ -238,16 +258,22 @@ impl Exposure for SharedRegion {
             }
         }
         self.changed.notify_all();
-        let waits = |state: &mut State| !state.ended && matches!(state.phase, Phase::Wanted { .. });
-        let waited = self.changed.wait_timeout_while(state, PATIENCE, waits);
+        let epoch = state.epoch;
+        let waits = |state: &mut State| {
+            !state.ended && state.epoch == epoch && matches!(state.phase, Phase::Wanted { .. })
+        };
+        let waited = self.changed.wait_timeout_while(state, self.patience, waits);
         let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
-            let seconds = PATIENCE.as_secs();
             log::warn!(
-                "guest {}: doorbells are relayed, its VMM has not mapped them in {seconds} s",
-                self.name
+                "guest {}: doorbells are relayed, its VMM has not mapped them in {:?}",
+                self.name,
+                self.patience
             );
             state.phase = Phase::Denied;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use virtio_rdma::{Reason, U32};
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::guest::{
-    BASE, BYTES, EVENT_IDX, Guest, Memory, QUEUE_SIZE, VERSION_1, WRITE, config, connect, memfd,
+    BASE, BYTES, EVENT_IDX, Guest, Memory, QUEUE_SIZE, VERSION_1, WRITE, config, connect, memfd, wait_until,
 };
 use crate::hostile::port_event;
 use crate::objects::Process;
@@ -78,6 +78,28 @@ fn completion_events_come_on_their_vector_once_for_each_firing() {
             let event = CompletionEvent::read_from_bytes(&guest.read(at, 8)).unwrap();
             assert_eq!((event.cq.get(), event.generation.get()), (process.cq, guest.generation));
         }
+    }
+}
+
+/// Else each event would cost a notification, and a wake-up, for the buffer that comes back.
+#[test]
+fn device_wants_to_know_of_buffers_only_while_an_event_waits_for_one() {
+    let scene = Scene::new();
+    let socket = scene.socket("a");
+    let mut guest = Guest::with(socket.path(), VERSION_1, memfd(BYTES as u64, SealFlags::SHRINK));
+    let process = Process::on_vector(&mut guest, 0, 3);
+    let queue = FIRST_VECTOR + 3;
+    for _ in 0..20 {
+        scene.hca.tell(|sink| sink.completion(Cookie(process.cq)));
+        wait_until(|| guest.wants_kick(queue));
+        guest.offer(queue, 0, &[(BASE + COMPLETIONS, 8, WRITE, 0)]);
+        guest.kick(queue);
+        guest.used(queue);
+        wait_until(|| !guest.wants_kick(queue));
+        guest.offer(queue, 1, &[(BASE + COMPLETIONS, 8, WRITE, 0)]);
+        scene.hca.tell(|sink| sink.completion(Cookie(process.cq)));
+        guest.used(queue);
+        assert!(!guest.wants_kick(queue));
     }
 }
 

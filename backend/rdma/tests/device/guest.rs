@@ -36,6 +36,9 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT_TABLE: u16 = 4;
 
+/// The flag of a used ring.
+const NO_NOTIFY: u16 = 1;
+
 /// Bytes of a guest's memory, and the address of its first one.
 pub(crate) const BYTES: usize = 8 << 20;
 pub(crate) const BASE: u64 = 0x1_0000_0000;
@@ -324,6 +327,11 @@ impl Guest {
         queue.seen = queue.seen.wrapping_add(1);
         let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
         Some((word(0), word(4)))
+    }
+
+    /// Whether the device asks to be notified of chains. Not with event indexes.
+    pub(crate) fn wants_kick(&self, queue: u16) -> bool {
+        self.memory.read16(self.queues[usize::from(queue)].used()) & NO_NOTIFY == 0
     }
 
     /// Waits for the next chain that was used, by the call.

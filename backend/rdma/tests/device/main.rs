@@ -15,5 +15,6 @@ mod hostile;
 mod life;
 mod memory;
 mod objects;
+mod role;
 mod scene;
 mod socket;

@@ -110,7 +110,8 @@ pub struct Doorbell {
 /// [`HcaError::TimedOut`] an implementation answers [`HcaError::Lost`] to all commands, at once, until the reset.
 /// Else the end of a guest with thousands of objects, which nothing can interrupt, would wait for each of them.
 ///
-/// **Events.** After an object's destruction has returned, none of its events is under way and none comes.
+/// **Events.** After an object's destruction has returned, none of its events is under way and none comes. They come on
+/// threads of the implementation's, and completion events perhaps from [`Hca::poll_events`] only.
 pub trait Hca: Send + Sync + std::fmt::Debug {
     /// What it is and can do. Constant between two resets.
     fn device(&self) -> DeviceInfo;
@@ -340,4 +341,11 @@ pub trait Hca: Send + Sync + std::fmt::Debug {
     /// arm only what the guest may say (command, sequence, index). Never blocks. An id that is no longer in use
     /// does nothing.
     fn ring(&self, doorbell: Doorbell, value: u64);
+
+    /// Tells of completion events that nothing else tells of: whoever rings doorbells and drives the HCA's engine, if
+    /// that is in software, calls this after each of its rounds. Its work is bounded, and where there are no events it
+    /// takes no lock and makes no system call. True if there may be more. Without polled events it does nothing.
+    fn poll_events(&self) -> bool {
+        false
+    }
 }

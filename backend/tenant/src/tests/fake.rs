@@ -32,12 +32,16 @@ pub(crate) struct Fake {
     pub(crate) wrong: Vec<String>,
     /// Calls that fail, by name, how, and how often.
     pub(crate) faults: BTreeMap<String, (HcaError, u32)>,
+    /// How often such calls work before.
+    pub(crate) faults_after: BTreeMap<String, u32>,
     /// Regions with windows bound to them.
     pub(crate) bound: BTreeSet<u32>,
     pub(crate) max_maps: usize,
     /// LMC of each port, whose LID is its number.
     pub(crate) lmc: u8,
     pub(crate) modified: Vec<QpModify>,
+    /// What queries of queue pairs tell as their state, instead of ERR.
+    pub(crate) state: Option<QpState>,
     pub(crate) rung: Vec<(Doorbell, u64)>,
 }
 
@@ -47,6 +51,10 @@ pub(crate) struct FakeHca(Mutex<Fake>);
 impl Fake {
     fn call(&mut self, call: &str) -> Result<(), HcaError> {
         self.log.push(call.to_owned());
+        if let Some(left) = self.faults_after.get_mut(call).filter(|left| **left > 0) {
+            *left -= 1;
+            return Ok(());
+        }
         match self.faults.get_mut(call) {
             Some((error, left)) if *left > 0 => {
                 *left -= 1;
@@ -443,8 +451,10 @@ impl Hca for FakeHca {
     }
 
     fn query_qp(&self, qp: QpId) -> Result<QpAttributes, HcaError> {
-        self.lock().known("qp", qp.0, "query qp")?;
-        Ok(super::scene::attributes())
+        let mut fake = self.lock();
+        fake.known("qp", qp.0, "query qp")?;
+        let attributes = super::scene::attributes();
+        Ok(QpAttributes { state: fake.state.unwrap_or(attributes.state), ..attributes })
     }
 
     fn destroy_qp(&self, qp: QpId) -> Result<(), HcaError> {

@@ -155,6 +155,23 @@ fn queue_pair_that_is_connected_to_another_can_not_be_named_by_a_third_guest() {
 }
 
 #[test]
+fn bit_of_extended_targets_does_not_lead_around_the_rule() {
+    const TARGET: u32 = 1 << 23;
+    let guests = Guests::new(3);
+    let ([ambush, late], [one], [other]) = (guests.ends(0), guests.ends(1), guests.ends(2));
+    // Whoever waits by the other form of the number is stopped too.
+    guests.connect(0, ambush, OWN, one.qpn ^ TARGET).unwrap();
+    guests.connect(1, one, OWN, other.qpn).unwrap();
+    assert_eq!(guests.put_to_error(), 1);
+    for form in [one.qpn, one.qpn ^ TARGET] {
+        assert_eq!(guests.connect(0, late, OWN, form), Err(Reason::TAKEN));
+    }
+    guests.connect(2, other, OWN, one.qpn ^ TARGET).unwrap();
+    assert_eq!(guests.put_to_error(), 1);
+    guests.end();
+}
+
+#[test]
 fn guest_that_names_a_queue_pair_first_loses_to_the_one_that_it_names() {
     let guests = Guests::new(3);
     let [one, other, thief] = [0, 1, 2].map(|guest| guests.ends::<1>(guest)[0]);
@@ -187,6 +204,73 @@ fn guest_that_can_not_be_stopped_keeps_the_connection_from_being_made() {
     assert_eq!(guests.put_to_error(), 0);
     guests.connect_by(0, one, path, other.qpn).unwrap();
     assert_eq!(guests.put_to_error(), 1);
+    guests.end();
+}
+
+#[test]
+fn guest_whose_queue_pair_the_hca_does_not_put_to_err_is_stopped_only_if_it_can_not_send() {
+    for (state, stopped) in [
+        (State::Rts, false),
+        (State::Rtr, false),
+        (State::Init, false),
+        (State::Sqd, false),
+        (State::Err, true),
+        (State::Reset, true),
+    ] {
+        let guests = Guests::new(3);
+        let [one, other, thief] = [0, 1, 2].map(|guest| guests.ends::<1>(guest)[0]);
+        guests.connect(2, thief, OWN, one.qpn).unwrap();
+        guests.init(0, one);
+        guests.hca.lock().state = Some(state);
+        guests.hca.lock().faults.insert("modify qp".into(), (HcaError::Refused, 1));
+        let path = AhAttributes { dlid: U16::new(OWN), ..AhAttributes::new_zeroed() };
+        let connected = guests.connect_by(0, one, path, other.qpn);
+        assert_eq!(connected.err(), (!stopped).then_some(Reason::COMMAND_FAILED), "{state:?}");
+        // The next attempt finds the thief as it was, or not at all.
+        if !stopped {
+            guests.connect_by(0, one, path, other.qpn).unwrap();
+        }
+        assert_eq!(guests.put_to_error(), usize::from(!stopped), "{state:?}");
+        guests.end();
+    }
+}
+
+#[test]
+fn guest_whose_queue_pair_can_not_be_looked_at_keeps_the_connection_from_being_made() {
+    let guests = Guests::new(3);
+    let [one, other, thief] = [0, 1, 2].map(|guest| guests.ends::<1>(guest)[0]);
+    guests.connect(2, thief, OWN, one.qpn).unwrap();
+    guests.init(0, one);
+    guests.hca.lock().faults.insert("modify qp".into(), (HcaError::Refused, 1));
+    guests.hca.lock().faults.insert("query qp".into(), (HcaError::Refused, 1));
+    let path = AhAttributes { dlid: U16::new(OWN), ..AhAttributes::new_zeroed() };
+    assert_eq!(guests.connect_by(0, one, path, other.qpn).err(), Some(Reason::COMMAND_REFUSED));
+    guests.connect_by(0, one, path, other.qpn).unwrap();
+    assert_eq!(guests.put_to_error(), 1);
+    guests.end();
+}
+
+#[test]
+fn all_queue_pairs_that_name_one_are_stopped_however_many() {
+    let guests = Guests::new(5);
+    let [one, other] = [0, 1].map(|guest| guests.ends::<1>(guest)[0]);
+    let of = |guest| guests.ends::<3>(guest).map(|end| (guest, end));
+    let thieves = [of(2), of(3), of(4)].concat();
+    thieves.iter().for_each(|(guest, thief)| guests.connect(*guest, *thief, OWN, one.qpn).unwrap());
+    guests.init(0, one);
+    // Seven are stopped when one can't be: the connection isn't made, and can be made later.
+    let path = || AhAttributes { dlid: U16::new(OWN), ..AhAttributes::new_zeroed() };
+    guests.hca.lock().faults_after.insert("modify qp".into(), 7);
+    guests.hca.lock().faults.insert("modify qp".into(), (HcaError::Failed, 1));
+    assert_eq!(guests.connect_by(0, one, path(), other.qpn).err(), Some(Reason::COMMAND_FAILED));
+    assert_eq!(guests.put_to_error(), 7);
+    let (guest, thief) = thieves[0];
+    guests.reset(guest, thief);
+    guests.connect(guest, thief, OWN, one.qpn).unwrap();
+    guests.connect_by(0, one, path(), other.qpn).unwrap();
+    assert_eq!(guests.put_to_error(), 10);
+    guests.reset(guest, thief);
+    assert_eq!(guests.connect(guest, thief, OWN, one.qpn).err(), Some(Reason::TAKEN));
     guests.end();
 }
 

@@ -17,6 +17,7 @@ use crate::channel::CompChannel;
 use crate::device::{Bell, ObjectKind, Open, Subscriber, Vector};
 use crate::error::{Error, Result};
 use crate::memory::Span;
+use crate::mw::Windows;
 use crate::qp::Work;
 use crate::srq::SharedRing;
 use crate::wr::{Wc, WcStatus};
@@ -48,6 +49,41 @@ pub(crate) struct Queue {
     ring: Mutex<Block>,
     record: Block,
     ended: bool,
+}
+
+impl State {
+    fn poll(&mut self, wcs: &mut [Wc], windows: &Windows) -> Result<usize> {
+        let Self { ring, works, failed } = self;
+        if let Some(error) = failed.take() {
+            return Err(error);
+        }
+        let mut count = 0;
+        for wc in wcs {
+            match ring.poll(works) {
+                Some(Ok(completion)) => {
+                    *wc = Wc::from(completion);
+                    works.ended(wc.status == WcStatus::Success);
+                    if let Some(rkey) = wc.invalidated_rkey {
+                        windows.invalidated(rkey, &mut works.released);
+                    }
+                }
+                Some(Err(error)) => {
+                    works.ended(false);
+                    *failed = Some(error.into());
+                    break;
+                }
+                None => break,
+            }
+            count += 1;
+        }
+        if count != 0 || failed.is_some() {
+            ring.commit();
+        }
+        match failed.take_if(|_| count == 0) {
+            Some(error) => Err(error),
+            None => Ok(count),
+        }
+    }
 }
 
 /// The ring for at least `cqe` completions.
@@ -157,33 +193,11 @@ impl Queue {
     fn poll(&self, wcs: &mut [Wc]) -> Result<usize> {
         self.open.loss().check()?;
         let mut state = self.lock();
-        let State { ring, works, failed } = &mut *state;
-        if let Some(error) = failed.take() {
-            return Err(error);
-        }
-        let mut count = 0;
-        for wc in wcs {
-            match ring.poll(works) {
-                Some(Ok(completion)) => {
-                    *wc = Wc::from(completion);
-                    works.ended(wc.status == WcStatus::Success);
-                }
-                Some(Err(error)) => {
-                    works.ended(false);
-                    *failed = Some(error.into());
-                    break;
-                }
-                None => break,
-            }
-            count += 1;
-        }
-        if count != 0 || failed.is_some() {
-            ring.commit();
-        }
-        match failed.take_if(|_| count == 0) {
-            Some(error) => Err(error),
-            None => Ok(count),
-        }
+        let result = state.poll(wcs, self.open.windows());
+        let released = std::mem::take(&mut state.works.released);
+        drop(state);
+        drop(released);
+        result
     }
 
     fn end(&mut self) -> Result<()> {

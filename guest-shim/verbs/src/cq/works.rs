@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mlx4_queue::{PostedReceive, PostedSend, WorkQueues};
 
-use crate::mw::Bound;
+use crate::mw::{Bound, Released};
 use crate::qp::Work;
 use crate::srq::SharedRing;
 
@@ -38,6 +38,8 @@ pub(super) struct Works {
     xrc_srqs: ByNumber<SharedRing>,
     /// A window's binding that the last completion was of, until it is known how it ended.
     binding: Option<Bound>,
+    /// What windows have let go of, to be dropped when the CQ isn't locked any more.
+    pub(super) released: Released,
 }
 
 impl Works {
@@ -67,14 +69,15 @@ impl Works {
     /// How the request of the last completion ended.
     pub(super) fn ended(&mut self, well: bool) {
         if let Some(binding) = self.binding.take() {
-            binding.ended(well);
+            binding.ended(well, &mut self.released);
         }
     }
 }
 
 impl WorkQueues for Works {
     fn send_completed(&mut self, qpn: u32, wqe_index: u16) -> Option<PostedSend> {
-        let (posted, binding) = self.queue_pairs.get(&qpn)?.send_completed(wqe_index)?;
+        let work = self.queue_pairs.get(&qpn)?;
+        let (posted, binding) = work.send_completed(wqe_index, &mut self.released)?;
         self.binding = binding;
         Some(posted)
     }

@@ -1,6 +1,8 @@
-//! The control queue: requests of several threads at once.
+//! The control queue: requests of several threads at once. A device that has requests and answers none for minutes
+//! is lost, or its users would wait for ever.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use virtio_rdma::memory::Segment;
 use virtio_rdma::queue::CONTROL;
@@ -37,6 +39,8 @@ struct State {
     ring: Ring,
     slots: [Slot; SLOTS as usize],
     cookies: u64,
+    /// When the device answered last, or was asked while it had nothing to answer.
+    heard: Instant,
 }
 
 /// The control queue.
@@ -74,7 +78,7 @@ impl Control {
             let reply = Buffer { address, length: reply_bytes, writable: true, next: None };
             ring.queue.describe(2 * slot + 1, reply);
         }
-        let state = State { ring, slots: [Slot::Free; SLOTS as usize], cookies: 0 };
+        let state = State { ring, slots: [Slot::Free; SLOTS as usize], cookies: 0, heard: Instant::now() };
         Ok(Self {
             transport: Arc::clone(transport),
             loss: Arc::clone(loss),
@@ -133,6 +137,9 @@ impl Control {
         let queue = &mut state.ring.queue;
         queue.describe(2 * slot, Buffer { address, length, writable: false, next: Some(2 * slot + 1) });
         queue.offer(2 * slot);
+        if !state.slots.contains(&Slot::Asked) {
+            state.heard = Instant::now();
+        }
         state.slots[usize::from(slot)] = Slot::Asked;
         if state.ring.queue.wants_kick() {
             self.transport.kick(CONTROL);
@@ -168,6 +175,7 @@ impl Control {
                 Ok(Some(used)) => {
                     let length = usize::try_from(used.length).unwrap_or(usize::MAX).min(REPLY_BYTES);
                     state.slots[usize::from(used.head / 2)] = Slot::Answered(length);
+                    state.heard = Instant::now();
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -182,7 +190,17 @@ impl Control {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until something has changed. A device that answers nothing for too long is lost.
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        let patience = self.transport.patience();
+        let asked = state.slots.contains(&Slot::Asked);
+        let left = if asked { patience.saturating_sub(state.heard.elapsed()) } else { patience };
+        let waited = self.changed.wait_timeout(state, left);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        self.collect_into(&mut state);
+        if state.slots.contains(&Slot::Asked) && state.heard.elapsed() >= patience {
+            self.loss.set("it has left a request unanswered for too long");
+        }
+        state
     }
 }

@@ -26,6 +26,7 @@ use crate::arena::{Arena, Block};
 use crate::error::{Error, Result};
 use crate::event::AsyncEvent;
 use crate::event_fd::Event;
+use crate::mw::Windows;
 use crate::signal::{Deadline, Loss};
 use crate::transport::Transport;
 use crate::virtqueue::Layout;
@@ -61,6 +62,7 @@ pub(crate) struct Open {
     /// again as soon as the device has destroyed what had it.
     turnover: Mutex<()>,
     uars: Mutex<Vec<Weak<Uar>>>,
+    windows: Windows,
 }
 
 /// Descriptors of queues that nobody uses.
@@ -102,6 +104,7 @@ impl Open {
             attributes,
             turnover: Mutex::default(),
             uars: Mutex::default(),
+            windows: Windows::default(),
         }))
     }
 
@@ -178,6 +181,10 @@ impl Open {
 
     pub(crate) fn loss(&self) -> &Loss {
         &self.device.loss
+    }
+
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.windows
     }
 
     pub(crate) fn arena(&self) -> &Arc<Arena> {

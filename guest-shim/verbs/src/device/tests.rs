@@ -152,6 +152,25 @@ fn broken_queues_are_a_loss_and_wake_whoever_waits() {
 }
 
 #[test]
+fn device_that_leaves_requests_unanswered_is_lost_for_all_who_wait() {
+    let willing = willing();
+    let mut fake = Fake::new(move |request| match request.body {
+        Body::QueryGid(_) => Reply::Keep,
+        _ => willing(request),
+    });
+    // Other requests are answered by the thread that asks, while it does.
+    fake.patience = Duration::from_millis(20);
+    let open = Open::new(Arc::new(fake)).unwrap();
+    std::thread::scope(|threads| {
+        let asked: Vec<_> = (0..40).map(|_| threads.spawn(|| gid(&open))).collect();
+        for thread in asked {
+            assert_eq!(thread.join().unwrap().unwrap_err().errno(), libc::EIO);
+        }
+    });
+    is_lost(&open);
+}
+
+#[test]
 fn hangup_is_a_loss_that_is_told_once() {
     let (fake, open) = open(|_| None);
     let channel = CompChannel::new(&open, 0).unwrap();

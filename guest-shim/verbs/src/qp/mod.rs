@@ -147,9 +147,13 @@ impl Qp {
     /// Changes it (`ibv_modify_qp`). The attributes that a transition needs and allows are those of the manual
     /// page. A change to [`QpState::Reset`] takes its completions out of the CQs.
     ///
+    /// A queue pair that is connected within its port to another guest's goes to ERR, with
+    /// [`EventType::QpFatal`](crate::EventType::QpFatal), when that guest connects its own to a third.
+    ///
     /// # Errors
-    /// The transition isn't one, lacks attributes or has some too many, or a value is none (`EINVAL`); nothing
-    /// has changed then. The device is lost.
+    /// The transition isn't one, lacks attributes or has some too many, or a value is none (`EINVAL`); a Q_Key has
+    /// the top bit set, which is not for guests (`EPERM`); within the port, the queue pair that it shall be connected
+    /// to is another guest's and connected to a third (`EADDRINUSE`): nothing has changed then. The device is lost.
     pub fn modify(&self, attr: &QpAttr) -> Result<()> {
         let mut state = self.lock_state();
         let to = attr.qp_state.unwrap_or(*state);
@@ -200,10 +204,10 @@ impl Qp {
         self.modify(&QpAttr { sq_psn: Some(0), ..QpAttr::state(QpState::Rts) })
     }
 
-    /// INIT to RTR.
+    /// INIT to RTR, which connects it.
     ///
     /// # Errors
-    /// As [`Qp::modify`].
+    /// As [`Qp::modify`]; the other end is taken (`EADDRINUSE`).
     pub fn to_rtr(&self, attr: RtrAttr) -> Result<()> {
         self.modify(&attr.into())
     }
@@ -284,8 +288,7 @@ impl Qp {
     /// The window is of type 2 (`EINVAL`); window, region and queue pair are not of one domain (`EPERM`); as
     /// [`Qp::post_send`].
     pub fn bind_mw(&self, mw: &Mw, bind: &MwBind<'_>) -> Result<u32> {
-        let rkey = inc_rkey(mw.rkey());
-        self.post_bind(MwType::Type1, mw, rkey, bind).map(|()| rkey)
+        self.post_bind(MwType::Type1, mw, None, bind)
     }
 
     /// Binds a window of type 2 (`ibv_post_send` with `IBV_WR_BIND_MW`), with a key that differs from the one before
@@ -295,16 +298,19 @@ impl Qp {
     /// The window is of type 1, or the key differs in other bits (`EINVAL`); window, region and queue pair are not of
     /// one domain (`EPERM`); as [`Qp::post_send`].
     pub fn post_bind_mw(&self, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
-        self.post_bind(MwType::Type2, mw, rkey, bind)
+        self.post_bind(MwType::Type2, mw, Some(rkey), bind).map(drop)
     }
 
-    fn post_bind(&self, mw_type: MwType, mw: &Mw, rkey: u32, bind: &MwBind<'_>) -> Result<()> {
+    /// Binds a window with a key, or the next one; returns it.
+    fn post_bind(&self, mw_type: MwType, mw: &Mw, rkey: Option<u32>, bind: &MwBind<'_>) -> Result<u32> {
         self.open().loss().check()?;
+        let _alone = mw.binding();
+        let rkey = rkey.unwrap_or_else(|| inc_rkey(mw.rkey()));
         mw.check(mw_type, rkey, &self.domain, bind)?;
         let (operation, bound) = mw.bind(rkey, bind);
         self.work.post_bind(bind, operation, bound)?;
         mw.set_rkey(rkey);
-        Ok(())
+        Ok(rkey)
     }
 
     /// Posts a receive request (`ibv_post_recv`).

@@ -14,7 +14,7 @@ use crate::arena::Block;
 use crate::device::Bell;
 use crate::error::{Error, Result};
 use crate::memory::Span;
-use crate::mw::{Bound, MwBind};
+use crate::mw::{Bound, MwBind, Released};
 use crate::srq::{Shared, SharedRing};
 use crate::wr::{RecvWr, SendData, SendFlags as Flags, SendOp, SendWr, Sge, UdDest};
 
@@ -115,18 +115,24 @@ impl Work {
 
     /// A send request is done, and all before it; if it was a bind, what remembers it too: how it ended the
     /// completion tells.
-    pub(crate) fn send_completed(&self, wqe_index: u16) -> Option<(PostedSend, Option<Bound>)> {
+    pub(crate) fn send_completed(
+        &self,
+        wqe_index: u16,
+        released: &mut Released,
+    ) -> Option<(PostedSend, Option<Bound>)> {
         let mut sends = lock(&self.send);
         let posted = sends.gate.ring.complete(wqe_index)?;
         let mut last = None;
         while let Some((_, bound)) = sends.binds.pop_front_if(|(at, _)| is_done(*at, wqe_index)) {
             // A later one was done, so this one had ended well.
             if let Some(before) = last.replace(bound) {
-                Bound::ended(before, true);
+                Bound::ended(before, true, released);
             }
         }
-        if last.is_some() && posted.opcode != mlx4_wire::wqe::Opcode::BIND_MW {
-            last.take().into_iter().for_each(|bound| bound.ended(true));
+        if posted.opcode != mlx4_wire::wqe::Opcode::BIND_MW
+            && let Some(bound) = last.take()
+        {
+            bound.ended(true, released);
         }
         Some((posted, last))
     }

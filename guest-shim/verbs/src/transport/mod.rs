@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_rdma::config::Config;
 
@@ -50,6 +51,12 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
 
     /// What the device signals when it has used chains of a queue. It is not blocking.
     fn interrupt(&self, index: u16) -> &Event;
+
+    /// How long the device may answer nothing while requests are under way. A request takes several commands of the
+    /// HCA, each of which the daemon gives a minute at most, and waits for those of other programs.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(180)
+    }
 
     /// `bytes` bytes of the device's shared-memory region; `None` if the device has not had them mapped.
     fn region(&self, _offset: u64, _bytes: usize) -> Option<Span> {

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
-use vhost::vhost_user::{Error, FrontendReqHandler, HandlerResult, VhostUserFrontendReqHandler};
+use vhost::vhost_user::{Error, FrontendReqHandler};
 use virtio_rdma::doorbell::SHARED_REGION_ID;
 
-use crate::event_fd::duplicate;
+use crate::event_fd::{FileMapper, Files, near_end};
 use crate::memory::{Chunk, Span};
 
 /// Most mappings of a region.
@@ -32,7 +32,9 @@ impl Mappings {
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, Arc<Chunk>)>> {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl FileMapper for Mappings {
     fn map(&self, request: VhostUserMMap, file: File) -> io::Result<()> {
         let (start, len) = (request.shm_offset, request.len);
         let end = start.checked_add(len).filter(|end| *end <= self.bytes);
@@ -61,21 +63,10 @@ impl Mappings {
     }
 }
 
-impl VhostUserFrontendReqHandler for Mappings {
-    fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {
-        let file = File::from(duplicate(fd)?);
-        self.map(*request, file).map(|()| 0)
-    }
-
-    fn shmem_unmap(&self, request: &VhostUserMMap) -> HandlerResult<u64> {
-        self.unmap(*request).map(|()| 0)
-    }
-}
-
 /// The region of a connection, and the channel on which the daemon says what to map.
 pub(super) struct Region {
     mappings: Arc<Mappings>,
-    handler: Mutex<FrontendReqHandler<Mappings>>,
+    handler: Mutex<FrontendReqHandler<Files<Mappings>>>,
     /// The near end of the channel, for waiting.
     channel: OwnedFd,
 }
@@ -84,13 +75,14 @@ impl Region {
     /// A region of so many bytes, of which nothing is mapped.
     pub(super) fn new(bytes: u64) -> io::Result<Self> {
         let mappings = Arc::new(Mappings { bytes, mapped: Mutex::default() });
-        let mut handler = FrontendReqHandler::new(Arc::clone(&mappings)).map_err(io::Error::other)?;
+        let files = Arc::new(Files(Arc::clone(&mappings)));
+        let mut handler = FrontendReqHandler::new(files).map_err(io::Error::other)?;
         handler.set_reply_ack_flag(true);
-        let channel = duplicate(&handler)?;
+        let channel = near_end(&handler)?;
         Ok(Self { mappings, handler: Mutex::new(handler), channel })
     }
 
-    fn handler(&self) -> MutexGuard<'_, FrontendReqHandler<Mappings>> {
+    fn handler(&self) -> MutexGuard<'_, FrontendReqHandler<Files<Mappings>>> {
         self.handler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,9 +124,10 @@ impl Region {
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use vhost::vhost_user::Backend;
+    use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
 
     use super::*;
+    use crate::event_fd::far_end;
 
     fn request(shm_offset: u64, len: u64) -> VhostUserMMap {
         VhostUserMMap {
@@ -190,7 +183,7 @@ mod tests {
     fn channel_carries_requests_and_ends_with_the_daemon() {
         let (theirs, _file) = memory();
         let region = Region::new(0x4000).unwrap();
-        let far = UnixStream::from(duplicate(&region.far_end()).unwrap());
+        let far = UnixStream::from(far_end(&region.handler()).unwrap());
         let daemon = Backend::from_stream(far);
         daemon.set_shmem_flag(true);
         daemon.set_reply_ack_flag(true);

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use virtio_rdma::config::{Config, DeviceState, MAGIC, Mlx4Format, QueueFormat, VERSION_MAJOR};
 use virtio_rdma::queue::{CONTROL, QUEUES};
@@ -62,6 +63,8 @@ struct State {
 /// A device for tests.
 pub(crate) struct Fake {
     pub(crate) config: Config,
+    /// How long this side waits for it.
+    pub(crate) patience: Duration,
     respond: Respond,
     state: Mutex<State>,
     interrupts: Vec<Event>,
@@ -119,6 +122,7 @@ impl Fake {
         let (near, far) = UnixStream::pair().unwrap();
         Self {
             config: config(),
+            patience: Duration::from_secs(600),
             respond: Box::new(respond),
             state: Mutex::default(),
             interrupts: (0..QUEUES).map(|_| Event::new().unwrap()).collect(),
@@ -268,6 +272,10 @@ impl State {
 }
 
 impl Transport for Fake {
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
     fn config(&self) -> Result<Config> {
         Ok(self.config)
     }

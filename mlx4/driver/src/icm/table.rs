@@ -140,7 +140,7 @@ impl IcmTable {
         let input = Input::Mailbox(zerocopy::IntoBytes::as_bytes(&entry));
         let mapped = commands.run(&Command { input, ..Command::new(Opcode::MAP_ICM, 1) });
         if let Err(error) = mapped {
-            if error.status().is_some() {
+            if !error.leaves_open() {
                 memory.release()?;
             }
             return Err(error.into());

@@ -216,7 +216,7 @@ impl Qp {
             port: attributes.path.map(|path| path.port).or(attributes.port).unwrap_or(progress.port),
         };
         if let Err(error) = self.command(opcode, &change) {
-            progress.uncertain |= error.is_unanswered();
+            progress.uncertain |= error.leaves_open();
             return Err(error);
         }
         *progress = if to == QpState::RST {

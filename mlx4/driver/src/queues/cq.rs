@@ -121,7 +121,8 @@ impl CompletionQueue {
         let ring_pages = Memory::ring(&pages);
         let ignore_overrun = false;
         let config = CqConfig { log2_entries, ring: ring_pages, record, uar, ignore_overrun, vector };
-        let cq = memory.unless_kept(Cq::new(shared, number, &config, notify))?;
+        let eqns = &shared.own_completion_eqns;
+        let cq = memory.unless_kept(Cq::new(shared, number, &config, eqns, notify))?;
         let queues = Queues { pairs: Arc::clone(&shared.queues), shared: Arc::clone(&shared.shared_rings) };
         let poller = Arc::new(Poller { ring: Mutex::new(ring), queues });
         let (resized, shared) = (Mutex::new(None), Arc::clone(shared));
@@ -173,7 +174,8 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// More are unread than that, no memory is left, or the device refuses it: the queue is as before. If the
-    /// device doesn't answer, or hasn't moved the queue as it should, the queue is lost.
+    /// error [leaves it open](Error::leaves_open), or the device hasn't moved the queue as it should, the queue is
+    /// lost.
     pub fn resize(&self, completions: u32) -> Result<()> {
         let geometry = geometry(&self.shared, completions)?;
         let mut resized = self.resized.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +187,7 @@ impl CompletionQueue {
         }
         let pages = memory.pages();
         if let Err(error) = self.cq.resize(geometry.log2_entries(), &Memory::ring(&pages)) {
-            if !error.is_unanswered() {
+            if !error.leaves_open() {
                 self.poller.ring().cancel_resize();
                 Memory::release(memory);
             }
@@ -210,15 +212,24 @@ impl CompletionQueue {
     /// Takes the queue back and frees its memory.
     ///
     /// # Errors
-    /// The device doesn't give it back, and the memory stays mapped until the next reset; or queue pairs still
-    /// use it.
+    /// The device doesn't give it back, or queue pairs still use it: the memory stays mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
-        let Some(poller) = Arc::into_inner(self.poller) else { return Err(Error::InUse(1)) };
+        self.destroy_unused()?.map_or(Ok(()), |_lost| Err(Error::Used("completion queue")))
+    }
+
+    /// As [`CompletionQueue::destroy`]; but if queue pairs still use it, it stays as it is, and is returned.
+    ///
+    /// # Errors
+    /// The device doesn't give it back, and the memory stays mapped until the next reset.
+    pub fn destroy_unused(self) -> Result<Option<Self>> {
+        if Arc::strong_count(&self.poller) > 1 {
+            return Ok(Some(self));
+        }
         self.cq.destroy()?;
-        drop(poller);
+        drop(self.poller);
         let resized = self.resized.into_inner().unwrap_or_else(PoisonError::into_inner);
         resized.into_iter().chain([self.memory]).for_each(Memory::release);
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -54,9 +54,9 @@ impl Memory {
     }
 
     /// Passes on the result of making an object with the memory. If it failed, the device has not kept the
-    /// memory, unless it hasn't answered.
+    /// memory, unless the error leaves that open.
     pub(super) fn unless_kept<T>(&self, result: Result<T>) -> Result<T> {
-        if result.as_ref().is_err_and(|error| !error.is_unanswered()) {
+        if result.as_ref().is_err_and(|error| !error.leaves_open()) {
             self.free.store(true, Ordering::Release);
         }
         result

@@ -96,21 +96,31 @@ impl SharedReceiveQueue {
     /// Takes the queue back and frees its memory.
     ///
     /// # Errors
-    /// The device doesn't give it back, and the memory stays mapped until the next reset; or queue pairs still
-    /// use it.
+    /// The device doesn't give it back, or queue pairs still use it: the memory stays mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
+        self.destroy_unused()?.map_or(Ok(()), |_lost| Err(Error::Used("shared receive queue")))
+    }
+
+    /// As [`SharedReceiveQueue::destroy`]; but if queue pairs still use it, it stays as it is, and is returned.
+    ///
+    /// # Errors
+    /// The device doesn't give it back, and the memory stays mapped until the next reset.
+    pub fn destroy_unused(self) -> Result<Option<Self>> {
+        // Of one for extended connections only its completion queue knows, which finds it by its number.
+        if self.poller.is_none() && Arc::strong_count(&self.ring) > 1 {
+            return Ok(Some(self));
+        }
         let srqn = self.srq.number();
         if self.poller.is_some() {
             self.shared.shared_rings.remove(srqn);
         }
-        let Some(ring) = Arc::into_inner(self.ring) else { return Err(Error::InUse(1)) };
         self.srq.destroy()?;
         if let Some(poller) = self.poller {
             poller.clean_shared(srqn);
         }
-        drop(ring);
+        drop(self.ring);
         Memory::release(self.memory);
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -7,18 +7,20 @@ pub mod end;
 
 use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mlx4::{Config, Event, EventSink, Hca, PortEvent, Profile};
 use mlx4_model::fabric::{Fabric, FabricConfig};
-use mlx4_model::hca::{EngineThread, HcaConfig};
+use mlx4_model::hca::{EngineThread, Fault, HcaConfig};
 use mlx4_model::seam::ModelDevice;
 use mlx4_model::trace::Trace;
 use mlx4_pci::{
     DmaSpace, Doorbell, DoorbellKind, EventFd, Identity, InterruptError, PciDevice, RegisterError,
     ResetError, ResetKind,
 };
+use mlx4_wire::cmd::{Opcode, Status};
+use mlx4_wire::eqe::EventType;
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -159,6 +161,60 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(1));
     }
     panic!("{what} didn't come");
+}
+
+/// Where an entry of an event queue has its type, and that of a command the status.
+const EVENT_TYPE: usize = 0x01;
+const COMMAND_STATUS: usize = 0x0f;
+
+/// A card that carries commands out and says INTERNAL_ERR then: so many of each of these opcodes from now on.
+#[derive(Debug, Default)]
+pub struct Untrue(Mutex<UntrueState>);
+
+#[derive(Debug, Default)]
+struct UntrueState {
+    left: Vec<(Opcode, usize)>,
+    /// The next event tells of such a command.
+    now: bool,
+}
+
+impl Untrue {
+    /// To be put into a card before its driver opens.
+    pub fn of(card: &Card) -> Arc<Self> {
+        let this = Arc::new(Self::default());
+        card.device.hca().inject(Arc::<Self>::clone(&this));
+        this
+    }
+
+    /// Has the next commands of an opcode fail, besides those that are to fail already.
+    pub fn fail(&self, opcode: Opcode, count: usize) {
+        self.lock().left.push((opcode, count));
+    }
+
+    /// Whether all of them have failed.
+    pub fn is_done(&self) -> bool {
+        self.lock().left.iter().all(|(_, count)| *count == 0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UntrueState> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Fault for Untrue {
+    fn answer(&self, opcode: Opcode, _: &mut [u8], _: &mut u64) {
+        let mut state = self.lock();
+        if let Some((_, count)) = state.left.iter_mut().find(|(of, count)| *of == opcode && *count != 0) {
+            *count -= 1;
+            state.now = true;
+        }
+    }
+
+    fn event(&self, eqe: &mut [u8]) {
+        if eqe[EVENT_TYPE] == EventType::COMMAND.0 && std::mem::take(&mut self.lock().now) {
+            eqe[COMMAND_STATUS] = Status::INTERNAL_ERR.0;
+        }
+    }
 }
 
 /// What a test does to a register: offset and true value give another value.

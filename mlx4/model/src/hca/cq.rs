@@ -79,8 +79,10 @@ impl Cq {
         initialised: bool,
     ) -> Result<Self, Status> {
         let memory = ring(burst, running, context)?;
+        let format = running.cqe_format();
+        let new = NewRing { memory, format, log2_entries: context.size.log2_entries() };
         if !initialised {
-            disown(burst, &memory, running.cqe_format(), context);
+            new.disown(burst, context.consumer_index.number());
         }
         let mut shown = *context;
         shown.flags.set_status(CqStatus::OK);
@@ -91,12 +93,12 @@ impl Cq {
             uar_page: context.size.uar_page(),
             eq,
             record: context.record_base(),
-            format: running.cqe_format(),
+            format,
             overrun_ignore: context.flags.overrun_ignore(),
             state: Mutex::new(State {
                 context: shown,
-                memory,
-                log2_entries: context.size.log2_entries(),
+                memory: new.memory,
+                log2_entries: new.log2_entries,
                 producer: consumer,
                 consumer,
                 solicited: None,
@@ -113,7 +115,8 @@ impl Cq {
     }
 
     /// Writes a completion, and an event if the queue is armed for it. `solicited` also for errors. True if
-    /// the engine must look after the queue's timer ([`Cq::serve`]).
+    /// the engine must run for the queue: to look after its timer ([`Cq::serve`]), or since its event is for a driver
+    /// that polls.
     ///
     /// # Errors
     /// The queue has no room or can't be written; the QP that completes here must go to ERR.
@@ -185,8 +188,7 @@ impl Cq {
         let last = state.context.last_notified_index.number();
         let since = state.producer.wrapping_sub(last) & INDEX_MASK;
         if period == 0 || since >= u32::from(count) {
-            self.notify(burst, state);
-            return false;
+            return self.notify(burst, state);
         }
         if state.due.is_some() {
             return false;
@@ -206,51 +208,72 @@ impl Cq {
         None
     }
 
-    fn notify(&self, burst: &Burst, state: &mut State) {
+    /// Sends the event. True as for [`Eq::push`].
+    fn notify(&self, burst: &Burst, state: &mut State) -> bool {
         state.armed = Armed::No;
         state.due = None;
         state.context.last_notified_index = Number24::wrapping(state.producer);
-        if let Some(eq) = &self.eq {
-            eq.push(burst, Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn)));
-        }
+        let event = || Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn));
+        self.eq.as_ref().is_some_and(|eq| eq.push(burst, event()))
     }
 
     /// Moves the queue to a new ring (MODIFY_CQ): the last entry of the old one is the marker that sends
     /// the consumer over.
     ///
     /// # Errors
-    /// As for [`Cq::new`]; BAD_RES_STATE if the queue has failed or the marker finds no room.
+    /// As for [`Cq::new`]; BAD_RES_STATE if the queue has failed, the marker finds no room, or entries come
+    /// faster than the new ring is made ready.
     pub(crate) fn resize(&self, burst: &Burst, running: &Running, request: &CqContext) -> Result<(), Status> {
         let memory = ring(burst, running, request)?;
-        let mut state = self.lock();
+        let log2_entries = request.size.log2_entries();
+        let new = NewRing { memory, format: self.format, log2_entries };
+        // Mostly without the lock, which whoever completes something here waits for.
+        let mut first = self.lock().producer + 1;
+        new.disown(burst, first);
+        for _ in 0..MOST_PASSES {
+            let mut state = self.lock();
+            let next = state.producer + 1;
+            let come = next.wrapping_sub(first) & INDEX_MASK;
+            if come <= MOST_UNDER_LOCK {
+                new.disown_more(burst, first, come);
+                return self.move_to(burst, &mut state, new, request);
+            }
+            drop(state);
+            new.disown_more(burst, first, come);
+            first = next;
+        }
+        Err(Status::BAD_RES_STATE)
+    }
+
+    fn move_to(
+        &self,
+        burst: &Burst,
+        state: &mut State,
+        new: NewRing,
+        request: &CqContext,
+    ) -> Result<(), Status> {
         let mut marker = Cqe::new_zeroed();
         marker.owner.set_opcode(CqeOpcode::RESIZE);
-        if state.failed || !self.has_room(burst, &mut state) {
+        if state.failed || !self.has_room(burst, state) {
             return Err(Status::BAD_RES_STATE);
         }
-        // First: whoever meets the marker turns to the new ring at once.
-        let mut first = *request;
-        first.consumer_index = Number24::wrapping(state.producer + 1);
-        disown(burst, &memory, self.format, &first);
         if state.write(burst, self.format, &marker).is_err() {
             return Err(Status::BAD_RES_STATE);
         }
-        state.memory = memory;
-        state.log2_entries = request.size.log2_entries();
-        state.context.size.set_log2_entries(request.size.log2_entries());
+        state.memory = new.memory;
+        state.log2_entries = new.log2_entries;
+        state.context.size.set_log2_entries(new.log2_entries);
         state.context.pages = request.pages;
         Ok(())
     }
 
     /// Sets event moderation: a period in µs and a number of entries; without a period or a number there is
-    /// none. An event that waits goes out now.
-    pub(crate) fn set_moderation(&self, burst: &Burst, request: &CqContext) {
+    /// none. An event that waits goes out now. True as for [`Cq::push`].
+    pub(crate) fn set_moderation(&self, burst: &Burst, request: &CqContext) -> bool {
         let mut state = self.lock();
         state.context.period = request.period;
         state.context.max_count = request.max_count;
-        if state.due.is_some() && state.live {
-            self.notify(burst, &mut state);
-        }
+        state.due.is_some() && state.live && self.notify(burst, &mut state)
     }
 
     /// Gives the queue back to software: when this returns, nothing is written any more.
@@ -304,17 +327,42 @@ fn ring(burst: &Burst, running: &Running, context: &CqContext) -> Result<RingMem
     RingMemory::resolve(burst, &running.rings, context.pages.mtt_base(), log2_page, bytes)
 }
 
-/// Makes every entry of a new ring the hardware's. The context's consumer index is the one of the first entry
-/// that will be written: slots before that one's are written in the next pass, whose owner bit is the other.
-fn disown(burst: &Burst, memory: &RingMemory, format: EntryFormat, context: &CqContext) {
-    const ODD_PASS_FILL: u8 = CQE_FILL ^ 0x80;
-    let (log2_entries, first) = (context.size.log2_entries(), context.consumer_index.number());
-    let entries = 1u32 << log2_entries;
-    let (before, after) =
-        if first & entries == 0 { (ODD_PASS_FILL, CQE_FILL) } else { (CQE_FILL, ODD_PASS_FILL) };
-    let at = format.slot(first & (entries - 1));
-    memory.fill(burst, 0..at, before);
-    memory.fill(burst, at..format.ring_bytes(log2_entries), after);
+/// How often a resize makes ready what has become due meanwhile, and entries that it makes ready under the lock.
+const MOST_PASSES: u32 = 16;
+const MOST_UNDER_LOCK: u32 = 1024;
+
+/// A ring that becomes a queue's.
+struct NewRing {
+    memory: RingMemory,
+    format: EntryFormat,
+    log2_entries: u8,
+}
+
+impl NewRing {
+    /// Makes every entry the hardware's. `first` is the index of the first that will be written.
+    fn disown(&self, burst: &Burst, first: u32) {
+        self.fill(burst, first, 1 << self.log2_entries);
+    }
+
+    /// The same after `disown` for `first`, if the first entry is `come` entries behind that one.
+    fn disown_more(&self, burst: &Burst, first: u32, come: u32) {
+        let entries = 1u32 << self.log2_entries;
+        self.fill(burst, first + entries + come.saturating_sub(entries), come.min(entries));
+    }
+
+    /// Makes the slots of `count` indexes, at most all slots, look as before their writing: their owner bit is that
+    /// of the pass before.
+    fn fill(&self, burst: &Burst, first: u32, count: u32) {
+        const ODD_PASS_FILL: u8 = CQE_FILL ^ 0x80;
+        let entries = 1u32 << self.log2_entries;
+        let slot = first & (entries - 1);
+        let here = count.min(entries - slot);
+        let (now, next) =
+            if first & entries == 0 { (CQE_FILL, ODD_PASS_FILL) } else { (ODD_PASS_FILL, CQE_FILL) };
+        let at = |slot| self.format.slot(slot);
+        self.memory.fill(burst, at(slot)..at(slot + here), now);
+        self.memory.fill(burst, 0..at(count - here), next);
+    }
 }
 
 fn fail(state: &mut State, status: CqStatus, syndrome: CqErrorSyndrome) -> CqFailed {

@@ -2,6 +2,9 @@
 //!
 //! An armed queue sends its MSI-X message with the next entry and is then silent until its doorbell arms it
 //! again; arming a queue that holds unread entries sends the message at once.
+//!
+//! A queue that was never armed has a driver that polls it. It polls when the engine has run, so an event of such a
+//! queue is the engine's business too.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,6 +41,8 @@ struct State {
     producer: u32,
     consumer: u32,
     armed: Armed,
+    /// It was never armed.
+    polled: bool,
     /// Cleared by HW2SW_EQ: nothing is written any more.
     live: bool,
     dropped: u64,
@@ -93,21 +98,23 @@ impl Eq {
                 producer: consumer,
                 consumer,
                 armed,
+                polled: armed == Armed::No,
                 live: true,
                 dropped: 0,
             }),
         })
     }
 
-    /// Writes an event and interrupts if the queue is armed. A full or dead queue drops it.
-    pub(crate) fn push(&self, burst: &Burst, mut event: Eqe) {
+    /// Writes an event and interrupts if the queue is armed. A full or dead queue drops it. True if it is for a
+    /// driver that polls, so that the engine is to run.
+    pub(crate) fn push(&self, burst: &Burst, mut event: Eqe) -> bool {
         let mut state = self.lock();
         let entries = 1u32 << self.log2_entries;
         let used = state.producer.wrapping_sub(state.consumer) & INDEX_MASK;
         if !state.live || (used >= entries && !self.overrun_ignore) {
             state.dropped += 1;
             log::debug!("EQ {:#x} drops {:?}: {used} of {entries} in use", self.eqn, event.event_type());
-            return;
+            return false;
         }
         event.owner.set_owner(state.producer & entries != 0);
         let slot = state.producer & (entries - 1);
@@ -120,16 +127,18 @@ impl Eq {
             log::debug!("EQ {:#x} can't be written: {fault}", self.eqn);
             state.context.flags.set_status(EqStatus::WRITE_FAILURE);
             state.dropped += 1;
-            return;
+            return false;
         }
         state.producer = (state.producer + 1) & INDEX_MASK;
         self.fire(&mut state);
+        state.polled
     }
 
     /// Takes a doorbell: the new consumer index and perhaps a request for the next interrupt.
     pub(crate) fn doorbell(&self, doorbell: EqDoorbell) {
         let mut state = self.lock();
         state.consumer = doorbell.consumer_index();
+        state.polled &= !doorbell.arm();
         if doorbell.arm() && state.armed == Armed::No {
             state.armed = Armed::Once;
         }

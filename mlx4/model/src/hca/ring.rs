@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx4_wire::cmd::Status;
+use vm_memory::{Bytes, VolatileSlice};
 
 use super::burst::Burst;
 use super::tpt;
-use crate::mem::DmaFault;
+use crate::mem::{Access, DmaFault, FaultCause};
 
 /// Marks a page whose MTT entry wasn't present.
 const ABSENT: u64 = u64::MAX;
@@ -152,6 +153,40 @@ impl RingMemory {
         Ok(burst.dma.load_u32(bus, Ordering::Acquire)?.to_ne_bytes())
     }
 
+    /// Says that a place in the ring will be read soon.
+    pub(crate) fn prefetch(&self, burst: &Burst, offset: u64) {
+        if let Ok((bus, _)) = self.translate(offset) {
+            burst.dma.prefetch(bus);
+        }
+    }
+
+    /// Reads ring memory if its first aligned word is wanted; all else is read after that word. Says whether it was.
+    pub(crate) fn read_acquire(
+        &self,
+        burst: &Burst,
+        offset: u64,
+        to: &mut [u8],
+        wanted: impl FnOnce([u8; 4]) -> bool,
+    ) -> Result<bool, RingFault> {
+        let (bus, run) = self.translate(offset)?;
+        let whole = if to.len() <= run { contiguous(burst, bus, to.len())? } else { None };
+        let word = match &whole {
+            Some(slice) => slice.load(0, Ordering::Acquire).map(u32::to_ne_bytes).ok(),
+            None => None,
+        };
+        let first = word.map_or_else(|| self.load_acquire(burst, offset), Ok)?;
+        if !wanted(first) {
+            return Ok(false);
+        }
+        match whole {
+            Some(slice) => _ = slice.copy_to(to),
+            None => self.read(burst, offset, to)?,
+        }
+        let head = to.len().min(first.len());
+        to[..head].copy_from_slice(&first[..head]);
+        Ok(true)
+    }
+
     /// Writes the entry of a slot, its last word (which holds the owner bit) after all others.
     pub(crate) fn write_entry(
         &self,
@@ -182,6 +217,15 @@ impl RingMemory {
             }
             offset += n as u64;
         }
+    }
+}
+
+/// Memory for reading, if it lies in one mapping.
+fn contiguous(burst: &Burst, bus: u64, len: usize) -> Result<Option<VolatileSlice<'_>>, DmaFault> {
+    match burst.dma.slice(bus, len, Access::Read) {
+        Ok(slice) => Ok(Some(slice)),
+        Err(DmaFault { cause: FaultCause::NotContiguous, .. }) => Ok(None),
+        Err(fault) => Err(fault),
     }
 }
 

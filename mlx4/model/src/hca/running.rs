@@ -195,7 +195,9 @@ impl Running {
         let Some(route) = self.routes.get(usize::from(event.event_type().0)) else { return };
         let eqn = route.load(Ordering::Acquire);
         match (eqn != NO_EQ).then(|| self.eqs.get(eqn)).flatten() {
-            Some(eq) => eq.push(burst, event),
+            Some(eq) => {
+                eq.push(burst, event);
+            }
             None => log::debug!("{:?} event has no EQ", event.event_type()),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, VolatileSlice};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::host::prefetch;
 use super::space::Snapshot;
 use super::table::Mapping;
 use super::{Access, DmaFault, FaultCause};
@@ -73,6 +74,14 @@ impl DmaView {
         let map = self.find(iova, len, access)?;
         let here = usize::try_from(len.min((map.last - iova).saturating_add(1))).unwrap_or(usize::MAX);
         map.slice(iova, here).ok_or_else(|| self.fault(iova, len, access, FaultCause::Unmapped))
+    }
+
+    /// Says that memory will be read soon. It does nothing where there is none.
+    pub fn prefetch(&self, iova: u64) {
+        let place = self.find_quietly(iova, Access::Read).ok().and_then(|map| map.slice(iova, 1));
+        if let Some(slice) = place {
+            prefetch(&slice);
+        }
     }
 
     /// Copies memory to `data`, whose beginning is overwritten even if a later part is refused.

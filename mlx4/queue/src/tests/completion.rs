@@ -6,10 +6,10 @@ use mlx4_wire::cqe::{Cqe, CqeOwner, CqeQp, CqeSource, ErrorCqe, ReceiveOpcode, S
 use mlx4_wire::wqe::Opcode;
 use mlx4_wire::{U16, U32};
 use proptest::prelude::*;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::geometry::CqGeometry;
-use crate::testing::{LIMITS, TestDoorbell, TestMemory};
+use crate::testing::{LIMITS, TestDoorbell, TestMemory, sent};
 use crate::{
     Completed, CompletionQueue, CqError, Notify, Payload, Place, PostedReceive, PostedSend, WorkQueues,
 };
@@ -46,14 +46,6 @@ impl Bench {
         self.memory.set(RING + (self.producer & (entries - 1)) as usize * 32, cqe.as_bytes());
         self.producer += 1;
     }
-}
-
-fn cqe(qpn: u32, index: u16) -> Cqe {
-    let mut cqe = Cqe::new_zeroed();
-    cqe.qp = CqeQp::new().with_qpn(qpn);
-    cqe.wqe_index = U16::new(index);
-    cqe.owner = CqeOwner::send(Opcode::SEND);
-    cqe
 }
 
 /// Every request is outstanding; its `wr_id` is made of QP number and index.
@@ -128,7 +120,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Write(qpn) if !bench.full() => {
-                    bench.write(cqe(qpn, index));
+                    bench.write(sent(qpn, index));
                     oracle.push_back(u64::from(qpn) << 16 | u64::from(index));
                     index += 1;
                 }
@@ -180,7 +172,7 @@ fn new_queue_is_empty() {
 #[test]
 fn received_datagram_is_told_in_full() {
     let mut bench = Bench::new(3);
-    let mut entry = cqe(0x40, 5);
+    let mut entry = sent(0x40, 5);
     entry.owner = CqeOwner::receive(ReceiveOpcode::SEND_IMM);
     entry.immediate = U32::from_bytes([1, 2, 3, 4]);
     entry.byte_count = U32::new(296);
@@ -200,7 +192,7 @@ fn received_datagram_is_told_in_full() {
 fn receive_opcodes_have_their_payloads() {
     let mut bench = Bench::new(7);
     for opcode in 0..5 {
-        let mut entry = cqe(1, 0);
+        let mut entry = sent(1, 0);
         entry.owner = CqeOwner::receive(ReceiveOpcode(opcode));
         entry.immediate = U32::new(9);
         bench.write(entry);
@@ -230,8 +222,8 @@ fn failure_has_syndrome_and_vendor_code() {
 #[test]
 fn completion_that_can_not_be_is_passed_over() {
     let mut bench = Bench::new(3);
-    bench.write(cqe(0x40, 1));
-    let mut unknown = cqe(0x41, 1);
+    bench.write(sent(0x40, 1));
+    let mut unknown = sent(0x41, 1);
     unknown.owner = CqeOwner::send(Opcode(0x07));
     bench.write(unknown);
     let error = bench.queue.poll(&mut None_).unwrap().unwrap_err();
@@ -245,7 +237,7 @@ fn completion_that_can_not_be_is_passed_over() {
 fn completion_of_more_bytes_than_were_posted_is_refused() {
     let mut bench = Bench::new(7);
     let mut receive = |opcode, bytes| {
-        let mut entry = cqe(0x40, 0);
+        let mut entry = sent(0x40, 0);
         entry.owner = CqeOwner::receive(opcode);
         entry.byte_count = U32::new(bytes);
         bench.write(entry);
@@ -258,7 +250,7 @@ fn completion_of_more_bytes_than_were_posted_is_refused() {
     let most = (1 << 31) + 1;
     assert_eq!(receive(ReceiveOpcode::RDMA_WRITE_IMM, most), Err(refused(most, 1 << 31)));
     let mut read = |opcode, bytes| {
-        let mut entry = cqe(0x40, 0);
+        let mut entry = sent(0x40, 0);
         entry.owner = CqeOwner::send(opcode);
         entry.byte_count = U32::new(bytes);
         bench.write(entry);
@@ -274,7 +266,7 @@ fn completion_of_more_bytes_than_were_posted_is_refused() {
 #[test]
 fn arm_writes_the_record_then_rings_with_the_same_words() {
     let mut bench = Bench::new(3);
-    bench.write(cqe(1, 0));
+    bench.write(sent(1, 0));
     bench.queue.poll(&mut Any);
     bench.queue.commit();
     bench.queue.arm(Notify::Solicited);

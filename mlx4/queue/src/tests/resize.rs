@@ -3,14 +3,13 @@
 
 use std::collections::VecDeque;
 
-use mlx4_wire::U16;
-use mlx4_wire::cqe::{CQE_FILL, Cqe, CqeOpcode, CqeOwner, CqeQp, CqeSource, ReceiveOpcode};
+use mlx4_wire::cqe::{CQE_FILL, Cqe, CqeOpcode, CqeOwner, CqeSource, ReceiveOpcode};
 use mlx4_wire::wqe::Opcode;
 use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::geometry::CqGeometry;
-use crate::testing::{LIMITS, TestDoorbell, TestMemory};
+use crate::testing::{LIMITS, TestDoorbell, TestMemory, sent};
 use crate::{
     CompletionQueue, CqError, Place, PostedReceive, PostedSend, ResizeError, WorkQueues, XRC_TARGET,
 };
@@ -104,14 +103,6 @@ impl Bench {
     fn poll(&mut self) -> Option<Result<u64, CqError>> {
         self.queue.poll(&mut Any).map(|result| result.map(|completion| completion.wr_id))
     }
-}
-
-fn sent(qpn: u32, index: u16) -> Cqe {
-    let mut cqe = Cqe::new_zeroed();
-    cqe.qp = CqeQp::new().with_qpn(qpn);
-    cqe.wqe_index = U16::new(index);
-    cqe.owner = CqeOwner::send(Opcode::SEND);
-    cqe
 }
 
 /// Every send request is outstanding, and every receive request of an XRC SRQ; the `wr_id` is made of its

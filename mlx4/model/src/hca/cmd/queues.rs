@@ -103,7 +103,11 @@ pub(super) fn modify_cq(hca: &Hca, running: &Running, command: &Command) -> Outc
             hca.dma.quiesce();
             cq.resize(&hca.command_burst(running), running, &request)?;
         }
-        ModifyCqOp::MODERATION => cq.set_moderation(&hca.command_burst(running), &request),
+        ModifyCqOp::MODERATION => {
+            if cq.set_moderation(&hca.command_burst(running), &request) {
+                hca.engine.ring_cq(cq.cqn);
+            }
+        }
         _ => return Err(Status::BAD_OP),
     }
     Ok(0)

@@ -24,8 +24,7 @@ use crate::node::port::PortState;
 const PRIVILEGED_QKEY: u32 = 1 << 31;
 
 /// Executes the send queue of a UD queue pair, or of QP0 or QP1.
-pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
-    let mut budget = Budget::default();
+pub(super) fn run(side: &Side<'_>, work: &mut SendWork, mut budget: Budget) -> Next {
     loop {
         if let Err(next) = work.advance(side, &mut budget) {
             return next;
@@ -33,7 +32,7 @@ pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
         let Some(current) = work.current else { return Next::Idle };
         let sent = match &current.header.request {
             Request::Nop => Ok(()),
-            Request::Datagram(segment) => send(side, work, &current.header, segment),
+            Request::Datagram(segment) => send(side, work, &current.header, segment, &mut budget),
             Request::Segmented(datagram, segments) => {
                 match send_segments(side, work, &current, (datagram, segments), &mut budget) {
                     Ok(true) => Ok(()),
@@ -44,7 +43,6 @@ pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
             Request::Special(ctrl) => special::send(side, work, ctrl),
             _ => Err(Syndrome::LOCAL_QP_OP_ERR),
         };
-        budget.spend(work.wqe.len());
         match sent {
             Ok(()) => work.finish(side, 0),
             Err(syndrome) => {
@@ -60,6 +58,7 @@ fn send(
     work: &mut SendWork,
     header: &Header,
     segment: &DatagramSeg,
+    budget: &mut Budget,
 ) -> Result<(), Syndrome> {
     let number = check_av(side, segment)?;
     let port = side.hca.node.port(number).ok_or(Syndrome::LOCAL_QP_OP_ERR)?;
@@ -74,12 +73,17 @@ fn send(
     let payload = Payload::gather(side, list, inline, 0, len)?;
     let packet = Packet { headers, payload: payload.pieces() };
     let loopback = header.force_loopback || segment.av.port.force_loopback();
-    transmit(side, number, &packet, loopback);
+    budget.spend(cost(len, transmit(side, number, &packet, loopback)));
     Ok(())
 }
 
 /// What a packet costs of the budget at least, in bytes of payload.
-const LEAST_COST: u64 = 512;
+const LEAST_COST: u64 = 2048;
+
+/// What a packet costs of the budget that this HCA has handed to so many queue pairs.
+fn cost(len: u64, targets: u64) -> u64 {
+    len.max(LEAST_COST) * targets.max(1)
+}
 
 /// Sends packets of a large send, as many as the budget allows. Says whether that was the last.
 fn send_segments(
@@ -109,9 +113,9 @@ fn send_segments(
         let mut payload = Payload::gather(side, list, inline, done, len)?;
         lso::adapt(header, lso, Place { from: done, last }, payload.pieces());
         payload.lead(VolatileSlice::from(header))?;
-        transmit(side, number, &Packet { headers, payload: payload.pieces() }, loopback);
+        let targets = transmit(side, number, &Packet { headers, payload: payload.pieces() }, loopback);
         done += len;
-        budget.spend(len.max(LEAST_COST));
+        budget.spend(cost(len, targets));
         if last {
             return Ok(true);
         }
@@ -183,27 +187,24 @@ pub(super) fn own_lid(lid: u16, lmc: u8, path_bits: u16) -> u16 {
 }
 
 /// Sends a packet from a port of the HCA: to the fabric, or inside the HCA if it is for this port itself.
-/// Multicast goes both ways.
-pub(super) fn transmit(side: &Side<'_>, number: u8, packet: &Packet<'_>, loopback: bool) {
-    let Some(port) = side.hca.node.port(number) else { return };
+/// Multicast goes both ways. Says for how many queue pairs of the HCA it was.
+pub(super) fn transmit(side: &Side<'_>, number: u8, packet: &Packet<'_>, loopback: bool) -> u64 {
+    let Some(port) = side.hca.node.port(number) else { return 0 };
     let headers = &packet.headers;
     if !headers.vl15 && !port.is_active() {
         port.counters.add(Counter::XmitDiscards, 1);
-        return;
+        return 0;
     }
     let own = Some(side.attrs.qpn & Number24::MAX);
     let to_self = headers.dlid != LID_PERMISSIVE && port.has_lid(headers.dlid);
     if loopback || to_self {
-        deliver(side.hca, number, packet, own);
-        return;
+        return deliver(side.hca, number, packet, own);
     }
     traffic::sent_datagram(port, packet);
     if let Some(plug) = side.hca.plug(number) {
         plug.send(packet);
     }
-    if headers.is_multicast() {
-        deliver(side.hca, number, packet, own);
-    }
+    if headers.is_multicast() { deliver(side.hca, number, packet, own) } else { 0 }
 }
 
 /// Pieces of memory that one datagram may lie in: a list as long as a WQE can hold, and the page bounds in

@@ -41,28 +41,31 @@ pub(crate) fn receive_datagram(hca: &Hca, port: u8, packet: &Packet<'_>) {
 }
 
 /// Hands a packet to the queue pairs that it is for. `own` is the queue pair that has sent it, if it belongs
-/// to the same HCA.
-pub(super) fn deliver(hca: &Hca, port: u8, packet: &Packet<'_>, own: Option<u32>) {
-    let Some((burst, running)) = hca.enter() else { return };
+/// to the same HCA. Says for how many it was.
+pub(super) fn deliver(hca: &Hca, port: u8, packet: &Packet<'_>, own: Option<u32>) -> u64 {
+    let Some((burst, running)) = hca.enter() else { return 0 };
     let target = |number: u32| Target { hca, burst: &burst, running: &running, port, number };
     if packet.headers.dest_qp != MULTICAST_QP || packet.headers.vl15 {
         target(packet.headers.dest_qp).receive(packet);
-        return;
+        return 1;
     }
     let Some(grh) = packet.headers.grh.filter(|grh| grh.dgid[0] == 0xff) else {
         hca.counters.dropped_datagrams.add(1);
-        return;
+        return 0;
     };
+    let mut targets = 0;
     let member = |member: McgMember| {
         let is_own = member.block_loopback() && own == Some(member.qpn());
         // Numbers 0 and 1 would be the special queue pairs, which join no groups.
         if !is_own && member.qpn() > 1 {
+            targets += 1;
             target(member.qpn()).receive(packet);
         }
     };
     if let Err(fault) = mcg::for_each_member(&burst, &grh.dgid, member) {
         log::debug!("multicast group {:02x?} can't be read: {fault}", grh.dgid);
     }
+    targets
 }
 
 /// A queue pair number that a packet has arrived for.

@@ -54,6 +54,7 @@ use super::qp::Half;
 use super::runset::RunSet;
 pub(crate) use deliver::receive_datagram;
 pub(crate) use receive::ReceiveWork;
+use send::Budget;
 pub(crate) use send::SendWork;
 use side::Side;
 pub use thread::EngineThread;
@@ -73,8 +74,10 @@ pub struct Progress {
 /// Which queue pairs wait for service, and who is to be woken for them.
 pub(crate) struct Engine {
     rung: RunSet,
-    /// CQs with an event that waits.
+    /// CQs with an event that waits, or that is to be polled.
     rung_cqs: RunSet,
+    /// Some of those that were rung wait for the next call of [`Hca::run`].
+    left: AtomicBool,
     asleep: AtomicBool,
     waker: ArcSwapOption<Waker>,
     runner: Mutex<Runner>,
@@ -83,9 +86,47 @@ pub(crate) struct Engine {
 #[derive(Debug, Default)]
 struct Runner {
     timers: Timers,
-    batch: Vec<u32>,
+    batch: Batch,
     cq_timers: Timers,
     cq_batch: Vec<u32>,
+}
+
+/// Queue pairs that one call of [`Hca::run`] serves at most, so that whoever drives the engine comes to other work.
+const TURNS: u32 = 16;
+/// Bytes of payload in one turn of a queue pair, where others wait and where none does.
+const TURN_BYTES: u64 = 256 << 10;
+const TURN_BYTES_ALONE: u64 = 1 << 20;
+
+/// Queue pairs to be served, some in each call of [`Hca::run`].
+#[derive(Debug, Default)]
+struct Batch {
+    numbers: Vec<u32>,
+    /// Those before this place were served.
+    next: usize,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.next == self.numbers.len()
+    }
+
+    /// Whether one queue pair is all there is.
+    fn is_single(&self) -> bool {
+        self.numbers.len() == 1
+    }
+
+    fn push(&mut self, qpn: u32) {
+        self.numbers.push(qpn);
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let qpn = self.numbers.get(self.next).copied();
+        match qpn {
+            Some(_) => self.next += 1,
+            None => (self.next, _) = (0, self.numbers.clear()),
+        }
+        qpn
+    }
 }
 
 impl Engine {
@@ -93,6 +134,7 @@ impl Engine {
         Self {
             rung: RunSet::new(),
             rung_cqs: RunSet::new(),
+            left: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             waker: ArcSwapOption::empty(),
             runner: Mutex::default(),
@@ -106,7 +148,7 @@ impl Engine {
         self.rouse();
     }
 
-    /// Has the timer of a CQ looked after.
+    /// Has the timer of a CQ looked after, or whoever runs the engine look for its event.
     pub(super) fn ring_cq(&self, cqn: u32) {
         self.rung_cqs.ring(cqn);
         self.rouse();
@@ -161,18 +203,23 @@ impl Hca {
         };
         self.engine.asleep.store(false, Ordering::Relaxed);
         let Runner { timers, batch, cq_timers, cq_batch } = &mut *runner;
-        if timers.next().is_some() {
-            timers.take_due(Instant::now(), |qpn| batch.push(qpn));
+        if batch.is_empty() {
+            if timers.next().is_some() {
+                timers.take_due(Instant::now(), |qpn| batch.push(qpn));
+            }
+            self.engine.rung.drain(|qpn| batch.push(qpn));
         }
-        self.engine.rung.drain(|qpn| batch.push(qpn));
         let worked = !batch.is_empty();
-        for qpn in batch.drain(..) {
-            match serve(self, qpn) {
+        let most_bytes = if batch.is_single() { TURN_BYTES_ALONE } else { TURN_BYTES };
+        for _ in 0..TURNS {
+            let Some(qpn) = batch.take() else { break };
+            match serve(self, qpn, most_bytes) {
                 Next::Idle => {}
                 Next::Again => self.engine.rung.ring(qpn),
                 Next::At(at) => timers.set(qpn, at),
             }
         }
+        self.engine.left.store(!batch.is_empty(), Ordering::Relaxed);
         if cq_timers.next().is_some() || !self.engine.rung_cqs.is_empty() {
             self.serve_cqs(cq_timers, cq_batch);
         }
@@ -200,7 +247,14 @@ impl Hca {
     pub fn may_sleep(&self) -> bool {
         self.engine.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        self.engine.rung.is_empty() && self.engine.rung_cqs.is_empty()
+        let nothing = self.engine.rung.is_empty() && self.engine.rung_cqs.is_empty();
+        nothing && !self.engine.left.load(Ordering::Relaxed)
+    }
+
+    /// Announces that whoever calls [`Hca::run`] is awake again, so that the waker isn't called for what he rings before
+    /// he runs it.
+    pub fn is_awake(&self) {
+        self.engine.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Sets who is woken, after [`Hca::may_sleep`], when there is work for [`Hca::run`]. The waker may be
@@ -210,15 +264,15 @@ impl Hca {
     }
 }
 
-/// Does a piece of a queue pair's work.
-fn serve(hca: &Hca, qpn: u32) -> Next {
+/// Does a piece of a queue pair's work: of about `most_bytes` of payload at most.
+fn serve(hca: &Hca, qpn: u32, most_bytes: u64) -> Next {
     let Some((burst, running)) = hca.enter() else { return Next::Idle };
     let Some(qp) = running.qps.get(qpn) else { return Next::Idle };
     let mut half = qp.send();
     let Half { attrs, work } = &mut *half;
     let side = Side { hca, burst: &burst, running: &running, qp: &qp, attrs };
     match qp.state() {
-        QpState::RTS | QpState::SQ_DRAINING => work.run(&side),
+        QpState::RTS | QpState::SQ_DRAINING => work.run(&side, Budget::new(most_bytes)),
         QpState::SQER => flush::sends(&side, work),
         QpState::ERR => flush::all(&side, work),
         _ => Next::Idle,

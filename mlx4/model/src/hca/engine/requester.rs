@@ -21,8 +21,7 @@ use super::{Next, keys, wqe};
 use crate::hca::tpt::Rights;
 
 /// Executes the send queue of an RC, UC or XRC queue pair.
-pub(super) fn run(side: &Side<'_>, work: &mut SendWork) -> Next {
-    let mut budget = Budget::default();
+pub(super) fn run(side: &Side<'_>, work: &mut SendWork, mut budget: Budget) -> Next {
     if let Err(next) = work.advance(side, &mut budget) {
         return next;
     }

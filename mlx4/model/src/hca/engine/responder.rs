@@ -307,6 +307,11 @@ impl<'a> Responder<'a> {
         if self.work.shared.as_ref().is_some_and(|srq| srq.srqn == self.srqn && srq.is_live()) {
             return Ok(());
         }
+        if self.work.in_hand.is_some() {
+            // It was taken for a message that broke off, and belongs to the SRQ of that.
+            let event = Some(EventType::WQ_INVALID_REQUEST);
+            return Err(self.end(Some(Syndrome::LOCAL_QP_OP_ERR), event, Nak::InvalidRequest));
+        }
         match self.side.running.srqs.get(self.srqn).filter(|srq| srq.is_in_domain(xrcd)) {
             Some(srq) if srq.srqn == self.srqn => {
                 self.work.shared = Some(srq);
@@ -433,7 +438,24 @@ impl<'a> Responder<'a> {
 fn operate(side: &Side<'_>, region: &mut Region, op: AtomicOp) -> Result<u64, KeyFault> {
     let slice = region.next(side.burst, 8)?;
     let word = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| KeyFault::Misaligned(region.va()))?;
-    match word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |before| op.apply(before)) {
-        Ok(before) | Err(before) => Ok(before),
+    if let AtomicOp::FetchAdd { add, tops: 0 } = op {
+        return Ok(word.fetch_add(add, Ordering::SeqCst));
     }
+    let mut before = word.load(Ordering::SeqCst);
+    for _ in 0..EXCHANGE_TRIES {
+        let Some(after) = op.apply(before) else { return Ok(before) };
+        match word.compare_exchange(before, after, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => return Ok(before),
+            Err(now) => before = now,
+        }
+    }
+    // Other atomics of HCAs don't lose so often, so it's a processor that stores here, towards which an HCA need not be
+    // atomic.
+    if let Some(after) = op.apply(before) {
+        word.store(after, Ordering::SeqCst);
+    }
+    Ok(before)
 }
+
+/// How often an atomic operation is tried on memory that keeps changing.
+const EXCHANGE_TRIES: u32 = 128;

@@ -79,13 +79,11 @@ pub(super) struct Budget {
     wqes: u32,
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self { bytes: 256 << 10, wqes: 32 }
-    }
-}
-
 impl Budget {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self { bytes, wqes: 32 }
+    }
+
     /// Takes payload off.
     pub(super) fn spend(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -120,7 +118,7 @@ impl SendWork {
     }
 
     /// Executes what is posted, within a budget. The state is RTS or SQ_DRAINING.
-    pub(super) fn run(&mut self, side: &Side<'_>) -> Next {
+    pub(super) fn run(&mut self, side: &Side<'_>, budget: Budget) -> Next {
         if let Some(until) = self.retry.until {
             if Instant::now() < until {
                 return Next::At(until);
@@ -131,8 +129,8 @@ impl SendWork {
             }
         }
         match side.attrs.service {
-            ServiceType::RC | ServiceType::UC | ServiceType::XRC => requester::run(side, self),
-            _ => datagram::run(side, self),
+            ServiceType::RC | ServiceType::UC | ServiceType::XRC => requester::run(side, self, budget),
+            _ => datagram::run(side, self, budget),
         }
     }
 

@@ -129,9 +129,12 @@ pub(super) struct WqeCopy {
 /// the word that holds the bit.
 pub(super) fn owned(burst: &Burst, attrs: &Attrs, counter: u16) -> Result<Option<[u8; 4]>, RingFault> {
     let word = attrs.memory.load_acquire(burst, attrs.sq.slot(counter))?;
+    Ok(is_owned(attrs, counter, word).then_some(word))
+}
+
+fn is_owned(attrs: &Attrs, counter: u16, first: [u8; 4]) -> bool {
     let odd_pass = u32::from(counter) & attrs.sq.entries != 0;
-    let owner = CtrlOpcode::from_bits(U32::from_bytes(word)).owner();
-    Ok((owner == odd_pass).then_some(word))
+    CtrlOpcode::from_bits(U32::from_bytes(first)).owner() == odd_pass
 }
 
 /// How many reads and atomics are posted right after a counter's slot, none of them fenced: up to `most`.
@@ -161,14 +164,19 @@ impl WqeCopy {
     /// # Errors
     /// The ring can't be read.
     pub(super) fn take(&mut self, burst: &Burst, attrs: &Attrs, counter: u16) -> Result<Taken, RingFault> {
-        let Some(first) = owned(burst, attrs, counter)? else { return Ok(Taken::Nothing) };
         let slot = attrs.sq.slot(counter);
         let stride = usize::try_from(attrs.sq.stride.min(WQE_MAX_BYTES)).unwrap_or(0);
         let start = stride.min(WQE_CHUNK_BYTES as usize);
         self.list.clear();
         self.bytes.resize(start, 0);
-        attrs.memory.read(burst, slot, &mut self.bytes)?;
-        self.bytes[..4].copy_from_slice(&first);
+        let taken = attrs
+            .memory
+            .read_acquire(burst, slot, &mut self.bytes, |first| is_owned(attrs, counter, first))?;
+        if !taken {
+            return Ok(Taken::Nothing);
+        }
+        // Another core has written it, mostly: its way here takes as long as what is left to do with this one.
+        attrs.memory.prefetch(burst, attrs.sq.slot(counter.wrapping_add(1)));
         let Ok((ctrl, _)) = CtrlSeg::read_from_prefix(&self.bytes) else { return Ok(Taken::Malformed) };
         let size = ctrl.size.bytes() as usize;
         if size < CTRL_BYTES || size > stride {

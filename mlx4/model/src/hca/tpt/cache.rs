@@ -5,10 +5,7 @@
 
 use std::cell::Cell;
 
-use mlx4_wire::ctx::mpt::MptEntry;
-use zerocopy::FromZeros;
-
-use super::Run;
+use super::{Entry, Run};
 
 /// Keys that a burst remembers.
 const KEYS: usize = 4;
@@ -26,14 +23,13 @@ pub(crate) struct KeyCache {
 struct KeyEntry {
     key: Cell<Option<u32>>,
     number: Cell<u64>,
-    mpt: Cell<MptEntry>,
+    entry: Cell<Entry>,
     run: Cell<Run>,
 }
 
 impl Default for KeyEntry {
     fn default() -> Self {
-        let mpt = Cell::new(MptEntry::new_zeroed());
-        Self { key: Cell::new(None), number: Cell::default(), mpt, run: Cell::default() }
+        Self { key: Cell::new(None), number: Cell::default(), entry: Cell::default(), run: Cell::default() }
     }
 }
 
@@ -46,17 +42,17 @@ pub(super) struct Place {
 }
 
 impl KeyCache {
-    pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, MptEntry)> {
+    pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, Entry)> {
         if self.changes.get() != changes {
             return None;
         }
         let index = self.entries.iter().position(|entry| entry.key.get() == Some(key))?;
         let entry = &self.entries[index];
-        Some((Place { index, number: entry.number.get() }, entry.mpt.get()))
+        Some((Place { index, number: entry.number.get() }, entry.entry.get()))
     }
 
     /// Remembers a key as it was at a count of changes.
-    pub(super) fn insert(&self, key: u32, changes: u64, mpt: &MptEntry) -> Place {
+    pub(super) fn insert(&self, key: u32, changes: u64, found: Entry) -> Place {
         if self.changes.replace(changes) != changes {
             self.entries.iter().for_each(|entry| entry.key.set(None));
         }
@@ -67,7 +63,7 @@ impl KeyCache {
         let entry = &self.entries[index];
         entry.key.set(Some(key));
         entry.number.set(number);
-        entry.mpt.set(*mpt);
+        entry.entry.set(found);
         entry.run.set(Run::default());
         Place { index, number }
     }
@@ -93,23 +89,21 @@ impl KeyCache {
 mod tests {
     use super::*;
 
-    fn mpt(start: u64) -> MptEntry {
-        let mut entry = MptEntry::new_zeroed();
-        entry.start.set(start);
-        entry
+    fn at(start: u64) -> Entry {
+        Entry { start, ..Entry::default() }
     }
 
     #[test]
     fn keys_are_remembered_until_others_take_their_places() {
         let cache = KeyCache::default();
         let run = Run { va: 7, bus: 8, len: 9 };
-        let first = cache.insert(1, 5, &mpt(100));
+        let first = cache.insert(1, 5, at(100));
         cache.set_run(first, run);
-        assert_eq!(cache.find(1, 5).map(|(place, mpt)| (place, mpt.start.get())), Some((first, 100)));
+        assert_eq!(cache.find(1, 5).map(|(place, entry)| (place, entry.start)), Some((first, 100)));
         assert_eq!(cache.run(first).len, 9);
         let others = (2..).take(KEYS);
         let last = others.clone().last().unwrap();
-        others.for_each(|key| _ = cache.insert(key, 5, &mpt(0)));
+        others.for_each(|key| _ = cache.insert(key, 5, at(0)));
         assert!(cache.find(1, 5).is_none());
         // Whoever still walks the region of key 1 doesn't give its pages to the key that is there now.
         cache.set_run(first, run);
@@ -121,12 +115,12 @@ mod tests {
     #[test]
     fn keys_are_forgotten_when_the_hca_has_changed_icm() {
         let cache = KeyCache::default();
-        let old = cache.insert(1, 5, &mpt(0));
-        cache.insert(2, 5, &mpt(0));
+        let old = cache.insert(1, 5, at(0));
+        cache.insert(2, 5, at(0));
         assert!(cache.find(1, 6).is_none());
-        let new = cache.insert(2, 6, &mpt(50));
+        let new = cache.insert(2, 6, at(50));
         assert!(cache.find(1, 6).is_none() && cache.find(1, 5).is_none());
-        assert_eq!(cache.find(2, 6).map(|(place, mpt)| (place, mpt.start.get())), Some((new, 50)));
+        assert_eq!(cache.find(2, 6).map(|(place, entry)| (place, entry.start)), Some((new, 50)));
         assert_ne!(old, new);
     }
 }

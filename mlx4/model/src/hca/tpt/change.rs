@@ -16,9 +16,7 @@ use mlx4_wire::wqe::{BindAccess, BindSeg, FastRegisterSeg, RegisterAccess};
 use mlx4_wire::{Number24, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{
-    CHANGES_OFFSET, KeyFault, User, check_bounds, check_owner, mpt_addr, page_shift, read_mpt, write_mpt,
-};
+use super::{CHANGES_OFFSET, Entry, KeyFault, User, mpt_addr, page_shift, read_mpt, write_mpt};
 use crate::hca::burst::{Burst, IcmFault};
 use crate::hca::running::Running;
 
@@ -123,7 +121,7 @@ impl<'a> Changes<'a> {
         }
         let unbind = request.length.get() == 0;
         match window.flags.status() {
-            MptStatus::VALID if !type_2 || unbind => check_owner(&window, key, user)?,
+            MptStatus::VALID if !type_2 || unbind => Entry::of(&window).check_owner(key, user)?,
             MptStatus::FREE if type_2 => check_domain(&window, key, user)?,
             _ => return Err(KeyFault::State(key)),
         }
@@ -138,7 +136,7 @@ impl<'a> Changes<'a> {
         if region.flags.status() != MptStatus::VALID {
             return Err(KeyFault::Invalid(key));
         }
-        check_owner(&region, key, user)?;
+        Entry::of(&region).check_owner(key, user)?;
         let (access, flags) = (request.access, region.flags);
         let changes = access.remote_write() || access.remote_atomic();
         let reads = access.remote_read() || access.remote_atomic();
@@ -149,7 +147,7 @@ impl<'a> Changes<'a> {
         if region.window_count.number() == Number24::MAX {
             return Err(KeyFault::Bound(key));
         }
-        check_bounds(&region, key, request.start.get(), request.length.get())?;
+        Entry::of(&region).check_bounds(key, request.start.get(), request.length.get())?;
         Ok(region)
     }
 
@@ -167,7 +165,7 @@ impl<'a> Changes<'a> {
     pub(crate) fn invalidate(&self, user: User, key: u32, by: By) -> Result<(), KeyFault> {
         let mut entry = self.of_key(key)?;
         match (entry.flags.status(), by) {
-            (MptStatus::VALID, _) => check_owner(&entry, key, user)?,
+            (MptStatus::VALID, _) => Entry::of(&entry).check_owner(key, user)?,
             (MptStatus::FREE, By::Local) => check_domain(&entry, key, user)?,
             _ => return Err(KeyFault::Invalid(key)),
         }
@@ -282,7 +280,7 @@ impl Translation {
         if physical {
             return Ok(Self { physical, mtt_address: 0, log2_page });
         }
-        let shift = page_shift(region, request.lkey.get())?;
+        let shift = page_shift(region).ok_or(KeyFault::Invalid(request.lkey.get()))?;
         let pages = (request.start.get() >> shift).wrapping_sub(region.start.get() >> shift);
         let mtt_address = region.mtt_base().wrapping_add(pages.wrapping_mul(MTT_ENTRY_BYTES));
         Ok(Self { physical, mtt_address, log2_page })

@@ -10,7 +10,7 @@ mod change;
 
 use std::sync::atomic::{Ordering, fence};
 
-use mlx4_wire::ctx::mpt::{MptEntry, MptStatus, key_to_mpt_index};
+use mlx4_wire::ctx::mpt::{MptEntry, MptFlags, MptStatus, key_to_mpt_index};
 use mlx4_wire::ctx::mtt::MttEntry;
 use vm_memory::VolatileSlice;
 use zerocopy::{FromZeros, IntoBytes};
@@ -78,14 +78,78 @@ impl Rights {
         }
     }
 
-    fn granted(self, mpt: &MptEntry) -> bool {
+    fn granted(self, flags: MptFlags) -> bool {
         match self {
-            Self::LocalRead => mpt.flags.local_read(),
-            Self::LocalWrite => mpt.flags.local_write(),
-            Self::RemoteRead => mpt.flags.remote_read(),
-            Self::RemoteWrite => mpt.flags.remote_write(),
-            Self::RemoteAtomic => mpt.flags.remote_atomic(),
+            Self::LocalRead => flags.local_read(),
+            Self::LocalWrite => flags.local_write(),
+            Self::RemoteRead => flags.remote_read(),
+            Self::RemoteWrite => flags.remote_write(),
+            Self::RemoteAtomic => flags.remote_atomic(),
         }
+    }
+}
+
+/// What accesses look at of an entry.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    flags: MptFlags,
+    pd: u32,
+    /// The queue pair that a window belongs to, if it belongs to one.
+    owner: Option<u32>,
+    start: u64,
+    length: u64,
+    /// The whole address space, whatever start and length are.
+    unbounded: bool,
+    addressing: Addressing,
+}
+
+/// How virtual addresses become bus addresses.
+#[derive(Clone, Copy, Debug, Default)]
+enum Addressing {
+    /// They are bus addresses.
+    #[default]
+    Physical,
+    /// By MTT entries from a byte offset on, each for a page of this log2 size.
+    Pages(u64, u8),
+    /// The page size is out of range.
+    Invalid,
+}
+
+impl Entry {
+    fn of(mpt: &MptEntry) -> Self {
+        let window_of_qp = !mpt.flags.region() && mpt.qp.bound_to_qp();
+        let addressing = match page_shift(mpt) {
+            _ if mpt.flags.physical() => Addressing::Physical,
+            Some(shift) => Addressing::Pages(mpt.mtt_base(), shift),
+            None => Addressing::Invalid,
+        };
+        Self {
+            flags: mpt.flags,
+            pd: mpt.pd.pd(),
+            owner: window_of_qp.then(|| mpt.qp.qpn()),
+            start: mpt.start.get(),
+            length: mpt.length.get(),
+            unbounded: mpt.options.length_64(),
+            addressing,
+        }
+    }
+
+    /// Checks the protection domain, and of a window of type 2 the queue pair.
+    fn check_owner(&self, key: u32, user: User) -> Result<(), KeyFault> {
+        if self.pd != user.pd {
+            return Err(KeyFault::Domain { key, region: self.pd, user: user.pd });
+        }
+        match self.owner {
+            Some(owner) if owner != user.qpn => Err(KeyFault::QueuePair { key, owner, user: user.qpn }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_bounds(&self, key: u32, va: u64, len: u64) -> Result<(), KeyFault> {
+        let (start, length) = (self.start, self.length);
+        let inside = va >= start && len <= length && va - start <= length - len;
+        let good = len == 0 || self.unbounded || inside;
+        if good { Ok(()) } else { Err(KeyFault::Bounds { key, va, len }) }
     }
 }
 
@@ -124,17 +188,24 @@ pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(
 }
 
 /// The entry of a key, and its place in the burst's cache.
-fn valid_mpt(burst: &Burst, key: u32) -> Result<(Place, MptEntry), KeyFault> {
+#[inline]
+fn valid_entry(burst: &Burst, key: u32) -> Result<(Place, Entry), KeyFault> {
     let changes = burst.icm_changes();
     if let Some(found) = burst.keys.find(key, changes) {
         return Ok(found);
     }
+    look_up_entry(burst, key, changes)
+}
+
+#[cold]
+fn look_up_entry(burst: &Burst, key: u32, changes: u64) -> Result<(Place, Entry), KeyFault> {
     let index = key_to_mpt_index(key);
     let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
     if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
         return Err(KeyFault::Invalid(key));
     }
-    Ok((burst.keys.insert(key, changes, &mpt), mpt))
+    let entry = Entry::of(&mpt);
+    Ok((burst.keys.insert(key, changes, entry), entry))
 }
 
 /// Where in its slot an entry that work requests change has the count of its changes: in the part behind the
@@ -209,18 +280,22 @@ pub(crate) fn check(
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let (place, mpt) = valid_mpt(burst, key)?;
-    check_owner(&mpt, key, user)?;
+    let (place, entry) = valid_entry(burst, key)?;
+    entry.check_owner(key, user)?;
     // A window has no local rights, so its key is of no use here.
-    if !rights.granted(&mpt) {
+    if !rights.granted(entry.flags) {
         return Err(KeyFault::Rights(key));
     }
-    check_bounds(&mpt, key, va, len)?;
-    let pages = if mpt.flags.physical() { None } else { Some((mpt.mtt_base(), page_shift(&mpt, key)?)) };
+    entry.check_bounds(key, va, len)?;
+    let pages = match entry.addressing {
+        Addressing::Physical => None,
+        Addressing::Pages(table, shift) => Some((table, shift)),
+        Addressing::Invalid => return Err(KeyFault::Invalid(key)),
+    };
     Ok(Region {
         va,
         left: len,
-        start: mpt.start.get(),
+        start: entry.start,
         pages,
         access: rights.dma(),
         run: burst.keys.run(place),
@@ -228,29 +303,10 @@ pub(crate) fn check(
     })
 }
 
-/// Checks the protection domain of an entry, and of a window of type 2 the queue pair.
-fn check_owner(mpt: &MptEntry, key: u32, user: User) -> Result<(), KeyFault> {
-    if mpt.pd.pd() != user.pd {
-        return Err(KeyFault::Domain { key, region: mpt.pd.pd(), user: user.pd });
-    }
-    let window = !mpt.flags.region();
-    if window && mpt.qp.bound_to_qp() && mpt.qp.qpn() != user.qpn {
-        return Err(KeyFault::QueuePair { key, owner: mpt.qp.qpn(), user: user.qpn });
-    }
-    Ok(())
-}
-
-fn check_bounds(mpt: &MptEntry, key: u32, va: u64, len: u64) -> Result<(), KeyFault> {
-    let (start, length) = (mpt.start.get(), mpt.length.get());
-    let inside = va >= start && len <= length && va - start <= length - len;
-    let good = len == 0 || mpt.options.length_64() || inside;
-    if good { Ok(()) } else { Err(KeyFault::Bounds { key, va, len }) }
-}
-
 /// log2 of the page size of an entry that isn't physical.
-fn page_shift(mpt: &MptEntry, key: u32) -> Result<u8, KeyFault> {
-    let shift = u8::try_from(mpt.log2_page.number()).unwrap_or(u8::MAX);
-    if (PAGE_SHIFT_MIN..=PAGE_SHIFT_MAX).contains(&shift) { Ok(shift) } else { Err(KeyFault::Invalid(key)) }
+fn page_shift(mpt: &MptEntry) -> Option<u8> {
+    let shift = u8::try_from(mpt.log2_page.number()).ok()?;
+    (PAGE_SHIFT_MIN..=PAGE_SHIFT_MAX).contains(&shift).then_some(shift)
 }
 
 impl Region {
@@ -294,20 +350,32 @@ impl Region {
         let first = table.wrapping_add(index.wrapping_mul(8));
         let bus = mtt(burst, first, shift).ok_or(KeyFault::NotPresent(self.va))?;
         let mut run = Run { va: self.va - inside, bus, len: size };
-        let wanted = inside.saturating_add(want).div_ceil(size) - 1;
-        let mut more = [MttEntry::new_zeroed(); BATCH];
-        let more = &mut more[..usize::try_from(wanted).unwrap_or(BATCH).min(BATCH)];
-        let next = burst.tables.mtt_base.wrapping_add(first.wrapping_add(8) & !7);
-        if more.is_empty() || burst.icm_read(next, more.as_mut_bytes()).is_err() {
-            return Ok(run);
-        }
-        for entry in more {
-            let address = entry.address() & !(size - 1);
-            if !entry.is_present() || address != run.bus.wrapping_add(run.len) {
+        let mut wanted = inside.saturating_add(want).div_ceil(size) - 1;
+        let mut next = burst.tables.mtt_base.wrapping_add(first.wrapping_add(8) & !7);
+        while wanted != 0 {
+            let mut more = [MttEntry::new_zeroed(); BATCH];
+            let count = usize::try_from(wanted).unwrap_or(BATCH).min(BATCH);
+            let more = &mut more[..count];
+            if burst.icm_read(next, more.as_mut_bytes()).is_err() || !run.extend(more, size) {
                 break;
             }
-            run.len += size;
+            next = next.wrapping_add(8 * count as u64);
+            wanted -= count as u64;
         }
         Ok(run)
+    }
+}
+
+impl Run {
+    /// Takes in the pages of entries as far as they follow on the bus. Says whether all did.
+    fn extend(&mut self, entries: &[MttEntry], page: u64) -> bool {
+        for entry in entries {
+            let address = entry.address() & !(page - 1);
+            if !entry.is_present() || address != self.bus.wrapping_add(self.len) {
+                return false;
+            }
+            self.len += page;
+        }
+        true
     }
 }

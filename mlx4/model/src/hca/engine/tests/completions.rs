@@ -188,6 +188,55 @@ fn resized_queue_ends_its_old_ring_with_one_marker_and_goes_on_behind_it() {
     }
 }
 
+/// Completions don't wait until a large ring is made ready.
+#[test]
+fn entries_that_come_during_a_resize_are_in_the_old_ring_or_the_new() {
+    const LOG2: u8 = 15;
+    let lab = Lab::new(1);
+    let machine = &lab.machines[0];
+    for rounds in [0, 1, 40, 3000] {
+        let mut queue = TestCq::new(machine, 4);
+        let (ring, request) = new_ring(machine, LOG2);
+        let mut numbers = (0..=u16::MAX).cycle();
+        let mut next = |queue: &TestCq| {
+            let mut cqe = Cqe::new_zeroed();
+            cqe.wqe_index = U16::new(numbers.next().unwrap());
+            queue.cq(machine).push(&machine.burst(), &cqe, false).unwrap();
+            cqe.wqe_index
+        };
+        for _ in 0..rounds {
+            let number = next(&queue);
+            assert_eq!(queue.poll(machine).unwrap().wqe_index, number);
+        }
+        let (hca, cq) = (machine.hca.clone(), queue.cq(machine));
+        let resizing = std::thread::spawn(move || {
+            let (burst, running) = hca.enter().unwrap();
+            cq.resize(&burst, &running, &request).unwrap();
+        });
+        let mut consumed = rounds;
+        let mut left = 100;
+        let mut moved = false;
+        while left != 0 {
+            left -= u32::from(moved);
+            let number = next(&queue);
+            let mut cqe = queue.poll(machine).unwrap();
+            consumed += 1;
+            if cqe.opcode() == CqeOpcode::RESIZE {
+                assert!(!moved);
+                moved = true;
+                queue = queue.moved(ring, LOG2, consumed);
+                cqe = queue.poll(machine).unwrap();
+                consumed += 1;
+            }
+            assert_eq!(cqe.wqe_index, number);
+        }
+        resizing.join().unwrap();
+        for ahead in 0..1 << LOG2 {
+            assert!(queue.moved(ring, LOG2, consumed + ahead).peek(machine).is_none(), "{ahead}");
+        }
+    }
+}
+
 #[test]
 fn resizing_that_finds_no_room_for_the_marker_changes_nothing() {
     let lab = Lab::new(1);

@@ -142,7 +142,7 @@ fn atomics_work_on_host_order_and_return_what_was_there() {
 
 #[test]
 fn long_messages_take_several_bursts() {
-    const LEN: u64 = 1 << 20;
+    const LEN: u64 = 1 << 22;
     for service in [ServiceType::RC, ServiceType::UC] {
         let (lab, a, b) = Lab::pair(service);
         let (from, to) = (lab.machine(&a).buffer(LEN), lab.machine(&b).buffer(LEN + 3));
@@ -155,19 +155,19 @@ fn long_messages_take_several_bursts() {
         lab.machine(&a).hca.run();
         assert!(a.send.peek(lab.machine(&a)).is_none() && b.receive.peek(lab.machine(&b)).is_none());
         assert_eq!(a.sent(&lab), good(Opcode::SEND, 0));
-        assert_eq!(b.received(&lab), Done::Good { opcode: 1, bytes: 1 << 20 });
+        assert_eq!(b.received(&lab), Done::Good { opcode: 1, bytes: 1 << 22 });
         assert!(lab.machine(&b).contents(&to)[..data.len()] == data);
         if service == ServiceType::UC {
             continue;
         }
-        lab.machine(&b).fill(&to, &vec![0; 1 << 20]);
+        lab.machine(&b).fill(&to, &vec![0; 1 << 22]);
         let list = one_sided(&remote(&to, 0), &[whole(&from)]);
         a.qp.post(lab.machine(&a), ctrl(Opcode::RDMA_WRITE), &list);
         assert_eq!(a.sent(&lab), good(Opcode::RDMA_WRITE, 0));
         assert!(lab.machine(&b).contents(&to)[..data.len()] == data);
-        lab.machine(&a).fill(&from, &vec![0; 1 << 20]);
+        lab.machine(&a).fill(&from, &vec![0; 1 << 22]);
         a.qp.post(lab.machine(&a), ctrl(Opcode::RDMA_READ), &list);
-        assert_eq!(a.sent(&lab), good(Opcode::RDMA_READ, 1 << 20));
+        assert_eq!(a.sent(&lab), good(Opcode::RDMA_READ, 1 << 22));
         assert!(lab.machine(&a).contents(&from) == data);
     }
 }

@@ -25,6 +25,9 @@ pub(super) struct Lab {
     _fabric: Arc<Fabric>,
 }
 
+/// The first PSN of the first of two ends.
+pub(super) const FIRST_PSN: u32 = 0xff_fffe;
+
 impl Lab {
     /// Machines with node GUIDs 0x1000, 0x2000, ...
     pub(super) fn new(count: u64) -> Self {
@@ -133,7 +136,7 @@ impl Lab {
 
     /// Connects two queue pairs that are in INIT. The PSNs wrap soon.
     pub(super) fn join(&self, a: &End, b: &End) {
-        let (psn_a, psn_b) = (0xff_fffe, 0x12_3456);
+        let (psn_a, psn_b) = (FIRST_PSN, 0x12_3456);
         a.qp.to_rtr(&self.machines[a.machine], b.qp.qpn, self.path(b.machine), psn_b);
         b.qp.to_rtr(&self.machines[b.machine], a.qp.qpn, self.path(a.machine), psn_a);
         a.qp.to_rts(&self.machines[a.machine], psn_a);

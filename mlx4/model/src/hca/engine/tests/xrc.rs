@@ -6,7 +6,7 @@ use mlx4_wire::eqe::EventType;
 use mlx4_wire::wqe::{CtrlSeg, Opcode};
 
 use super::connections::{atomic, good, one_sided, remote};
-use super::lab::{End, Lab};
+use super::lab::{End, FIRST_PSN, Lab};
 use super::machine::{ALL, PD};
 use super::pattern;
 use super::queues::{Done, QpConfig, TestCq, TestSrq, ctrl, done, inline, part, units, whole};
@@ -155,7 +155,7 @@ fn failed_receive_names_the_srq_and_ends_the_target() {
 fn target_in_error_flushes_the_message_in_hand_to_the_cq_of_its_srq() {
     let (lab, a, b, srq, cq) = scene();
     let (near, far) = (lab.machine(&a), lab.machine(&b));
-    let (buffer, data) = (far.register(1 << 20, ALL, SHARED), near.buffer(1 << 20));
+    let (buffer, data) = (far.register(1 << 22, ALL, SHARED), near.buffer(1 << 22));
     srq.post(far, &[whole(&buffer)]);
     srq.post(far, &[whole(&buffer)]);
     a.qp.post(near, to_srq(Opcode::SEND, srq.srqn), &units(&whole(&data)));
@@ -202,4 +202,31 @@ fn target_starts_anew_after_a_reset() {
     let (c, _d) = lab.connect((0, initiator()), (1, target()));
     c.qp.post(near, to_srq(Opcode::SEND, srq.srqn), &[]);
     assert_eq!((c.sent(&lab), lab.done(1, &cq)), (good(Opcode::SEND, 0), Done::Good { opcode: 1, bytes: 0 }));
+}
+
+/// A message breaks off whose receive work request was taken; then comes one for another SRQ of the domain.
+#[test]
+fn receive_that_was_taken_stays_with_its_srq() {
+    let (lab, a, b, srq, cq) = scene();
+    let (near, far) = (lab.machine(&a), lab.machine(&b));
+    let other_cq = TestCq::new(far, 5);
+    let other = TestSrq::xrc(far, SHARED, &other_cq, DOMAIN);
+    let buffers = [far.register(5000, ALL, SHARED), far.register(5000, ALL, SHARED)];
+    srq.post(far, &[whole(&buffers[0])]);
+    other.post(far, &[whole(&buffers[1])]);
+    let (data, gone) = (near.buffer(64), near.buffer(64));
+    near.forget_pages(&gone);
+    let list: Vec<_> = [whole(&data), whole(&gone)].iter().flat_map(units).collect();
+    a.qp.post(near, to_srq(Opcode::SEND, srq.srqn), &list);
+    assert_eq!(a.sent(&lab), Done::Failed(Syndrome::LOCAL_PROT_ERR));
+    assert!(cq.peek(far).is_none());
+    let again = lab.end(0, initiator());
+    again.qp.to_rtr(near, b.qp.qpn, lab.path(1), 0);
+    again.qp.to_rts(near, FIRST_PSN);
+    again.qp.post(near, to_srq(Opcode::SEND, other.srqn), &inline(16, b"next"));
+    assert_eq!(again.sent(&lab), Done::Failed(Syndrome::REMOTE_INVAL_REQ_ERR));
+    let cqe = lab.cqe(1, &cq);
+    assert_eq!((done(&cqe), cqe.source.remote_qpn()), (Done::Failed(Syndrome::LOCAL_QP_OP_ERR), srq.srqn));
+    lab.settle();
+    assert!(other_cq.peek(far).is_none());
 }

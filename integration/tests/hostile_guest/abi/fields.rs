@@ -1,0 +1,111 @@
+//! Where the fields of a request are in its bytes, by the names that the ABI gives them.
+
+use anyhow::{Context as _, Result, ensure};
+use virtio_rdma::memory::SEGMENT_BYTES;
+use virtio_rdma::request::HEADER_BYTES;
+use virtio_rdma::request::completion::{CreateCq, DestroyCq, ModifyCq, ResizeCq};
+use virtio_rdma::request::datagram::{AttachMcast, CreateAh, DetachMcast};
+use virtio_rdma::request::domain::{AllocPd, AllocUar, CloseXrcd, DeallocPd, DeallocUar, OpenXrcd};
+use virtio_rdma::request::management::{
+    RegisterMadAgent, RegisterServiceId, UnregisterMadAgent, UnregisterServiceId,
+};
+use virtio_rdma::request::memory::{AllocMw, DeallocMw, DeregMr, RegMr, ReregMr};
+use virtio_rdma::request::query::{QueryDevice, QueryGid, QueryPkey, QueryPort, QueryStats};
+use virtio_rdma::request::queue_pair::{
+    AhAttributes, CreateQp, DestroyQp, ModifyQp, QpAttributes, QpCap, QueryQp,
+};
+use virtio_rdma::request::shared_receive::{CreateSrq, DestroySrq, ModifySrq, QuerySrq};
+use virtio_rdma::{Field, Layout, Opcode, Verb};
+
+/// Words of flags: a bit without a name is refused.
+const FLAGS: [&str; 5] = ["flags", "access", "change", "attr_mask", "qp_access_flags"];
+
+/// A field that has no others in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaf {
+    /// Its name, behind those of the structures that it is in.
+    pub(crate) path: String,
+    /// Offset in the request in bytes, and its size.
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Leaf {
+    fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.name().starts_with("reserved")
+    }
+
+    pub(crate) fn is_flags(&self) -> bool {
+        FLAGS.contains(&self.name())
+    }
+
+    /// Writes a little-endian number: as much of it as the field takes.
+    pub(crate) fn set(&self, request: &mut [u8], value: u64) -> Result<()> {
+        let bytes = self.bytes.min(8);
+        ensure!(bytes == 8 || value >> (8 * bytes) == 0, "{value:#x} is too long for {self:?}");
+        let to = request.get_mut(self.offset..self.offset + bytes).context("the request ends before")?;
+        to.copy_from_slice(&value.to_le_bytes()[..bytes]);
+        Ok(())
+    }
+}
+
+/// The structure that a field is, if it is one.
+fn inner(field: &Field) -> Option<&'static [Field]> {
+    match field.name {
+        "attributes" if field.bytes == size_of::<QpAttributes>() => Some(QpAttributes::FIELDS),
+        "attributes" | "ah_attr" | "alt_ah_attr" => Some(AhAttributes::FIELDS),
+        "cap" => Some(QpCap::FIELDS),
+        _ => None,
+    }
+}
+
+fn flatten(prefix: &str, start: usize, fields: &[Field], leaves: &mut Vec<Leaf>) {
+    for field in fields {
+        let (path, offset) = (format!("{prefix}{}", field.name), start + field.offset);
+        match inner(field) {
+            Some(fields) => flatten(&format!("{path}."), offset, fields, leaves),
+            None => leaves.push(Leaf { path, offset, bytes: field.bytes }),
+        }
+    }
+}
+
+/// The fields of an opcode's body.
+pub(crate) fn of_body(opcode: Opcode) -> Result<Vec<Leaf>> {
+    macro_rules! fields {
+        ($($verb:ident)*) => {
+            match opcode {
+                $( $verb::OPCODE => Some($verb::FIELDS), )*
+                _ => None,
+            }
+        };
+    }
+    let fields = fields! {
+        QueryDevice QueryPort QueryGid QueryPkey QueryStats
+        AllocPd DeallocPd AllocUar DeallocUar OpenXrcd CloseXrcd
+        RegMr ReregMr DeregMr AllocMw DeallocMw
+        CreateCq ModifyCq ResizeCq DestroyCq
+        CreateSrq ModifySrq QuerySrq DestroySrq
+        CreateQp ModifyQp QueryQp DestroyQp
+        CreateAh AttachMcast DetachMcast
+        RegisterServiceId UnregisterServiceId RegisterMadAgent UnregisterMadAgent
+    };
+    let mut leaves = Vec::new();
+    flatten("", HEADER_BYTES, fields.with_context(|| format!("fields of {opcode}"))?, &mut leaves);
+    Ok(leaves)
+}
+
+/// The fields of an opcode's body, and of the first segment, if it can have some.
+pub(crate) fn of(opcode: Opcode) -> Result<Vec<Leaf>> {
+    let mut leaves = of_body(opcode)?;
+    if opcode.has_segments() {
+        let behind = HEADER_BYTES + opcode.body_bytes().context("the opcode is known")?;
+        for (name, offset) in [("segment.address", behind), ("segment.length", behind + SEGMENT_BYTES / 2)] {
+            leaves.push(Leaf { path: name.to_owned(), offset, bytes: SEGMENT_BYTES / 2 });
+        }
+    }
+    Ok(leaves)
+}
