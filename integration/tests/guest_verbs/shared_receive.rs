@@ -132,6 +132,21 @@ fn limit_is_told_once_when_fewer_are_posted() {
 }
 
 #[test]
+fn limit_may_be_all_that_the_queue_holds_and_no_more() {
+    let scene = Scene::new();
+    let crowd = Crowd::new(&scene);
+    let most = crowd.srq.query().unwrap().max_wr;
+    (0..most).for_each(|id| crowd.receive(id.into()));
+    assert_eq!(errno(crowd.srq.arm_limit(most + 1)), EINVAL);
+    crowd.srq.arm_limit(most).unwrap();
+    crowd.send(0, 1);
+    crowd.receivers[0].done(0);
+    assert_eq!(crowd.event_of(EventElement::Srq(crowd.srq.srqn())), EventType::SrqLimitReached);
+    drop(crowd);
+    scene.stop();
+}
+
+#[test]
 fn last_receive_of_a_queue_pair_in_error_is_an_event() {
     let scene = Scene::new();
     let crowd = Crowd::new(&scene);

@@ -81,9 +81,9 @@ impl Srq {
     /// Asks for an event when fewer than `limit` requests are left; 0 asks for none.
     ///
     /// # Errors
-    /// The limit isn't below the queue's size, or the device refuses it.
+    /// The limit is more than the queue holds, or the device refuses it.
     pub fn arm(&self, limit: u16) -> Result<()> {
-        if u32::from(limit) >= self.requests {
+        if u32::from(limit) > self.requests {
             return Err(Error::argument("SRQ limit", limit));
         }
         let input = Input::Immediate(limit.into());
