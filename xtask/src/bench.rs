@@ -51,7 +51,7 @@ mod tests {
         let (_, rest) = page.split_once("<!-- bench: begin -->\n").unwrap();
         let (numbers, rest) = rest.split_once("<!-- bench: end -->\n").unwrap();
         assert!(!rest.contains("<!-- bench:"));
-        for heading in ["Latency.", "Bandwidth.", "Who polls.", "Counted."] {
+        for heading in ["### Latency\n", "### Bandwidth\n", "### Who polls\n", "### Counted\n"] {
             assert!(numbers.contains(heading), "{heading}");
         }
         let plots: Vec<&str> =

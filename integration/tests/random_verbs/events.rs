@@ -13,8 +13,8 @@ const QUEUED: usize = 256;
 /// How many more happen, at least.
 const MORE: usize = 50;
 
-/// Drains random send queues, again and again, and takes the events afterwards: the first ones in their order, and how
-/// many others there were.
+/// Drains random send queues, again and again, and takes the events afterwards: the first ones, all in their order, and
+/// how many others there were.
 pub(crate) fn run(rng: &mut Rng) {
     let scene = Scene::new();
     let guests = scene.guests();
@@ -41,7 +41,10 @@ pub(crate) fn run(rng: &mut Rng) {
     }
     assert_eq!(taken.len() + lost, count);
     assert!(taken.len() >= KEPT && lost >= MORE, "{} were kept, {lost} lost", taken.len());
-    assert!(taken == happened[..taken.len()], "others than the oldest were kept");
+    // Some of the later ones too, if the daemon gets to his queue when there was no room any more.
+    assert!(taken[..KEPT] == happened[..KEPT], "others than the oldest were kept");
+    let mut later = happened[KEPT..].iter();
+    assert!(taken[KEPT..].iter().all(|event| later.any(|other| other == event)), "they are in another order");
     assert!(guests[0].get_async_event(Duration::ZERO).unwrap().is_none());
     // From now on nothing is lost again.
     drain(ends[0]);
