@@ -216,6 +216,8 @@ impl Connection {
                 std::thread::sleep(BUSY);
             }
         }
+        // One that was at work has perhaps taken the first for something to deliver.
+        self.wake.all();
     }
 
     fn table(&self) -> Arc<MemoryTable> {
@@ -433,6 +435,11 @@ impl VhostUserBackend for Connection {
             known.get_or_init(|| vrings.to_vec());
         }
         let _working = self.working.get(worker).map(lock);
+        // Again: whoever ends the workers waits for this lock before he wakes them for the last time, and what wakes one
+        // may be used up below.
+        if self.device.is_closing() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         match u64::from(event) {
             WAKEN if worker == EVENT_WORKER => self.deliver(self.wake.take(), vrings),
             MEMORY_LOST => self.check_memory(),
