@@ -141,6 +141,10 @@ impl Router {
                 }
                 false
             }
+            Event::Lost => {
+                objects.guests.tell_all(HcaEvent::Lost);
+                false
+            }
             Event::Fatal => {
                 self.failed();
                 false

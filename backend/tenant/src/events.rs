@@ -156,14 +156,18 @@ impl Events {
             return;
         }
         if state.waiting.len() >= self.max_waiting {
-            state.lost = state.lost.saturating_add(1);
-            Counters::add(&self.counters.async_events_lost, 1);
+            self.lose(&mut state);
         } else {
             let event = AsyncEvent { port, syndrome, ..event(event_type, state.generation, handle) };
             state.waiting.push_back(Waiting { event, subject });
         }
         drop(state);
         self.notify.events();
+    }
+
+    fn lose(&self, state: &mut State) {
+        state.lost = state.lost.saturating_add(1);
+        Counters::add(&self.counters.async_events_lost, 1);
     }
 
     /// Gives waiting events to `put`, oldest first, until it has no room (and says `false`).
@@ -247,6 +251,10 @@ impl EventSink for Events {
                 self.push(object_event(kind), Some(Subject::of(kind)), cookie.0, 0, syndrome);
             }
             HcaEvent::Port { port, change } => self.push(port_event(change), None, 0, port, 0),
+            HcaEvent::Lost => {
+                self.lose(&mut self.lock());
+                self.notify.events();
+            }
         }
     }
 }

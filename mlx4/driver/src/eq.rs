@@ -22,6 +22,8 @@ use crate::icm::{Icm, MttRange, Pages};
 /// Entries that the device may lag behind before it must be told how far this side is; a queue has as many
 /// more than it needs.
 pub(crate) const SPARE: u32 = 128;
+/// Events that are taken between two of these words to the device.
+const BATCH: u32 = SPARE / 4;
 
 /// log2 of the page size of event queues.
 const LOG2_PAGE: u8 = 12;
@@ -77,6 +79,8 @@ pub(crate) struct EventReader {
     consumer: u32,
     /// It is armed whenever it is empty.
     interrupts: bool,
+    /// It may have been full.
+    overran: bool,
 }
 
 impl EventQueue {
@@ -105,7 +109,8 @@ impl EventQueue {
         commands.give(Opcode::SW2HW_EQ, config.eqn, &context)?;
         let ring = Arc::new(EqRing { eqn: config.eqn, entries, memory, mtt });
         let interrupts = config.vector.is_some();
-        let reader = EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0, interrupts };
+        let reader =
+            EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0, interrupts, overran: false };
         reader.update();
         Ok((Self(ring), reader))
     }
@@ -185,11 +190,23 @@ impl EventReader {
                 return Ok(true);
             };
             each(&eqe);
-            if taken.is_multiple_of(SPARE / 2) {
+            if taken.is_multiple_of(BATCH) {
+                self.overran |= self.is_nearly_full();
                 self.tell(false);
             }
         }
         Ok(false)
+    }
+
+    /// Whether there is no more room than what the device may lag behind. For the device the queue may have been full
+    /// then: of the two last batches that were taken it may know nothing yet.
+    fn is_nearly_full(&self) -> bool {
+        self.ring.is_written(self.consumer.wrapping_add(self.ring.entries - SPARE))
+    }
+
+    /// Whether the device may have dropped events since this was asked last, because the queue was full.
+    pub(crate) fn take_overrun(&mut self) -> bool {
+        std::mem::take(&mut self.overran)
     }
 
     /// The ring.
@@ -207,6 +224,9 @@ impl EventReader {
 pub(crate) trait EventHandler: Send {
     /// An event was taken.
     fn event(&mut self, eqe: &Eqe);
+
+    /// The device may have dropped events.
+    fn overran(&mut self) {}
 
     /// Events were taken, or the interval has passed without one.
     fn idle(&mut self) {}
@@ -274,6 +294,9 @@ fn serve(interrupt: &EventFd, stop: &EventFd, mut reader: EventReader, mut handl
             // The count tells nothing that the ring doesn't.
             let _interrupts = interrupt.read();
             all = reader.drain(|eqe| handler.event(eqe))?;
+            if reader.take_overrun() {
+                handler.overran();
+            }
             handler.idle();
         }
         Ok(())
@@ -312,21 +335,33 @@ mod tests {
     use crate::Config;
     use crate::testing::Bench;
 
+    /// A card with an event queue that has room for so many events and is written by the test.
+    fn queue(entries: u32) -> (Bench, EventQueue, EventReader) {
+        let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
+        let shared = &bench.hca.shared;
+        let config = EqConfig { eqn: shared.caps.eqs.reserved + 3, vector: Some(0), entries };
+        let (queue, reader) = EventQueue::new(&shared.device, &shared.commands, &shared.icm, config).unwrap();
+        (bench, queue, reader)
+    }
+
+    /// Writes the entry with an index, as the device does.
+    fn write(ring: &EqRing, index: u32) {
+        let owner = EqeOwner::new().with_owner(index & ring.entries != 0);
+        ring.memory.store_be32(ring.offset(index) + LAST_WORD, u32::from(owner.into_bits())).unwrap();
+    }
+
+    fn close(bench: Bench, queue: EventQueue, reader: EventReader) {
+        drop(reader);
+        queue.close(&bench.hca.shared.commands, &bench.hca.shared.icm).unwrap();
+        bench.hca.close().unwrap();
+    }
+
     /// Else the thread would never look whether it shall stop.
     #[test]
     fn device_that_writes_as_fast_as_events_are_taken_gets_one_round_at_a_time() {
-        let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
-        let shared = &bench.hca.shared;
-        let eqn = shared.caps.eqs.reserved + 3;
-        let config = EqConfig { eqn, vector: Some(0), entries: 1 };
-        let (queue, mut reader) =
-            EventQueue::new(&shared.device, &shared.commands, &shared.icm, config).unwrap();
+        let (bench, queue, mut reader) = queue(1);
         let ring = Arc::clone(&reader.ring);
-        let write = |index: u32| {
-            let owner = EqeOwner::new().with_owner(index & ring.entries != 0);
-            let at = (index & (ring.entries - 1)) as usize * EQE;
-            ring.memory.store_be32(at + LAST_WORD, u32::from(owner.into_bits())).unwrap();
-        };
+        let write = |index| write(&ring, index);
         write(0);
         let mut taken = 0;
         for round in 1..=3 {
@@ -337,8 +372,34 @@ mod tests {
             assert!(!all.unwrap());
             assert_eq!(taken, round * ring.entries);
         }
-        drop((reader, ring));
-        queue.close(&shared.commands, &shared.icm).unwrap();
-        bench.hca.close().unwrap();
+        drop(ring);
+        close(bench, queue, reader);
+    }
+
+    #[test]
+    fn queue_that_was_full_for_the_device_has_overrun_and_one_with_as_many_as_it_has_room_for_has_not() {
+        const ROOM: u32 = 1024 - SPARE;
+        let (bench, queue, mut reader) = queue(ROOM);
+        let ring = Arc::clone(&reader.ring);
+        assert_eq!(ring.entries, ROOM + SPARE);
+        let mut next = 0;
+        let mut drain = |reader: &mut EventReader, count: u32| {
+            (next..next + count).for_each(|index| write(&ring, index));
+            next += count;
+            let mut taken = 0;
+            reader.drain(|_| taken += 1).unwrap();
+            assert_eq!(taken, count);
+            reader.take_overrun()
+        };
+        // Wherever in the ring that begins.
+        for odd in [0, 1, 7, BATCH, 800] {
+            assert!(!drain(&mut reader, odd));
+            assert!(!drain(&mut reader, ROOM));
+            assert!(drain(&mut reader, ring.entries));
+        }
+        // Full, as far as the device knows, when two batches less one were taken that it wasn't told of.
+        assert!(drain(&mut reader, ring.entries - (2 * BATCH - 1)));
+        drop(ring);
+        close(bench, queue, reader);
     }
 }

@@ -2,8 +2,8 @@
 
 use mlx4_wire::Number24;
 use mlx4_wire::eqe::{
-    CqErrorEvent, CqEvent, Eqe, EventType, PortChangeEvent, PortChangeSubtype, PortInfoEvent,
-    PortManagementSubtype, QpEvent, SrqEvent, TableChangeEvent,
+    CqErrorEvent, CqEvent, Eqe, EventType, LocalCatastrophe, LocalCatastrophicEvent, PortChangeEvent,
+    PortChangeSubtype, PortInfoEvent, PortManagementSubtype, QpEvent, SrqEvent, TableChangeEvent,
 };
 
 use crate::error::{Error, FieldError, Fields};
@@ -40,6 +40,8 @@ pub enum Event {
         /// What happened.
         event: PortEvent,
     },
+    /// Events may have been lost, of whatever: an event queue was full.
+    Lost,
     /// The device has failed and must be reset. No command is answered any more.
     Fatal,
 }
@@ -201,6 +203,12 @@ impl Event {
             }
             EventType::PORT_CHANGE => port_change(eqe, bounds),
             EventType::PORT_MANAGEMENT_CHANGE => port_management(eqe, bounds),
+            EventType::EQ_OVERFLOW => Ok(vec![Self::Lost]),
+            EventType::LOCAL_CATASTROPHIC
+                if LocalCatastrophicEvent::from(eqe.data).catastrophe() == LocalCatastrophe::EQ_OVERFLOW =>
+            {
+                Ok(vec![Self::Lost])
+            }
             // The failure itself stands in the error buffer.
             told if ASYNC_EVENTS.contains(&told) => {
                 log::warn!("{told} event with subtype {:#x}", eqe.subtype);
@@ -287,6 +295,10 @@ mod tests {
         assert_eq!(read(&event).unwrap(), [Event::Srq { srqn: 9, limit: true }]);
         let event = Eqe::new(EventType::PORT_CHANGE, PortChangeSubtype::ACTIVE.0, PortChangeEvent::new(1));
         assert_eq!(read(&event).unwrap(), [Event::Port { port: 1, event: PortEvent::Active }]);
+        assert_eq!(read(&Eqe::new(EventType::EQ_OVERFLOW, 0, [0xff; 24])).unwrap(), [Event::Lost]);
+        let failed = |what| Eqe::new(EventType::LOCAL_CATASTROPHIC, 0, LocalCatastrophicEvent::new(what, 0));
+        assert_eq!(read(&failed(LocalCatastrophe::EQ_OVERFLOW)).unwrap(), [Event::Lost]);
+        assert_eq!(read(&failed(LocalCatastrophe::BAD_UAR_PAGE)).unwrap(), []);
     }
 
     #[test]
@@ -313,6 +325,7 @@ mod tests {
                     Event::CqError { cqn, .. } => (cqn, BOUNDS.cqs),
                     Event::Srq { srqn, .. } => (srqn, BOUNDS.srqs),
                     Event::Port { port, .. } => (port.into(), 3),
+                    Event::Lost => (0, 1),
                     Event::Fatal => (0, 0),
                 };
                 prop_assert!(number < count);

@@ -80,19 +80,32 @@ pub(crate) struct AsyncHandler {
     pub(crate) failed: bool,
 }
 
+impl AsyncHandler {
+    fn tell(&self, event: &Event) {
+        match *event {
+            Event::Port { port, event } => self.ports.changed(port, event),
+            Event::Lost => {
+                log::warn!("an event queue was full: events may be lost");
+                self.ports.forget();
+            }
+            _ => {}
+        }
+        self.sink.event(event);
+    }
+}
+
 impl EventHandler for AsyncHandler {
     fn event(&mut self, eqe: &Eqe) {
         refused(
             &*self.sink,
             Event::read(eqe, &self.bounds).map(|events| {
-                for event in events {
-                    if let Event::Port { port, event } = event {
-                        self.ports.changed(port, event);
-                    }
-                    self.sink.event(&event);
-                }
+                events.iter().for_each(|event| self.tell(event));
             }),
         );
+    }
+
+    fn overran(&mut self) {
+        self.tell(&Event::Lost);
     }
 
     fn idle(&mut self) {

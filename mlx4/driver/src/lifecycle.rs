@@ -15,7 +15,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::caps::{Capabilities, Firmware};
 use crate::cmd::{ALL_ONES, Command, Commands, Ends, Input};
-use crate::eq::{EqConfig, EventHandler, EventQueue, EventReader, EventThread};
+use crate::eq::{EqConfig, EventHandler, EventQueue, EventReader, EventThread, SPARE};
 use crate::error::{Error, Result};
 use crate::event::{ASYNC_EVENTS, Bounds};
 use crate::handlers::{AsyncHandler, CommandHandler, CompletionHandler};
@@ -33,9 +33,11 @@ use crate::shared::{AllNumbers, Shared};
 const COMMAND_VECTOR: u16 = 0;
 const ASYNC_VECTOR: u16 = 1;
 const FIRST_COMPLETION_VECTOR: u16 = 2;
-/// Entries of the event queues for commands and asynchronous events.
+/// Entries of the event queue for commands.
 const COMMAND_ENTRIES: u32 = 128;
-const ASYNC_ENTRIES: u32 = 1024;
+/// Entries of that for asynchronous events: for those of ports and the device, and most of all together.
+const OTHER_EVENTS: u32 = 1024;
+const MOST_EVENTS: u32 = (1 << 16) - SPARE;
 /// How long a device may take until it answers after a reset, and how often it is asked.
 const RESET_PATIENCE: Duration = Duration::from_secs(2);
 const RESET_PAUSE: Duration = Duration::from_millis(1);
@@ -255,7 +257,7 @@ fn start_events(hca: &mut Hca, config: &Config, eqs: &CompletionEqs) -> Result<(
     let (queue, reader) = make(COMMAND_VECTOR, COMMAND_ENTRIES)?;
     let handler = CommandHandler { commands: Arc::clone(commands), sink: Arc::clone(&config.events) };
     add(hca, "mlx4-cmd".into(), COMMAND_VECTOR, (queue, reader), handler)?;
-    let (queue, reader) = make(ASYNC_VECTOR, ASYNC_ENTRIES)?;
+    let (queue, reader) = make(ASYNC_VECTOR, async_entries(&bounds, &shared.caps))?;
     let handler = AsyncHandler {
         sink: Arc::clone(&config.events),
         ports: Arc::clone(&hca.ports),
@@ -287,6 +289,14 @@ fn start_events(hca: &mut Hca, config: &Config, eqs: &CompletionEqs) -> Result<(
     commands.use_events(true);
     // The first command that an event reports: it shows that interrupts come.
     Ok(commands.simple(Opcode::NOP, NOP_AT_ONCE)?)
+}
+
+/// Asynchronous events that there may be at once, so that objects that fail together cost nobody theirs: up to four of
+/// each queue pair, and two of each shared receive queue.
+fn async_entries(bounds: &Bounds, caps: &Capabilities) -> u32 {
+    let Bounds { qps, cqs, srqs, .. } = bounds;
+    let all = OTHER_EVENTS.saturating_add(4 * qps).saturating_add(2 * srqs).saturating_add(*cqs);
+    all.min(MOST_EVENTS).min(1 << caps.log2_max_eqes.saturating_sub(1))
 }
 
 fn add(

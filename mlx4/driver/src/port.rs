@@ -53,6 +53,13 @@ struct Memory {
     lanes: Option<SlToVlTable>,
 }
 
+impl Memory {
+    /// Forgets everything.
+    fn forget(&mut self) {
+        *self = Self { changes: self.changes + 1, ..Self::default() };
+    }
+}
+
 /// A port of the device.
 #[derive(Debug)]
 pub(crate) struct Port {
@@ -233,9 +240,7 @@ impl Port {
             PortEvent::VirtualLanes => memory.lanes = None,
             PortEvent::Gids => (memory.gids, memory.info) = (None, None),
             PortEvent::Lid | PortEvent::Sm => memory.info = None,
-            PortEvent::Active | PortEvent::Down | PortEvent::Reregister => {
-                *memory = Memory { changes: memory.changes, ..Memory::default() };
-            }
+            PortEvent::Active | PortEvent::Down | PortEvent::Reregister => memory.forget(),
         }
     }
 
@@ -281,9 +286,16 @@ impl Ports {
         index.and_then(|index| self.0.get(index)).ok_or(Error::argument("port", number))
     }
 
-    /// Forgets what has changed. Says whether there is such a port.
-    pub(crate) fn changed(&self, number: u8, event: PortEvent) -> bool {
-        self.get(number).map(|port| port.changed(event)).is_ok()
+    /// Forgets everything of all ports.
+    pub(crate) fn forget(&self) {
+        self.0.iter().for_each(|port| port.memory().forget());
+    }
+
+    /// Forgets what has changed.
+    pub(crate) fn changed(&self, number: u8, event: PortEvent) {
+        if let Ok(port) = self.get(number) {
+            port.changed(event);
+        }
     }
 
     /// Sets the greatest MTU, and as many virtual lanes as there are buffers for with it.

@@ -69,6 +69,8 @@ pub enum HcaEvent {
         /// What happened.
         change: PortChange,
     },
+    /// The HCA has lost events, nobody knows how many and of what.
+    Lost,
 }
 
 /// Who is told of events of one guest. Called on the HCA's event threads: it returns soon and calls no

@@ -15,7 +15,7 @@ use zerocopy::FromZeros;
 use super::memory::region;
 use super::scene::{MEMORY, Scene, call, create_qp, reg_mr};
 use crate::Limits;
-use crate::hca::{AsyncKind, HcaError};
+use crate::hca::{AsyncKind, EventSink, HcaError, HcaEvent};
 
 fn destroy_qp(qp: u32) -> DestroyQp {
     DestroyQp { qp: U32::new(qp), ..DestroyQp::new_zeroed() }
@@ -351,6 +351,28 @@ fn events_beyond_the_limit_are_counted_and_the_guest_is_told_how_many() {
         true
     });
     assert_eq!(events, [(EventType::COMM_EST, 3), (EventType::COMM_EST, 0)]);
+    scene.tenant.close();
+}
+
+#[test]
+fn events_that_the_hca_has_lost_are_told_as_one_more_that_was_lost() {
+    let scene = Scene::new();
+    scene.basics();
+    let delivered = || {
+        let mut events = Vec::new();
+        scene.tenant.events().deliver(|event| {
+            events.push((event.event_type, event.lost.get()));
+            true
+        });
+        events
+    };
+    scene.tenant.events().raise(HcaEvent::Lost);
+    assert_eq!(delivered(), [(EventType::EVENTS_LOST, 1)]);
+    scene.tenant.events().raise(HcaEvent::Lost);
+    scene.hca.raise_last("qp", Some(AsyncKind::CommunicationEstablished));
+    assert_eq!(delivered(), [(EventType::COMM_EST, 1)]);
+    assert_eq!(scene.tenant.stats().async_events_lost.get(), 2);
+    assert_eq!(delivered(), []);
     scene.tenant.close();
 }
 
