@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwapOption;
 use log::Level;
 use mlx4::{CqConfig, RingMemoryPages};
-use mlx4_pci::DoorbellKind;
 use paraverbs_tenant::hca::{CqGeometry, CqId, CqSpec, Created, HcaError, Piece};
 
 use crate::error::told_of_destruction;
@@ -113,7 +112,7 @@ impl Running {
         let notified = Arc::clone(&gate);
         let (driver, held) = self.made(self.driver.cq(&config, move || notified.pass()), held)?;
         let cqn = driver.number();
-        let bell = match uar.driver.doorbell(DoorbellKind::Arm(cqn)) {
+        let bell = match self.driver.arm_doorbell(&driver) {
             Ok(bell) => bell,
             Err(error) => return Err(self.undone(&error, driver.destroy(), held)),
         };
@@ -145,6 +144,7 @@ impl Running {
     pub(crate) fn destroy_cq(&self, cq: CqId) -> Result<(), HcaError> {
         let cq = take_unused(&self.objects().cqs, cq.0)?;
         cq.gate.close();
+        drop(cq.bell);
         self.ended(cq.driver.destroy(), (cq.held, cq.entries))
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mlx4::ArmDoorbell;
 use mlx4_pci::Doorbell;
 use paraverbs_tenant::hca::{Cookie, HcaError, QpKind};
 
@@ -89,7 +90,7 @@ pub(crate) struct Cq {
     pub(crate) driver: mlx4::Cq,
     /// The UAR through which it is armed.
     pub(crate) uar: u32,
-    pub(crate) bell: Arc<dyn Doorbell>,
+    pub(crate) bell: ArmDoorbell,
     pub(crate) owner: Owner,
     pub(crate) gate: Arc<Gate>,
     pub(crate) held: (Use, EqPlace),

@@ -1,4 +1,5 @@
-//! Event queues that guests share: whoever overruns one costs those on it their events, and nobody else anything.
+//! Event queues that guests share: who has asked for a completion event gets it, whatever others do; and whoever may have
+//! lost an asynchronous event is told so.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -85,65 +86,32 @@ fn dropped(rig: &Rig) -> Vec<u64> {
     counts.map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()).collect()
 }
 
-/// A completion, and the event that tells of it.
-fn completes_with_event(guest: &mut Guest) {
-    guest.arm();
-    guest.post(Opcode::NOP, &[]);
-    wait_for(&guest.bare.told, Told::Completion(CQ_COOKIE));
-    guest.sent();
-}
-
 #[test]
-fn guest_that_overruns_an_event_queue_costs_those_on_it_their_events_and_nobody_else() {
-    let two = Mlx4Config { completion_eqs: 2, ..config() };
-    let rig = Rig::new(0x0002_c903_00c1_0000, two);
+fn guest_that_asks_for_events_without_pause_costs_nobody_an_event() {
+    let one = Mlx4Config { completion_eqs: 1, ..config() };
+    let rig = Rig::new(0x0002_c903_00c1_0000, one);
     let lid = rig.active().lid;
-    // The first, third, ... share one event queue, the others the other.
-    let hca = &rig.hca;
-    let (mut attacker, holds, go) = braking(hca, OnCompletion);
-    let [mut near, mut neighbour, mut far] = [1, 2, 3].map(|number| Guest::new(hca, number));
-    for (guest, to) in [(&near, &far), (&far, &near), (&neighbour, &neighbour), (&attacker, &attacker)] {
-        guest.connect(lid, to.qp.number);
+    let (mut attacker, holds, go) = braking(&rig.hca, OnCompletion);
+    let mut neighbour = Guest::new(&rig.hca, 1);
+    for guest in [&attacker, &neighbour] {
+        guest.connect(lid, guest.qp.number);
     }
-    assert!(dropped(&rig).iter().all(|count| *count == 0));
-
     // One completion that it never takes: whenever it asks, there is an event at once. The thread of the event queue
     // hangs in the first of them, as if it were that slow.
     attacker.post(Opcode::NOP, &[]);
     attacker.arm();
     holds.recv_timeout(PATIENCE).unwrap();
-    eventually("events are dropped", || {
-        (0..256).for_each(|_| attacker.arm());
-        dropped(&rig).iter().any(|count| *count != 0).then_some(())
-    });
-    assert_eq!(dropped(&rig).iter().filter(|count| **count != 0).count(), 1, "one event queue is full");
-
-    // Those on the other one have their events, commands are answered, and data moves.
-    for _ in 0..10 {
-        completes_with_event(&mut near);
-        completes_with_event(&mut far);
-    }
-    assert_eq!(hca.query_qp(neighbour.qp.id).unwrap().state, QpState::Rts);
-    Guest::new(hca, 4).destroy();
-    // The neighbour completes what it posts, and isn't told.
+    // More often than the event queue has entries.
+    (0..10_000).for_each(|_| attacker.arm());
     neighbour.arm();
     neighbour.post(Opcode::NOP, &[]);
     neighbour.sent();
+    assert!(dropped(&rig).iter().all(|count| *count == 0));
     assert!(neighbour.bare.told.try_recv().is_err());
-
-    // When there is room again it asks anew, and is told.
     drop(go);
-    eventually("the neighbour's events come again", || {
-        neighbour.arm();
-        neighbour.post(Opcode::NOP, &[]);
-        neighbour.sent();
-        let told: Vec<_> = neighbour.bare.told.try_iter().collect();
-        told.contains(&Told::Completion(CQ_COOKIE)).then_some(())
-    });
+    wait_for(&neighbour.bare.told, Told::Completion(CQ_COOKIE));
     attacker.sent();
-    for guest in [attacker, near, neighbour, far] {
-        guest.destroy();
-    }
+    [attacker, neighbour].into_iter().for_each(Guest::destroy);
     rig.close();
 }
 

@@ -82,6 +82,41 @@ fn threads_that_poll_at_once_tell_of_each_event_once() {
     rig.close();
 }
 
+#[test]
+fn guest_that_asks_without_pause_is_told_once_more_when_its_event_was_taken() {
+    let rig = Rig::new(0x0002_c903_00a4_0000, polled());
+    let lid = rig.active().lid;
+    let [mut near, mut far] = Guest::pair(&rig.hca, lid);
+    let poll_until_told = |guest: &Guest| {
+        eventually("the event", || {
+            rig.hca.poll_events();
+            (told(guest) != 0).then_some(())
+        });
+    };
+    near.post(Opcode::NOP, &[]);
+    near.arm();
+    poll_until_told(&near);
+    // Its completion is there still: the first word is an event, and all others are one when that was taken.
+    (0..1000).for_each(|_| near.arm());
+    far.arm();
+    far.post(Opcode::NOP, &[]);
+    far.sent();
+    assert_eq!(told(&near), 0);
+    poll_until_told(&far);
+    let mut events = 0;
+    eventually("both events", || {
+        rig.hca.poll_events();
+        events += told(&near);
+        (events == 2).then_some(())
+    });
+    rig.hca.poll_events();
+    assert_eq!(told(&near), 0);
+    near.sent();
+    near.destroy();
+    far.destroy();
+    rig.close();
+}
+
 /// Else nobody who sleeps would poll.
 #[test]
 fn event_that_a_command_sends_wakes_who_runs_the_engine() {

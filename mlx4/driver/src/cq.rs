@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mlx4_pci::{Doorbell, DoorbellKind};
 use mlx4_wire::cmd::Opcode;
 use mlx4_wire::cmd::misc::{Hw2SwOp, ModifyCqOp};
 use mlx4_wire::ctx::RingSize;
@@ -51,7 +52,8 @@ struct Ring {
 #[derive(Debug)]
 pub struct Cq {
     live: Live,
-    _uar: Uar,
+    uar: Uar,
+    eqn: u32,
     ring: Mutex<Ring>,
 }
 
@@ -82,7 +84,9 @@ impl Cq {
         let cqn = number.get();
         let claim = Claim::ring(shared, (Kind::Cq, number), &config.ring)?;
         shared.completions.insert(cqn, Arc::new(CompletionSink { notify }));
-        let context = context(config, eqns, claim.mtt());
+        let eqn = eqns.get(config.vector % eqns.len().max(1)).copied();
+        let eqn = eqn.ok_or(Error::Exhausted("completion EQ"))?;
+        let context = context(config, eqn, claim.mtt());
         let log2_entries = config.log2_entries;
         let made = claim.hand_over(shared, "completion queue", Opcode::SW2HW_CQ, context);
         if made.is_err() {
@@ -90,12 +94,22 @@ impl Cq {
         }
         let (live, mtt) = made?;
         let ring = Mutex::new(Ring { log2_largest: log2_entries, mtt });
-        Ok(Self { live, _uar: config.uar.clone(), ring })
+        Ok(Self { live, uar: config.uar.clone(), eqn, ring })
     }
 
     /// Its number.
     pub fn number(&self) -> u32 {
         self.live.number()
+    }
+
+    /// The event queue that its events go to.
+    pub(crate) fn eqn(&self) -> u32 {
+        self.eqn
+    }
+
+    /// The doorbell that arms it.
+    pub(crate) fn doorbell(&self) -> Result<Arc<dyn Doorbell>> {
+        self.uar.doorbell(DoorbellKind::Arm(self.number()))
     }
 
     /// How it is.
@@ -213,9 +227,8 @@ fn state(context: &CqContext, log2_entries: u8) -> Result<CqState, FieldError> {
     Ok(CqState { status, consumer, producer })
 }
 
-fn context(config: &CqConfig<'_>, eqns: &[u32], mtt: &MttRange) -> Result<CqContext> {
-    let eqn = eqns.get(config.vector % eqns.len().max(1)).ok_or(Error::Exhausted("completion EQ"))?;
-    let eqn = u16::try_from(*eqn).map_err(|_| Error::argument("EQ number", *eqn))?;
+fn context(config: &CqConfig<'_>, eqn: u32, mtt: &MttRange) -> Result<CqContext> {
+    let eqn = u16::try_from(eqn).map_err(|_| Error::argument("EQ number", eqn))?;
     let mut context = CqContext::new_zeroed();
     context.flags.set_overrun_ignore(config.ignore_overrun);
     context.size = RingSize::new().with_log2_entries(config.log2_entries).with_uar_page(config.uar.index());

@@ -1,6 +1,7 @@
 //! Event queues: the ring, and the thread that empties it. For those without a thread see `poller`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use mlx4_wire::eqe::{EQE_BYTES, EQE_OWNER, Eqe, EqeOwner};
 use vmm_sys_util::poll::PollContext;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::arm::{Arms, events_taken};
 use crate::cmd::{Command, Commands, Ends, Input};
 use crate::error::{Error, Result};
 use crate::icm::{Icm, MttRange, Pages};
@@ -49,6 +51,9 @@ pub(crate) struct EqRing {
     entries: u32,
     memory: DmaBuffer,
     mtt: MttRange,
+    /// Index of the next entry, as the device was told last.
+    consumer: AtomicU32,
+    arms: Arms,
 }
 
 impl EqRing {
@@ -64,8 +69,21 @@ impl EqRing {
     }
 
     /// Whether the device has written the entry with an index.
-    pub(crate) fn is_written(&self, index: u32) -> bool {
+    fn is_written(&self, index: u32) -> bool {
         self.written(index).is_ok_and(|last| last.is_some())
+    }
+
+    /// Whether all events were taken. While somebody takes some they are not.
+    pub(crate) fn is_empty(&self) -> bool {
+        let consumer = || self.consumer.load(Ordering::SeqCst);
+        let next = consumer();
+        // If it was taken meanwhile the device may have written the entry anew.
+        !self.is_written(next) && consumer() == next
+    }
+
+    /// How queues are armed whose events it has.
+    pub(crate) fn arms(&self) -> &Arms {
+        &self.arms
     }
 }
 
@@ -107,7 +125,14 @@ impl EventQueue {
         let context = context(&config, entries, &mtt)?;
         let doorbell = device.doorbell(eq_doorbell_uar(config.eqn), DoorbellKind::Eq(config.eqn))?;
         commands.give(Opcode::SW2HW_EQ, config.eqn, &context)?;
-        let ring = Arc::new(EqRing { eqn: config.eqn, entries, memory, mtt });
+        let ring = Arc::new(EqRing {
+            eqn: config.eqn,
+            entries,
+            memory,
+            mtt,
+            consumer: AtomicU32::new(0),
+            arms: Arms::default(),
+        });
         let interrupts = config.vector.is_some();
         let reader =
             EventReader { ring: Arc::clone(&ring), doorbell, consumer: 0, interrupts, overran: false };
@@ -117,6 +142,11 @@ impl EventQueue {
 
     pub(crate) fn eqn(&self) -> u32 {
         self.0.eqn
+    }
+
+    /// Its ring, which must be dropped before [`EventQueue::close`].
+    pub(crate) fn ring(&self) -> &Arc<EqRing> {
+        &self.0
     }
 
     /// Directs event types to the queue, or away from it.
@@ -176,6 +206,7 @@ impl EventReader {
     }
 
     fn tell(&self, arm: bool) {
+        self.ring.consumer.store(self.consumer, Ordering::SeqCst);
         let index = self.consumer & Number24::MAX;
         let doorbell = EqDoorbell::new().with_arm(arm).with_consumer_index(index);
         self.doorbell.ring(doorbell.into_bits().get().into());
@@ -187,6 +218,7 @@ impl EventReader {
         for taken in 1..=self.ring.entries {
             let Some(eqe) = self.next()? else {
                 self.update();
+                events_taken(&self.ring);
                 return Ok(true);
             };
             each(&eqe);
@@ -212,11 +244,6 @@ impl EventReader {
     /// The ring.
     pub(crate) fn ring(&self) -> &Arc<EqRing> {
         &self.ring
-    }
-
-    /// Index of the next entry.
-    pub(crate) fn consumer(&self) -> u32 {
-        self.consumer
     }
 }
 
@@ -330,13 +357,13 @@ fn host(error: vmm_sys_util::errno::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Config;
     use crate::testing::Bench;
 
     /// A card with an event queue that has room for so many events and is written by the test.
-    fn queue(entries: u32) -> (Bench, EventQueue, EventReader) {
+    pub(crate) fn queue(entries: u32) -> (Bench, EventQueue, EventReader) {
         let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
         let shared = &bench.hca.shared;
         let config = EqConfig { eqn: shared.caps.eqs.reserved + 3, vector: Some(0), entries };
@@ -345,12 +372,12 @@ mod tests {
     }
 
     /// Writes the entry with an index, as the device does.
-    fn write(ring: &EqRing, index: u32) {
+    pub(crate) fn write(ring: &EqRing, index: u32) {
         let owner = EqeOwner::new().with_owner(index & ring.entries != 0);
         ring.memory.store_be32(ring.offset(index) + LAST_WORD, u32::from(owner.into_bits())).unwrap();
     }
 
-    fn close(bench: Bench, queue: EventQueue, reader: EventReader) {
+    pub(crate) fn close(bench: Bench, queue: EventQueue, reader: EventReader) {
         drop(reader);
         queue.close(&bench.hca.shared.commands, &bench.hca.shared.icm).unwrap();
         bench.hca.close().unwrap();

@@ -13,6 +13,7 @@ use mlx4_wire::mad::attr::NodeInfo;
 use mlx4_wire::regs::{DeviceId, VENDOR_ID};
 use zerocopy::FromZeros;
 
+use crate::arm::ArmDoorbell;
 use crate::caps::{Capabilities, Firmware};
 use crate::cmd::Timeouts;
 use crate::cq::{Cq, CqConfig};
@@ -306,6 +307,17 @@ impl Hca {
     pub fn cq(&self, config: &CqConfig<'_>, notify: impl Fn() + Send + Sync + 'static) -> Result<Cq> {
         let number = self.shared.numbers.cqs.take()?;
         Cq::new(&self.shared, number, config, &self.shared.completion_eqns, Box::new(notify))
+    }
+
+    /// What arms a completion queue, not more often than its event queue has room for. It must be dropped before the
+    /// queue is destroyed.
+    ///
+    /// # Errors
+    /// Its UAR page isn't in the BAR.
+    pub fn arm_doorbell(&self, cq: &Cq) -> Result<ArmDoorbell> {
+        let queue = self.queues.iter().find(|queue| queue.eqn() == cq.eqn());
+        let ring = queue.ok_or(Error::argument("EQ number", cq.eqn()))?.ring();
+        Ok(ArmDoorbell::new(Arc::clone(ring), cq.doorbell()?))
     }
 
     /// A shared receive queue in anybody's memory.

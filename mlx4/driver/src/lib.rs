@@ -11,7 +11,7 @@
 //! - [`Hca`], [`Config`], [`Profile`]: the device
 //! - [`Event`], [`EventSink`]: what it tells by itself; [`EventPoller`]: completion events without threads
 //! - [`Pd`], [`Uar`], [`Region`], [`Window`], [`Xrcd`], [`Cq`], [`Srq`], [`Qp`]: objects; rings and records lie in
-//!   anybody's memory
+//!   anybody's memory. [`ArmDoorbell`]: arms a `Cq`
 //! - [`QueuePair`], [`CompletionQueue`], [`SharedReceiveQueue`], [`RegisteredMemory`], [`FastRegion`]: with memory
 //!   of the driver's own, to post and poll in this process
 //! - [`MadQueue`], [`MadSink`]: management datagrams on both special queue pairs of each port
@@ -28,6 +28,7 @@
 //! Sources: the hardware's interface as Linux mlx4_core and mlx4_ib and iPXE's hermon driver use it.
 #![forbid(unsafe_code)]
 
+mod arm;
 mod caps;
 mod claim;
 mod cmd;
@@ -60,6 +61,7 @@ mod testing;
 mod window;
 mod xrc;
 
+pub use arm::ArmDoorbell;
 pub use caps::{Capabilities, Firmware, Objects, PortCapabilities};
 pub use claim::RingMemoryPages;
 pub use cmd::Timeouts;

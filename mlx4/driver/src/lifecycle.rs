@@ -13,6 +13,7 @@ use mlx4_wire::eqe::EventType;
 use mlx4_wire::regs::OWNER_OFFSET;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::arm::EVENTS;
 use crate::caps::{Capabilities, Firmware};
 use crate::cmd::{ALL_ONES, Command, Commands, Ends, Input};
 use crate::eq::{EqConfig, EventHandler, EventQueue, EventReader, EventThread, SPARE};
@@ -184,8 +185,8 @@ fn set_page_size(commands: &Commands) {
 
 /// Completion queues that an event queue has room for: all, or as many as the device's largest one takes.
 fn completion_eq_room(layout: &Layout, caps: &Capabilities) -> u32 {
-    let most = 1u32 << (caps.log2_max_eqes - 1);
-    most.min(1 << layout.profile.log2_cqs)
+    let most = (1u32 << caps.log2_max_eqes).saturating_sub(SPARE) / EVENTS;
+    most.min((1u32 << layout.profile.log2_cqs).saturating_sub(caps.cqs.reserved))
 }
 
 /// Which event queues there are: each with the interrupt of its place, then those that are polled.
@@ -272,14 +273,15 @@ fn start_events(hca: &mut Hca, config: &Config, eqs: &CompletionEqs) -> Result<(
         let (queues, sink) = (Arc::clone(&shared.completions), Arc::clone(&config.events));
         CompletionHandler { queues, bounds, sink }
     };
+    let completion_entries = EVENTS * shared.completion_eq_room;
     for vector in FIRST_COMPLETION_VECTOR..eqs.vectors {
-        let made = make(vector, shared.completion_eq_room)?;
+        let made = make(vector, completion_entries)?;
         let name = format!("mlx4-comp{}", vector - FIRST_COMPLETION_VECTOR);
         add(hca, name, vector, made, handler())?;
     }
     let mut readers = Vec::new();
     for place in eqs.polled() {
-        let (queue, reader) = make_at(place, None, shared.completion_eq_room)?;
+        let (queue, reader) = make_at(place, None, completion_entries)?;
         hca.queues.push(queue);
         readers.push(reader);
     }

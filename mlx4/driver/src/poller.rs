@@ -1,7 +1,6 @@
 //! Event queues for completions that have neither an interrupt nor a thread: whoever drives the device polls them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 
 use crate::eq::{EqRing, EventReader};
@@ -22,16 +21,13 @@ pub enum CompletionEvents {
 /// An event queue.
 struct Queue {
     ring: Arc<EqRing>,
-    /// Index of the next entry, as of the last time that somebody took some.
-    next: AtomicU32,
     reader: Mutex<EventReader>,
 }
 
 impl Queue {
     /// Takes what there is; at most one round of the ring. True if there may be more.
     fn poll(&self, handler: &CompletionHandler) -> bool {
-        // An index that another thread is about to change finds an old entry at worst.
-        if !self.ring.is_written(self.next.load(Ordering::Relaxed)) {
+        if self.ring.is_empty() {
             return false;
         }
         let mut reader = match self.reader.try_lock() {
@@ -40,7 +36,6 @@ impl Queue {
             Err(TryLockError::WouldBlock) => return true,
         };
         let all = reader.drain(|eqe| handler.take(eqe));
-        self.next.store(reader.consumer(), Ordering::Relaxed);
         !all.unwrap_or_else(|error| {
             handler.sink.refused(&error);
             true
@@ -58,11 +53,8 @@ pub struct EventPoller {
 
 impl EventPoller {
     pub(crate) fn new(readers: Vec<EventReader>, handler: CompletionHandler) -> Self {
-        let queue = |reader: EventReader| Queue {
-            ring: Arc::clone(reader.ring()),
-            next: AtomicU32::new(reader.consumer()),
-            reader: Mutex::new(reader),
-        };
+        let queue =
+            |reader: EventReader| Queue { ring: Arc::clone(reader.ring()), reader: Mutex::new(reader) };
         Self { queues: readers.into_iter().map(queue).collect(), handler }
     }
 
