@@ -106,10 +106,17 @@ impl Srq {
     /// # Errors
     /// The device doesn't give it back. The memory must stay mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
+        self.destroy_and(|| ())
+    }
+
+    /// As [`Srq::destroy`]; `clean` is called in between: the device doesn't use the queue any more, and its number is
+    /// nobody else's yet.
+    pub(crate) fn destroy_and(self, clean: impl FnOnce()) -> Result<()> {
         let shared = Arc::clone(&self.live.shared);
         let srqn = self.number();
         let command = Command::new(Opcode::HW2SW_SRQ, srqn);
         shared.commands.run(&Command { opmod: Hw2SwOp::NO_OUTPUT.0, ..command })?;
+        clean();
         let given_back = give_back(&shared, Kind::Srq, srqn, self.mtt);
         self.live.end();
         given_back

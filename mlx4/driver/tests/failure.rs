@@ -19,6 +19,7 @@ use mlx4_wire::ctx::qp::QpState;
 use mlx4_wire::regs::{HCR_BYTES, HCR_OFFSET};
 
 const CONTROL: u64 = HCR_OFFSET + HCR_BYTES - 4;
+const OPCODE: u32 = 0xfff;
 const GO: u32 = 1 << 23;
 const EVENT: u32 = 1 << 22;
 
@@ -335,6 +336,42 @@ const LOG2_CQE: u8 = 5;
 /// The pages of a ring, all of them the same one.
 fn same_page(page: u64, log2_entries: u8) -> Vec<u64> {
     vec![page; 1 << (log2_entries + LOG2_CQE - 12)]
+}
+
+#[test]
+fn memory_of_tables_that_the_device_has_kept_is_taken_back_before_it_is_used_again() {
+    let fabric = fabric();
+    let card = Card::new(&fabric, 0x0002_c903_003b_0000, 1);
+    let refuse = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&refuse);
+    // Another opcode, which the device doesn't know, in the place of the next UNMAP_ICM.
+    let device = Tampered::writing(&card, move |offset, value| {
+        let unmap = offset == CONTROL && value & OPCODE == u32::from(Opcode::UNMAP_ICM.0);
+        if unmap && flag.swap(false, Ordering::SeqCst) { value | OPCODE } else { value }
+    });
+    let profile = mlx4::Profile { wide_cqes: false, ..impatient().profile };
+    let hca = Hca::open(device, &Config { profile, ..impatient() }).unwrap();
+    let (uar, memory) = (hca.uar().unwrap(), card.device.dma().allocate(2 << 12, 1 << 12).unwrap());
+    let pages = same_page(memory.iova(), LOG2_LARGE);
+    let config = CqConfig {
+        log2_entries: LOG2_LARGE,
+        ring: RingMemoryPages { pages: &pages, log2_page: 12 },
+        record: memory.iova() + (1 << 12),
+        uar: &uar,
+        ignore_overrun: false,
+        vector: 0,
+    };
+    let cq = hca.cq(&config, || {}).unwrap();
+    refuse.store(true, Ordering::SeqCst);
+    let error = cq.destroy().unwrap_err();
+    assert!(error.to_string().starts_with("UNMAP_ICM failed with") && !error.leaves_open(), "{error}");
+    assert!(!refuse.load(Ordering::SeqCst));
+    // It is the first that is free, so the next queue gets it.
+    hca.cq(&config, || {}).unwrap().destroy().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
+    memory.release().unwrap();
+    hca.close().unwrap();
+    assert_eq!((card.device.refused(), card.device.dma().quarantined()), (0, 0));
 }
 
 #[test]

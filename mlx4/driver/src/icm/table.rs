@@ -17,7 +17,8 @@ use crate::profile::Extent;
 #[derive(Debug)]
 struct Chunk {
     memory: DmaBuffer,
-    /// Entries in it that are in use; it isn't taken back before there is none.
+    /// Entries in it that are in use; it isn't taken back before there is none. With none, the device was told to give
+    /// it back, and has not said that it did.
     users: u64,
 }
 
@@ -63,7 +64,8 @@ impl IcmTable {
     /// Lets go of entries. Memory that nobody uses is taken back from the device.
     ///
     /// # Errors
-    /// The device doesn't give it; it stays mapped until the next reset.
+    /// The device doesn't give it; it stays mapped until the next reset, or until it gives it when the entries, or
+    /// others near them, are needed again.
     pub(crate) fn put(&self, commands: &Commands, first: u64, count: u64) -> Result<()> {
         let mut chunks = self.lock();
         let mut ends = Ends::default();
@@ -126,6 +128,9 @@ impl IcmTable {
         index: usize,
     ) -> Result<()> {
         let slot = chunks.get_mut(index).ok_or(Error::argument("ICM chunk", index as u64))?;
+        if slot.as_ref().is_some_and(|chunk| chunk.users == 0) {
+            self.take_back(slot, commands, index)?;
+        }
         if let Some(chunk) = slot {
             chunk.users += 1;
             return Ok(());
@@ -154,20 +159,23 @@ impl IcmTable {
         match slot {
             Some(chunk) if chunk.users > 1 => {
                 chunk.users -= 1;
-                return Ok(());
+                Ok(())
             }
-            None => return Ok(()),
-            Some(_) => {}
+            Some(chunk) => {
+                chunk.users = 0;
+                self.take_back(slot, commands, index)
+            }
+            None => Ok(()),
         }
+    }
+
+    /// Takes the memory of a chunk back that nobody uses. If the device doesn't give it, nobody may use it.
+    fn take_back(&self, slot: &mut Option<Chunk>, commands: &Commands, index: usize) -> Result<()> {
         let input = Input::Immediate(self.address(index));
         let pages = 1u32 << self.log2_pages();
-        let unmapped = commands.run(&Command { input, ..Command::new(Opcode::UNMAP_ICM, pages) });
-        match (unmapped, slot.take()) {
-            (Ok(_), Some(chunk)) => Ok(chunk.memory.release()?),
-            // Dropped without release, the memory waits for a reset.
-            (Err(error), _) => Err(error.into()),
-            (Ok(_), None) => Ok(()),
-        }
+        commands.run(&Command { input, ..Command::new(Opcode::UNMAP_ICM, pages) })?;
+        // Dropped without release it would wait for a reset.
+        Ok(slot.take().map_or(Ok(()), |chunk| chunk.memory.release())?)
     }
 
     fn address(&self, chunk: usize) -> u64 {

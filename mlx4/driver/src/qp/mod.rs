@@ -279,6 +279,12 @@ impl Qp {
     /// # Errors
     /// The device doesn't give it back. The memory must stay mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
+        self.destroy_and(|| ())
+    }
+
+    /// As [`Qp::destroy`]; `clean` is called in between: the device doesn't use the queue pair any more, and its number
+    /// is nobody else's yet.
+    pub(crate) fn destroy_and(self, clean: impl FnOnce()) -> Result<()> {
         let shared = Arc::clone(&self.live.shared);
         let qpn = self.number();
         let in_use = {
@@ -289,6 +295,7 @@ impl Qp {
             let command = Command::new(Opcode::TO_RST_QP, qpn);
             shared.commands.run(&Command { opmod: TO_RST_MODIFIER, ..command })?;
         }
+        clean();
         let given_back = give_back(&shared, Kind::Qp, self.live.number(), self.mtt);
         self.live.end();
         given_back

@@ -263,10 +263,7 @@ impl QueuePair {
     }
 
     fn clean(&self) {
-        let qpn = self.number();
-        for poller in &self.pollers {
-            poller.clean(qpn, &self.work);
-        }
+        clean(self.number(), &self.pollers, &self.work);
     }
 
     /// Destroys the queue pair and frees its memory. Its completions are taken out of their queues.
@@ -275,14 +272,18 @@ impl QueuePair {
     /// The device doesn't give it back, and the memory stays mapped until the next reset.
     pub fn destroy(self) -> Result<()> {
         let qpn = self.number();
-        self.qp.destroy()?;
-        for poller in &self.pollers {
-            poller.clean(qpn, &self.work);
-        }
-        self.shared.queues.remove(qpn);
+        self.qp.destroy_and(|| {
+            clean(qpn, &self.pollers, &self.work);
+            self.shared.queues.remove(qpn);
+        })?;
         Memory::release(self.memory);
         Ok(())
     }
+}
+
+/// Takes the completions of a queue pair out of their queues.
+fn clean(qpn: u32, pollers: &[Arc<Poller>], work: &Work) {
+    pollers.iter().for_each(|poller| poller.clean(qpn, work));
 }
 
 fn work(
@@ -309,5 +310,43 @@ fn work(
 impl fmt::Debug for QueuePair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueuePair").field("qp", &self.qp).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx4_queue::geometry::SendSize;
+
+    use super::*;
+    use crate::Config;
+    use crate::testing::Bench;
+
+    /// Else what belongs to the next one with that number would be taken out.
+    #[test]
+    fn number_is_free_only_when_what_is_left_of_its_object_was_cleaned_up() {
+        let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
+        let hca = &bench.hca;
+        let (pd, uar) = (hca.pd().unwrap(), hca.uar().unwrap());
+        let cq = hca.completion_queue(16, &uar, 0, || ()).unwrap();
+        let config = QueuePairConfig {
+            service: Service::Rc,
+            pd: &pd,
+            uar: &uar,
+            send_cq: &cq,
+            receive_cq: &cq,
+            send: SendSize { requests: 8, sges: 1, inline: 0 },
+            receives: 8,
+            receive_sges: 1,
+            srq: None,
+        };
+        let qp = hca.queue_pair(&config).unwrap();
+        let qps = &hca.shared.numbers.qps;
+        let others: Vec<_> = std::iter::from_fn(|| qps.take().ok()).collect();
+        qp.qp.destroy_and(|| assert!(qps.take().is_err())).unwrap();
+        assert!(qps.take().is_ok());
+        Memory::release(qp.memory);
+        drop((others, qp.pollers, qp.shared));
+        cq.destroy().unwrap();
+        bench.hca.close().unwrap();
     }
 }

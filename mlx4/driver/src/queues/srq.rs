@@ -114,10 +114,7 @@ impl SharedReceiveQueue {
         if self.poller.is_some() {
             self.shared.shared_rings.remove(srqn);
         }
-        self.srq.destroy()?;
-        if let Some(poller) = self.poller {
-            poller.clean_shared(srqn);
-        }
+        self.srq.destroy_and(|| self.poller.iter().for_each(|poller| poller.clean_shared(srqn)))?;
         drop(self.ring);
         Memory::release(self.memory);
         Ok(None)
@@ -127,5 +124,27 @@ impl SharedReceiveQueue {
 impl fmt::Debug for SharedReceiveQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedReceiveQueue").field("srq", &self.srq).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::testing::Bench;
+
+    /// Else what belongs to the next one with that number would be taken out.
+    #[test]
+    fn number_is_free_only_when_what_is_left_of_its_queue_was_cleaned_up() {
+        let bench = Bench::new(&Config { ports: false, completion_eqs: 1, ..Config::default() });
+        let pd = bench.hca.pd().unwrap();
+        let queue = bench.hca.shared_receive_queue(&pd, 16, 1).unwrap();
+        let srqs = &bench.hca.shared.numbers.srqs;
+        let others: Vec<_> = std::iter::from_fn(|| srqs.take().ok()).collect();
+        queue.srq.destroy_and(|| assert!(srqs.take().is_err())).unwrap();
+        assert!(srqs.take().is_ok());
+        Memory::release(queue.memory);
+        drop((others, queue.ring, queue.shared));
+        bench.hca.close().unwrap();
     }
 }
