@@ -176,8 +176,10 @@ impl State {
         let (host, number) = (Arc::clone(&self.host), qp.base.number);
         let end = qp.base.id.and_then(|id| host.links().remove(number, id));
         let result = self.withdraw(&mut qp.base, |hca, id| hca.destroy_qp(id));
-        if let (Err(HcaError::Busy), Some(end)) = (result, end) {
-            host.links().put_back(number, end);
+        match (result, end) {
+            (Err(HcaError::Busy), Some(end)) => host.links().put_back(number, end),
+            (Err(_), Some(end)) => host.links().lose(number, end),
+            _ => {}
         }
         if let (Err(HcaError::Busy), Some(id)) = (result, qp.base.id) {
             self.let_ring(&qp.base.parents, qp.slot, Target::Send(id));

@@ -67,6 +67,7 @@ impl Host {
     /// The HCA was reset and uses no memory: unmaps what was quarantined. What can't be unmapped even now stays.
     /// After [`crate::Tenant::device_lost`] of every guest: one that is closed before it may quarantine more.
     pub fn after_reset(&self) {
+        self.links.after_reset();
         let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
         quarantine.retain(|stuck| !unmap(&*self.hca, stuck.iova, stuck.length));
     }

@@ -10,6 +10,9 @@
 //! - when a queue pair is connected, those of other guests that name it, and that it doesn't name, go to ERR first,
 //!   since whoever comes first is not right by that.
 //!
+//! A queue pair whose destruction has failed counts until the HCA's reset. Nobody can put it to ERR, so the one that it
+//! names can be connected to nothing else within the port.
+//!
 //! Two ends may be connected in either order, and a guest's own queue pairs as it likes. A connection that leaves
 //! the port is left alone: the HCA compares the LID that packets come from.
 //!
@@ -106,12 +109,14 @@ pub(crate) struct End {
     pub(crate) cookie: Cookie,
     pub(crate) events: Arc<Events>,
     link: Option<Link>,
+    /// Nobody has it any more, but the HCA may: its destruction has failed.
+    lost: bool,
 }
 
 impl End {
     /// One that isn't connected.
     pub(crate) fn new(guest: GuestId, qp: QpId, cookie: Cookie, events: &Arc<Events>) -> Self {
-        Self { guest, qp, cookie, events: Arc::clone(events), link: None }
+        Self { guest, qp, cookie, events: Arc::clone(events), link: None, lost: false }
     }
 }
 
@@ -146,6 +151,18 @@ impl State {
         }
     }
 
+    fn forget(&mut self, gone: impl Fn(&End) -> bool) {
+        let gone: Vec<u32> = self.ends.iter().filter(|(_, end)| gone(end)).map(|(qpn, _)| *qpn).collect();
+        for qpn in gone {
+            self.remove(qpn);
+        }
+    }
+
+    fn remove(&mut self, qpn: u32) {
+        self.set(qpn, None);
+        self.ends.remove(&qpn);
+    }
+
     /// Queue pairs of other guests that name this one within the port, and that it doesn't name.
     fn intruders(&self, qpn: u32, guest: GuestId, link: &Link, lids: &Lids) -> Vec<u32> {
         let naming = self.naming.range((qpn, 0)..=(qpn, u32::MAX)).map(|(_, other)| *other);
@@ -176,8 +193,7 @@ impl Links {
     pub(crate) fn remove(&self, qpn: u32, qp: QpId) -> Option<End> {
         let (mut state, qpn) = (self.lock(), plain(qpn));
         let end = state.ends.get(&qpn).filter(|end| end.qp == qp)?.clone();
-        state.set(qpn, None);
-        state.ends.remove(&qpn);
+        state.remove(qpn);
         Some(end)
     }
 
@@ -189,15 +205,24 @@ impl Links {
         state.set(qpn, link);
     }
 
-    /// A guest's queue pairs are gone without having been destroyed.
+    /// The destruction of a queue pair has failed: the HCA may have it, connected as it was, until its reset.
+    pub(crate) fn lose(&self, qpn: u32, end: End) {
+        self.put_back(qpn, End { lost: true, ..end });
+    }
+
+    /// As [`Links::lose`], for all queue pairs of a guest.
+    pub(crate) fn lose_all(&self, guest: GuestId) {
+        self.lock().ends.values_mut().filter(|end| end.guest == guest).for_each(|end| end.lost = true);
+    }
+
+    /// A guest's queue pairs are gone with the HCA.
     pub(crate) fn forget(&self, guest: GuestId) {
-        let mut state = self.lock();
-        let gone: Vec<u32> =
-            state.ends.iter().filter(|(_, end)| end.guest == guest).map(|(qpn, _)| *qpn).collect();
-        for qpn in gone {
-            state.set(qpn, None);
-            state.ends.remove(&qpn);
-        }
+        self.lock().forget(|end| end.guest == guest);
+    }
+
+    /// The HCA was reset: those that it kept are gone too.
+    pub(crate) fn after_reset(&self) {
+        self.lock().forget(|end| end.lost);
     }
 
     /// A queue pair is connected to nothing any more.
@@ -278,9 +303,16 @@ impl Links {
     }
 }
 
-/// Puts a queue pair to ERR, and tells its owner. It is there: who destroys it takes it out of `state` before.
+/// Puts a queue pair to ERR, and tells its owner. It is there: who destroys it takes it out of `state` before. One whose
+/// destruction has failed can't be put to ERR.
 fn evict(state: &mut State, hca: &dyn Hca, qpn: u32) -> Result<(), HcaError> {
     let Some(end) = state.ends.get(&qpn) else { return Ok(()) };
+    if end.lost {
+        log::error!(
+            "queue pair {qpn:#x}, which wasn't destroyed, may be connected to another guest's until the reset"
+        );
+        return Err(HcaError::Failed);
+    }
     log::info!(
         "queue pair {qpn:#x} of {:?} names one that is connected to another: it goes to ERR",
         end.guest

@@ -148,7 +148,7 @@ impl State {
         self.silence_all();
         self.close_areas();
         self.unregister_all();
-        self.host.links().forget(self.guest);
+        self.host.links().lose_all(self.guest);
         self.pins.abandon();
         let hca = self.hca();
         let stuck = self.pins.clear(&*hca);

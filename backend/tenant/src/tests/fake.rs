@@ -25,7 +25,8 @@ pub(crate) struct Fake {
     objects: BTreeMap<Name, Object>,
     pub(crate) maps: BTreeMap<u64, u64>,
     sinks: BTreeMap<u32, Arc<dyn EventSink>>,
-    next: u32,
+    /// The last number of whatever.
+    pub(crate) next: u32,
     /// Every call that changed something, in order.
     pub(crate) log: Vec<String>,
     /// What should not have been asked.

@@ -30,6 +30,7 @@ struct End {
 /// Guests of one HCA.
 struct Guests {
     hca: Arc<FakeHca>,
+    host: Arc<Host>,
     tenants: Vec<Tenant>,
 }
 
@@ -38,7 +39,7 @@ impl Guests {
         let hca = FakeHca::new();
         let host = Host::new(hca.clone());
         let tenants = (0..count).map(|_| guest(&host, GuestConfig::default()).0).collect();
-        Self { hca, tenants }
+        Self { hca, host, tenants }
     }
 
     fn ask<V: virtio_rdma::Verb>(
@@ -350,4 +351,36 @@ fn queue_pairs_that_are_gone_bind_nobody() {
     guests.connect(2, third, OWN, other.qpn).unwrap();
     assert_eq!(guests.put_to_error(), 0);
     guests.end();
+}
+
+#[test]
+fn queue_pair_whose_destruction_failed_counts_until_the_reset() {
+    for abandoned in [false, true] {
+        let mut guests = Guests::new(4);
+        let [named, third, fourth, lost] = [0, 1, 2, 3].map(|guest| guests.ends::<1>(guest)[0]);
+        guests.connect(3, lost, OWN, named.qpn).unwrap();
+        let owner = guests.tenants.pop().unwrap();
+        if abandoned {
+            drop(owner);
+        } else {
+            guests.hca.lock().faults.insert("destroy qp".into(), (HcaError::Failed, 1));
+            owner.close();
+        }
+        // It may have packets under way to the one that it names.
+        assert_eq!(guests.connect(0, named, OWN, third.qpn).err(), Some(Reason::COMMAND_FAILED));
+        // And it has a connection.
+        assert_eq!(guests.connect(2, fourth, OWN, lost.qpn).err(), Some(Reason::TAKEN));
+        guests.connect(1, third, OWN, fourth.qpn).unwrap();
+        assert_eq!(guests.put_to_error(), 0);
+
+        // With the reset it is gone, and numbers begin anew; there is one guest less.
+        guests.hca.lock().forget_all();
+        guests.hca.lock().next = 1;
+        guests.tenants.iter().for_each(|tenant| tenant.device_lost(1));
+        guests.host.after_reset();
+        guests.tenants.iter().for_each(|tenant| tenant.device_ready().unwrap());
+        let again = guests.ends::<1>(0)[0];
+        assert_eq!(again.qpn, named.qpn);
+        guests.connect(0, again, OWN, third.qpn).unwrap();
+    }
 }
