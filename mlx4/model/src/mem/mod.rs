@@ -43,6 +43,10 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Most mappings that a space takes: what VFIO allows a container by default.
 pub const MAX_MAPPINGS: usize = 65_535;
 
+/// Most bytes of files that a space maps into this process, each whole: so that one client leaves others their part of
+/// the 128 TiB of addresses, however large its sparse files are.
+pub const MAX_FILE_BYTES: u64 = 4 << 40;
+
 /// The direction of an access, as the device sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -119,6 +123,14 @@ pub enum DmaError {
     /// There are [`MAX_MAPPINGS`] already.
     #[error("space has {MAX_MAPPINGS} mappings already")]
     TooMany,
+    /// The space would map more than [`MAX_FILE_BYTES`].
+    #[error("a file of {size:#x} bytes beside {mapped:#x} is more than {MAX_FILE_BYTES:#x}")]
+    TooLarge {
+        /// Length of the file.
+        size: u64,
+        /// Bytes that are mapped already.
+        mapped: u64,
+    },
     /// The file's size and inode can't be read.
     #[error("can't examine the descriptor")]
     Examine(#[source] io::Error),

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 
 use super::host::WeakRegion;
 use super::table::{Mapping, Table};
-use super::{DmaError, DmaView, HostRegion, MAX_MAPPINGS, PAGE_SIZE};
+use super::{DmaError, DmaView, HostRegion, MAX_FILE_BYTES, MAX_MAPPINGS, PAGE_SIZE};
 
 /// How often an unmap looks for views before it sleeps in between.
 const SPINS: u32 = 64;
@@ -244,9 +244,17 @@ impl Changes {
         {
             return Ok((region, start));
         }
+        let mut mapped = 0;
+        self.files.retain(|_, region| {
+            let live = region.upgrade();
+            mapped += live.as_ref().map_or(0, |region| region.len() as u64);
+            live.is_some()
+        });
+        if size.saturating_add(mapped) > MAX_FILE_BYTES {
+            return Err(DmaError::TooLarge { size, mapped });
+        }
         let region = HostRegion::map_file(file.as_fd(), whole, writable)
             .map_err(|source| DmaError::Mmap { size, source })?;
-        self.files.retain(|_, region| region.upgrade().is_some());
         self.files.insert(key, region.downgrade());
         Ok((region, start))
     }

@@ -57,6 +57,22 @@ fn map_fd_with_impossible_range_is_refused() {
 }
 
 #[test]
+fn files_take_a_bounded_part_of_the_address_space() {
+    let space = enabled();
+    let tib = |count: u64| file((count << 40) / PAGE);
+    let map = |page, file: &File| space.map_fd(BASE + page * PAGE, PAGE, file, 0, true);
+    let (one, three, more) = (tib(1), tib(3), file(1));
+    assert!(matches!(map(0, &tib(5)), Err(DmaError::TooLarge { mapped: 0, .. })));
+    map(0, &one).unwrap();
+    map(1, &three).unwrap();
+    assert!(matches!(map(2, &more), Err(DmaError::TooLarge { size: PAGE, mapped: MAX_FILE_BYTES })));
+    map(2, &one).unwrap();
+    // What is unmapped makes room again.
+    space.unmap(BASE + PAGE, PAGE).unwrap();
+    map(1, &more).unwrap();
+}
+
+#[test]
 fn map_fd_of_read_only_descriptor_for_writing_is_refused() {
     let space = enabled();
     let path = tempfile::NamedTempFile::new().unwrap();
