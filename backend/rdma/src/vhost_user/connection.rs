@@ -427,17 +427,14 @@ impl VhostUserBackend for Connection {
     }
 
     fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], worker: usize) -> io::Result<()> {
-        if self.device.is_closing() {
-            // That ends the worker, without an exit event, which the crate would never close.
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
         if let Some(known) = self.vrings.get(worker) {
             known.get_or_init(|| vrings.to_vec());
         }
         let _working = self.working.get(worker).map(lock);
-        // Again: whoever ends the workers waits for this lock before he wakes them for the last time, and what wakes one
+        // Under the lock: whoever ends the workers waits for it before he wakes them for the last time, and what wakes one
         // may be used up below.
         if self.device.is_closing() {
+            // That ends the worker, without an exit event, which the crate would never close.
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         match u64::from(event) {
