@@ -431,8 +431,8 @@ impl VhostUserBackend for Connection {
             known.get_or_init(|| vrings.to_vec());
         }
         let _working = self.working.get(worker).map(lock);
-        // Under the lock: whoever ends the workers waits for it before he wakes them for the last time, and what wakes one
-        // may be used up below.
+        // Under the lock: whoever ends the workers waits for it before he wakes them for the last time, and what wakes
+        // one may be used up below.
         if self.device.is_closing() {
             // That ends the worker, without an exit event, which the crate would never close.
             return Err(io::ErrorKind::ConnectionAborted.into());
