@@ -2,8 +2,8 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
+pub(crate) use integration::patience::{PATIENCE, eventually};
 use paraverbs_verbs::{
     Access, Ah, AhAttr, CompChannel, Context, Cq, Grh, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState,
     QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, UdDest, Wc, WcStatus,
@@ -11,9 +11,6 @@ use paraverbs_verbs::{
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
 use tempfile::TempDir;
-
-/// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of an end's memory.
 pub(crate) const MEMORY: usize = 1 << 20;
@@ -73,18 +70,6 @@ impl Scene {
         assert_eq!(self.daemon.status().quarantined_bytes, 0);
         assert_eq!(self.daemon.refused_accesses(), 0, "accesses of the HCA to memory that nobody gave it");
         self.daemon.stop().unwrap();
-    }
-}
-
-/// Waits until something is there.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::yield_now();
     }
 }
 
@@ -277,4 +262,15 @@ impl Fence {
 pub(crate) fn connect([one, other]: &[End; 2]) {
     one.connect(other);
     other.connect(one);
+}
+
+/// Two senders of one guest, and the ends of another one that they are connected to, which receive by one SRQ.
+pub(crate) fn senders_to_srq(from: &Context, to: &Context, srq: &Srq) -> [[End; 2]; 2] {
+    let receivers = [(), ()].map(|()| End::of_srq(to, QpType::Rc, srq));
+    let senders = [(), ()].map(|()| End::new(from));
+    for (sender, receiver) in senders.iter().zip(&receivers) {
+        sender.connect(receiver);
+        receiver.connect(sender);
+    }
+    [senders, receivers]
 }

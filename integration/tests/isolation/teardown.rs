@@ -2,16 +2,16 @@
 //! next reset, and nobody else notices.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use integration::patience::until;
 use mlx4_wire::cmd::{Opcode, Status};
+use virtio_rdma::U16;
 use virtio_rdma::request::datagram::AttachMcast;
-use virtio_rdma::request::shared_receive::CreateSrq;
-use virtio_rdma::{U16, U32, U64};
 use zerocopy::FromZeros;
 
 use super::datagram::{Datagrams, QKEY};
 use super::guest::{Guest, at};
-use super::objects::{DATA, LOCAL_PROTECTION, Objects, RECORDS, SPARE, data, reg_mr, remote};
-use super::rig::{Rig, SINK, Victim, eventually};
+use super::objects::{DATA, LOCAL_PROTECTION, Objects, RECORDS, SPARE, create_srq, data, reg_mr, remote};
+use super::rig::{Rig, SINK, Victim};
 
 /// The commands of a guest's end, in the order in which they come.
 const IN_ORDER: [Opcode; 5] =
@@ -29,15 +29,7 @@ fn one_of_everything(rig: &Rig) -> Result<(Guest, Objects)> {
     let attach =
         AttachMcast { qp: group.created.qp, mlid: U16::new(0xc007), mgid, ..AttachMcast::new_zeroed() };
     guest.must(&attach, &[])?;
-    let shared = CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORDS + 0x300)),
-        ..CreateSrq::new_zeroed()
-    };
+    let shared = create_srq(mine.pd, at(RECORDS + 0x300));
     guest.must(&shared, &[(at(SPARE + 0x10_0000), 4096)])?;
     Ok((guest, mine))
 }
@@ -131,7 +123,7 @@ fn fail_at(rig: &Rig, probe: &mut Probe, opcode: Opcode) -> Result<()> {
         rig.gone(name)?;
     }
     rig.fail_hca()?;
-    eventually("nothing is kept", || Ok(rig.quarantined_bytes() == 0))?;
+    until("nothing is kept", || Ok(rig.quarantined_bytes() == 0))?;
     ensure!(!probe.reaches(rig, address)?, "memory is still mapped after the reset");
     Ok(())
 }

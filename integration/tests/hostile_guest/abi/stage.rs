@@ -21,7 +21,7 @@ use zerocopy::FromZeros;
 use super::requests;
 use crate::guest::{Guest, Reply, at};
 use crate::objects::{
-    DATA, Objects, RECORDS, SPARE, alloc_uar, create_cq, create_qp, lid, reg_mr, transitions,
+    DATA, Objects, RECORDS, SPARE, alloc_uar, create_cq, create_qp, create_srq, lid, reg_mr, transitions,
 };
 use crate::scene::Scene;
 
@@ -106,17 +106,9 @@ pub(crate) fn a_cq(mine: &Objects) -> CreateCq {
     create_cq(mine.uar, mine.entries, at(RECORD))
 }
 
-/// An SRQ of a page: 64 requests of up to three elements.
+/// An SRQ of a page.
 pub(crate) fn an_srq(mine: &Objects) -> CreateSrq {
-    CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORD)),
-        ..CreateSrq::new_zeroed()
-    }
+    create_srq(mine.pd, at(RECORD))
 }
 
 /// The same for extended connections.
