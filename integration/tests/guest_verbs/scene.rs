@@ -7,6 +7,7 @@ pub(crate) use integration::patience::{PATIENCE, eventually};
 use paraverbs_verbs::{
     Access, Ah, AhAttr, CompChannel, Context, Cq, Grh, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState,
     QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, UdDest, Wc, WcStatus,
+    XrcRecvQp,
 };
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
@@ -262,6 +263,28 @@ impl Fence {
 pub(crate) fn connect([one, other]: &[End; 2]) {
     one.connect(other);
     other.connect(one);
+}
+
+/// Takes both ends of an extended connection from RESET to where the sender can send.
+pub(crate) fn connect_extended(sender: &End, target: &XrcRecvQp) {
+    let init = QpAttr {
+        port_num: Some(1),
+        pkey_index: Some(0),
+        qp_access_flags: Some(Access::ALL),
+        ..QpAttr::state(QpState::Init)
+    };
+    target.modify(&init).unwrap();
+    target.modify(&sender.rtr().into()).unwrap();
+    sender.qp.to_init(1, Access::NONE).unwrap();
+    let rtr = QpAttr {
+        ah_attr: Some(sender.path()),
+        dest_qp_num: Some(target.qpn()),
+        rq_psn: Some(0),
+        path_mtu: Some(sender.rtr().path_mtu),
+        ..QpAttr::state(QpState::Rtr)
+    };
+    sender.qp.modify(&rtr).unwrap();
+    sender.qp.to_rts(sender.rts()).unwrap();
 }
 
 /// Two senders of one guest, and the ends of another one that they are connected to, which receive by one SRQ.
