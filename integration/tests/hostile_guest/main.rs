@@ -21,6 +21,7 @@ mod control;
 mod floods;
 mod guest;
 mod handles;
+mod limits;
 mod memory;
 mod objects;
 mod protocol;
@@ -62,6 +63,7 @@ fn hostile_guest_costs_the_others_nothing() -> Result<()> {
         changed_in_traffic::CASES,
         protocol::CASES,
         floods::CASES,
+        limits::CASES,
         traffic::CASES,
     ]
     .concat();

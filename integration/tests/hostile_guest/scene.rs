@@ -74,9 +74,9 @@ impl Scene {
             queue_pairs: Some(2),
             completion_queues: Some(2),
             memory_regions: Some(2),
-            memory_windows: None,
+            memory_windows: Some(2),
             protection_domains: Some(2),
-            shared_receive_queues: None,
+            shared_receive_queues: Some(2),
             uars: Some(2),
             registered_bytes: Some(4 << 20),
         };
@@ -87,7 +87,8 @@ impl Scene {
             entry("vm", GuestKind::Vm),
             GuestEntry { limits: small, ..entry("small", GuestKind::Vm) },
         ];
-        let config = Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: None };
+        let config =
+            Config { device: Device::Model { ports: 2 }, fabric_sockets: Vec::new(), guests, spin: None };
         let daemon = Daemon::start(&config)?;
         let contexts = ["one", "other"].map(|name| Context::connect(folder.path().join(name)));
         let contexts = contexts.into_iter().collect::<Result<Vec<_>, _>>()?;

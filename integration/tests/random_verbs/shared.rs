@@ -104,8 +104,9 @@ impl Shared {
             note("that the limit is reached is told".into());
             self.limit = None;
             while !self.takes_limit(PATIENCE) {}
-            assert_eq!(self.srq.query().unwrap().srq_limit, 0);
         }
+        let armed = self.limit.map_or(0, |limit| u32::try_from(limit).unwrap());
+        assert_eq!(self.srq.query().unwrap().srq_limit, armed);
     }
 
     /// Takes an event: whether it tells of the limit.

@@ -103,6 +103,8 @@ pub(crate) const CHANGES: &[Row] = &[
     ("MODIFY_QP to RTR", &[("attributes.min_rnr_timer", |_| 32)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 0)], R::BAD_PORT),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 3)], R::BAD_PORT),
+    // The device has that port, but the queue pair is on the other one.
+    ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 2)], R::MISMATCH),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.dlid", |_| 0xc000)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.dlid", |_| 0xffff)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.sl", |_| 16)], R::BAD_ATTRIBUTE),
