@@ -165,7 +165,12 @@ impl End {
 
     /// Takes the queue pair of RC from RESET to RTS.
     pub(crate) fn connect(&self, to: &Self) {
-        self.qp.to_init(1, Access::ALL).unwrap();
+        self.connect_with(to, Access::ALL);
+    }
+
+    /// The same, giving the other end certain rights.
+    pub(crate) fn connect_with(&self, to: &Self, access: Access) {
+        self.qp.to_init(1, access).unwrap();
         self.qp.to_rtr(to.rtr()).unwrap();
         self.qp.to_rts(self.rts()).unwrap();
     }

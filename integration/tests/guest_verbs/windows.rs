@@ -243,6 +243,13 @@ fn binds_that_can_not_be_are_refused() {
     ends[1].qp.bind_mw(&one, &middle(&closed, 2, Access::REMOTE_WRITE)).unwrap();
     ends[1].failed(2, WcStatus::MwBindErr);
     closed.dereg().unwrap();
-    drop((ends, one, two, stranger, foreign, mr, pd, guests));
+    drop(ends);
+    // Nobody writes through a window to what may not be written.
+    let ends = again(&guests, &pd);
+    let read_only = pd.alloc_mr(8192, Access::REMOTE_READ | Access::MW_BIND).unwrap();
+    bind(&ends[1], &one, &middle(&read_only, 3, Access::REMOTE_READ));
+    ends[1].qp.bind_mw(&one, &middle(&read_only, 4, Access::REMOTE_WRITE)).unwrap();
+    ends[1].failed(4, WcStatus::MwBindErr);
+    drop((ends, one, two, read_only, stranger, foreign, mr, pd, guests));
     scene.stop();
 }
