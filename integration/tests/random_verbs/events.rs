@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use paraverbs_verbs::{EventElement, EventType, QpAttr, QpState};
+use paraverbs_verbs::{AsyncEvent, EventElement, EventType, QpAttr, QpState};
 
 use crate::scene::{End, PATIENCE, Scene, connect, eventually};
 
@@ -22,8 +22,10 @@ pub(crate) fn run(rng: &mut Rng) {
     let pairs = [(), ()].map(|()| guests.each_ref().map(End::new));
     pairs.iter().for_each(connect);
     let ends: Vec<&End> = pairs.iter().map(|[end, _]| end).collect();
-    // What happened while they were made.
-    while guests[0].get_async_event(Duration::ZERO).unwrap().is_some() {}
+    // Whatever happened to the port comes before this event.
+    drain(ends[0]);
+    let drained = |event: AsyncEvent| event.event_type == EventType::SqDrained;
+    while !drained(guests[0].get_async_event(PATIENCE).unwrap().expect("an event")) {}
     let count = KEPT + rng.usize(2 * MORE..4 * MORE);
     let mut happened = Vec::new();
     for _ in 0..count {
