@@ -20,6 +20,7 @@ pub mod image;
 pub mod load;
 pub mod model;
 mod paths;
+pub mod patience;
 pub mod peer;
 pub mod process;
 mod rig;

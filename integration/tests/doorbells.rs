@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
 
+use integration::patience::{PATIENCE, eventually};
 use paraverbs_verbs::{
     Access, AhAttr, CompChannel, Context, Cq, Doorbells as Way, Mr, Mtu, Pd, Qp, QpCap, QpInit, RtrAttr,
     RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
@@ -14,9 +14,6 @@ use paraverbs_verbs::{
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, Doorbells, GuestEntry, GuestKind};
 use tempfile::TempDir;
-
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Threads, and pairs of connected queue pairs of each.
 const THREADS: usize = 4;
@@ -49,18 +46,11 @@ impl Scene {
 
     /// Ends the daemon, which must have nothing left of guests that are gone.
     fn stop(self) {
-        wait_until(|| self.daemon.status().guests.iter().all(|guest| !guest.connected));
+        let gone = || self.daemon.status().guests.iter().all(|guest| !guest.connected);
+        eventually("the guest to be disconnected", || gone().then_some(()));
         assert_eq!(self.daemon.status().quarantined_bytes, 0);
         assert_eq!(self.daemon.refused_accesses(), 0);
         self.daemon.stop().unwrap();
-    }
-}
-
-fn wait_until(mut what: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !what() {
-        assert!(Instant::now() < end, "waited in vain");
-        std::thread::yield_now();
     }
 }
 
@@ -144,11 +134,8 @@ impl Many {
     fn take_completions(&self, round: u64) {
         for end in &self.ends {
             let mut wc = [Wc::default(); 2];
-            let mut count = 0;
-            wait_until(|| {
-                count = end.cq.poll(&mut wc).unwrap();
-                count != 0
-            });
+            let polled = || Some(end.cq.poll(&mut wc).unwrap()).filter(|count| *count != 0);
+            let count = eventually("a completion", polled);
             assert_eq!((count, wc[0].wr_id, wc[0].status), (1, round, WcStatus::Success), "{:?}", wc[0]);
             assert_eq!(wc[0].qp_num, end.qp.qpn());
         }

@@ -23,7 +23,7 @@ const TIMEOUT: u32 = 120;
 const MEMORY: u32 = 4096;
 /// Longest input in bytes.
 const LONGEST: u32 = 4096;
-/// Where the fuzzer's choices begin, in each run.
+/// Where the fuzzer's choices begin if nobody says. It takes 0 as leave to choose by itself.
 const SEED: u32 = 1;
 
 #[derive(Debug, clap::Args)]
@@ -37,12 +37,15 @@ pub(crate) struct Args {
     /// Targets that run at once
     #[arg(long, default_value_t = 1)]
     jobs: usize,
+    /// Where the fuzzer's choices begin: one number, the same choices; another for each long run
+    #[arg(long, default_value_t = SEED, value_parser = clap::value_parser!(u32).range(1..))]
+    seed: u32,
 }
 
 impl Args {
     /// A minute for each target, two at once.
     pub(crate) fn a_minute_each() -> Self {
-        Self { target: Vec::new(), seconds: 60, jobs: 2 }
+        Self { target: Vec::new(), seconds: 60, jobs: 2, seed: SEED }
     }
 }
 
@@ -60,10 +63,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let wanted: Vec<&str> = wanted.copied().collect();
     let mut failed = Vec::new();
     for names in wanted.chunks(args.jobs.max(1)) {
-        let started: Vec<(&str, Child)> = names
-            .iter()
-            .map(|name| Ok((*name, start(&program, name, args.seconds)?)))
-            .collect::<Result<_>>()?;
+        let started: Vec<(&str, Child)> =
+            names.iter().map(|name| Ok((*name, start(&program, name, args)?))).collect::<Result<_>>()?;
         for (name, mut child) in started {
             let status = child.wait().with_context(|| format!("wait for {name}"))?;
             let text = fs::read_to_string(log(name)).unwrap_or_default();
@@ -128,7 +129,7 @@ fn platform() -> Result<String> {
     Ok(host.context("rustc doesn't say what it runs on")?.to_owned())
 }
 
-fn start(program: &Path, name: &str, seconds: u32) -> Result<Child> {
+fn start(program: &Path, name: &str, args: &Args) -> Result<Child> {
     let (corpus, found) = (folder("corpus").join(name), folder("found").join(name));
     for folder in [&corpus, &found, &folder("logs")] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
@@ -139,11 +140,11 @@ fn start(program: &Path, name: &str, seconds: u32) -> Result<Child> {
         .env("PARAVERBS_FUZZ", name)
         .args([&corpus, &seeds])
         .arg(format!("-artifact_prefix={}/", found.display()))
-        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-max_total_time={}", args.seconds))
         .arg(format!("-timeout={TIMEOUT}"))
         .arg(format!("-rss_limit_mb={MEMORY}"))
         .arg(format!("-max_len={LONGEST}"))
-        .arg(format!("-seed={SEED}"))
+        .arg(format!("-seed={}", args.seed))
         // A slow machine is no finding.
         .args(["-report_slow_units=600", "-print_final_stats=1", "-verbosity=1"])
         .stdin(Stdio::null())

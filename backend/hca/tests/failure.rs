@@ -120,6 +120,26 @@ fn object_whose_destruction_fails_keeps_what_it_uses() {
 }
 
 #[test]
+fn object_that_the_card_may_have_made_keeps_what_it_uses() {
+    for opcode in [Opcode::SW2HW_CQ, Opcode::SW2HW_MPT] {
+        let rig = Rig::new(0x0002_c903_00b4_0000, impatient());
+        let breaker = Breaker::install(&rig);
+        let hca = Arc::clone(&rig.hca);
+        let bare = Bare::new(&hca, 0);
+        let (pd, uar) = (hca.alloc_pd(bare.id).unwrap().id, hca.alloc_uar(bare.id).unwrap());
+        breaker.fail(opcode, How::Status(Status::INTERNAL_ERR));
+        let of_cq = opcode == Opcode::SW2HW_CQ;
+        let made =
+            if of_cq { bare.cq(uar).map(drop) } else { bare.mr(pd, RegionAccess::default()).map(drop) };
+        assert_eq!(made, Err(HcaError::Failed), "{opcode}");
+        let expected = if of_cq { (Ok(()), Err(HcaError::Busy)) } else { (Err(HcaError::Busy), Ok(())) };
+        assert_eq!((hca.dealloc_pd(pd), hca.dealloc_uar(uar)), expected, "{opcode}");
+        restart(&rig, [bare]);
+        rig.close();
+    }
+}
+
+#[test]
 fn number_of_a_lost_object_is_not_used_again() {
     let profile = Profile { log2_cqs: 8, ..Profile::default() };
     let rig = Rig::new(0x0002_c903_00b2_0000, common::impatient_with(profile));

@@ -1,7 +1,8 @@
 //! A daemon and two guests in this process, with a connection.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub(crate) use integration::patience::{PATIENCE, eventually};
 use paraverbs_verbs::{
     Access, AhAttr, CompChannel, Context, Cq, Mr, Mtu, Pd, Qp, QpCap, QpInit, RecvWr, RtrAttr, RtsAttr,
     SendData, SendFlags, SendOp, SendWr, Sge, Wc, WcStatus,
@@ -10,8 +11,6 @@ use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind};
 use tempfile::TempDir;
 
-/// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of an end's memory.
 pub(crate) const MEMORY: usize = 4 << 20;
 /// Only one scene at a time, so that its threads can be told from another's.
@@ -72,18 +71,6 @@ impl Scene {
 
     pub(crate) fn stop(self) {
         self.daemon.stop().unwrap();
-    }
-}
-
-/// Waits until something is there.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::yield_now();
     }
 }
 

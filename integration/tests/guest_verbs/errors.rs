@@ -1,10 +1,10 @@
 //! What verbs refuse, and what the HCA does.
 
 use paraverbs_verbs::{
-    Access, QpAttr, QpInit, QpState, RecvWr, RtsAttr, SendData, SendFlags, SendOp, SendWr, WcStatus,
+    Access, QpAttr, QpInit, QpState, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, WcStatus,
 };
 
-use crate::scene::{CAP, End, MEMORY, Scene, connect, errno};
+use crate::scene::{CAP, End, MEMORY, Scene, completion, connect, errno};
 
 const EINVAL: i32 = 22;
 const EBUSY: i32 = 16;
@@ -54,18 +54,64 @@ fn bytes_outside_the_region_are_protection_errors() {
 
 #[test]
 fn rights_of_memory_and_queue_pair_both_count() {
+    const RIGHTS: [Access; 3] = [Access::REMOTE_READ, Access::REMOTE_WRITE, Access::REMOTE_ATOMIC];
     let scene = Scene::new();
-    let ends = scene.connection();
-    let [one, other] = &ends;
-    let read_only = other.pd.alloc_mr(4096, Access::REMOTE_READ).unwrap();
-    let (remote_addr, rkey) = (read_only.addr(), read_only.rkey());
-    one.post(1, SendOp::Read { remote_addr, rkey }, 0, 8);
-    one.done(1);
-    one.post(2, SendOp::Write { remote_addr, rkey }, 0, 8);
-    one.failed(2, WcStatus::RemAccessErr);
-    assert_eq!(errno(other.pd.alloc_mr(4096, Access::REMOTE_WRITE)), EINVAL);
-    drop(read_only);
-    drop(ends);
+    let guests = scene.guests();
+    for right in RIGHTS {
+        let others = RIGHTS.into_iter().filter(|other| *other != right);
+        let others = others.fold(Access::LOCAL_WRITE, |all, other| all | other);
+        for (of_memory, of_qp, status) in [
+            (Access::ALL, Access::ALL, WcStatus::Success),
+            (others, Access::ALL, WcStatus::RemAccessErr),
+            (Access::ALL, others, WcStatus::RemInvReqErr),
+        ] {
+            let ends = guests.each_ref().map(End::new);
+            let [one, other] = &ends;
+            one.connect(other);
+            other.connect_with(one, of_qp);
+            let mr = other.pd.alloc_mr(4096, of_memory).unwrap();
+            let (remote_addr, rkey) = (mr.addr(), mr.rkey());
+            let op = match right {
+                Access::REMOTE_READ => SendOp::Read { remote_addr, rkey },
+                Access::REMOTE_WRITE => SendOp::Write { remote_addr, rkey },
+                _ => SendOp::FetchAdd { remote_addr, rkey, add: 1 },
+            };
+            one.post(1, op, 0, 8);
+            let wc = completion(&one.cq);
+            assert_eq!((wc.wr_id, wc.status), (1, status), "{right:?}: {of_memory:?}, {of_qp:?}");
+        }
+    }
+    let pd = guests[1].alloc_pd().unwrap();
+    assert_eq!(errno(pd.alloc_mr(4096, Access::REMOTE_WRITE)), EINVAL);
+    drop((pd, guests));
+    scene.stop();
+}
+
+#[test]
+fn reads_for_which_the_other_end_has_no_place_end_the_connection() {
+    let scene = Scene::new();
+    let guests = scene.guests();
+    for (under_way, ends_in) in [(1, WcStatus::Success), (4, WcStatus::RemInvReqErr)] {
+        let ends = guests.each_ref().map(End::new);
+        let [one, other] = &ends;
+        other.qp.to_init(1, Access::ALL).unwrap();
+        other.qp.to_rtr(RtrAttr { max_dest_rd_atomic: 1, ..one.rtr() }).unwrap();
+        one.qp.to_init(1, Access::ALL).unwrap();
+        one.qp.to_rtr(other.rtr()).unwrap();
+        one.qp.to_rts(RtsAttr { max_rd_atomic: under_way, ..one.rts() }).unwrap();
+        let (op, sges) =
+            (SendOp::Read { remote_addr: other.mr.addr(), rkey: other.mr.rkey() }, [one.mr.sge(0, 8)]);
+        let read = |wr_id| SendWr { wr_id, op, data: SendData::Sges(&sges), flags: SendFlags::SIGNALED };
+        // With one doorbell.
+        one.qp.post_send_list(&[read(1), read(2), read(3)]).unwrap();
+        one.done(1);
+        let wc = completion(&one.cq);
+        assert_eq!((wc.wr_id, wc.status), (2, ends_in), "{under_way} under way");
+        let last = if under_way == 1 { WcStatus::Success } else { WcStatus::WrFlushErr };
+        let wc = completion(&one.cq);
+        assert_eq!((wc.wr_id, wc.status), (3, last), "{under_way} under way");
+    }
+    drop(guests);
     scene.stop();
 }
 

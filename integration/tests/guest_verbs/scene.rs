@@ -2,18 +2,16 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
+pub(crate) use integration::patience::{PATIENCE, eventually};
 use paraverbs_verbs::{
     Access, Ah, AhAttr, CompChannel, Context, Cq, Grh, Mr, Mtu, Pd, Qp, QpAttr, QpCap, QpInit, QpState,
     QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, UdDest, Wc, WcStatus,
+    XrcRecvQp,
 };
 use paraverbsd::Daemon;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
 use tempfile::TempDir;
-
-/// How long a test waits for what must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of an end's memory.
 pub(crate) const MEMORY: usize = 1 << 20;
@@ -73,18 +71,6 @@ impl Scene {
         assert_eq!(self.daemon.status().quarantined_bytes, 0);
         assert_eq!(self.daemon.refused_accesses(), 0, "accesses of the HCA to memory that nobody gave it");
         self.daemon.stop().unwrap();
-    }
-}
-
-/// Waits until something is there.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::yield_now();
     }
 }
 
@@ -179,7 +165,12 @@ impl End {
 
     /// Takes the queue pair of RC from RESET to RTS.
     pub(crate) fn connect(&self, to: &Self) {
-        self.qp.to_init(1, Access::ALL).unwrap();
+        self.connect_with(to, Access::ALL);
+    }
+
+    /// The same, giving the other end certain rights.
+    pub(crate) fn connect_with(&self, to: &Self, access: Access) {
+        self.qp.to_init(1, access).unwrap();
         self.qp.to_rtr(to.rtr()).unwrap();
         self.qp.to_rts(self.rts()).unwrap();
     }
@@ -277,4 +268,37 @@ impl Fence {
 pub(crate) fn connect([one, other]: &[End; 2]) {
     one.connect(other);
     other.connect(one);
+}
+
+/// Takes both ends of an extended connection from RESET to where the sender can send.
+pub(crate) fn connect_extended(sender: &End, target: &XrcRecvQp) {
+    let init = QpAttr {
+        port_num: Some(1),
+        pkey_index: Some(0),
+        qp_access_flags: Some(Access::ALL),
+        ..QpAttr::state(QpState::Init)
+    };
+    target.modify(&init).unwrap();
+    target.modify(&sender.rtr().into()).unwrap();
+    sender.qp.to_init(1, Access::NONE).unwrap();
+    let rtr = QpAttr {
+        ah_attr: Some(sender.path()),
+        dest_qp_num: Some(target.qpn()),
+        rq_psn: Some(0),
+        path_mtu: Some(sender.rtr().path_mtu),
+        ..QpAttr::state(QpState::Rtr)
+    };
+    sender.qp.modify(&rtr).unwrap();
+    sender.qp.to_rts(sender.rts()).unwrap();
+}
+
+/// Two senders of one guest, and the ends of another one that they are connected to, which receive by one SRQ.
+pub(crate) fn senders_to_srq(from: &Context, to: &Context, srq: &Srq) -> [[End; 2]; 2] {
+    let receivers = [(), ()].map(|()| End::of_srq(to, QpType::Rc, srq));
+    let senders = [(), ()].map(|()| End::new(from));
+    for (sender, receiver) in senders.iter().zip(&receivers) {
+        sender.connect(receiver);
+        receiver.connect(sender);
+    }
+    [senders, receivers]
 }

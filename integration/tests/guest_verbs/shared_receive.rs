@@ -7,7 +7,7 @@ use paraverbs_verbs::{
     Srq, SrqInit, UdDest, WcStatus,
 };
 
-use crate::scene::{End, Fence, PATIENCE, Scene, completion, errno};
+use crate::scene::{End, Fence, PATIENCE, Scene, completion, errno, senders_to_srq};
 
 const EINVAL: i32 = 22;
 const EBUSY: i32 = 16;
@@ -32,12 +32,7 @@ impl Crowd {
         let pd = guest.alloc_pd().unwrap();
         let srq = pd.create_srq(&SrqInit { max_wr: 15, max_sge: 2 }).unwrap();
         let mr = pd.alloc_mr(4096, Access::LOCAL_WRITE).unwrap();
-        let receivers = [(), ()].map(|()| End::of_srq(&guest, QpType::Rc, &srq));
-        let senders = [(), ()].map(|()| End::new(&other));
-        for (sender, receiver) in senders.iter().zip(&receivers) {
-            sender.connect(receiver);
-            receiver.connect(sender);
-        }
+        let [senders, receivers] = senders_to_srq(&other, &guest, &srq);
         Self { senders, receivers, srq, mr, _pd: pd, guest }
     }
 

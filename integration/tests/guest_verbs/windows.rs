@@ -52,16 +52,21 @@ fn again(guests: &[Context; 2], pd: &Pd) -> [End; 2] {
     ends
 }
 
+/// A domain of the second guest with a region and a window, and a connection to its end there.
+fn window(guests: &[Context; 2], mw_type: MwType) -> (Pd, Mr, Mw, [End; 2]) {
+    let pd = guests[1].alloc_pd().unwrap();
+    let (mr, mw) = (region(&pd), pd.alloc_mw(mw_type).unwrap());
+    let ends = again(guests, &pd);
+    (pd, mr, mw, ends)
+}
+
 #[test]
 fn window_of_either_type_opens_its_bytes_and_no_others() {
     let scene = Scene::new();
     let guests = scene.guests();
     for mw_type in [MwType::Type1, MwType::Type2] {
-        let pd = guests[1].alloc_pd().unwrap();
-        let mr = region(&pd);
-        let ends = again(&guests, &pd);
+        let (pd, mr, mw, ends) = window(&guests, mw_type);
         let [one, other] = &ends;
-        let mw = pd.alloc_mw(mw_type).unwrap();
         let rkey = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_WRITE));
         one.mr.write(0, b"a window").unwrap();
         write(one, mr.addr() + 1000, rkey, WcStatus::Success);
@@ -87,10 +92,7 @@ fn window_of_either_type_opens_its_bytes_and_no_others() {
 fn window_gives_the_rights_it_was_bound_with() {
     let scene = Scene::new();
     let guests = scene.guests();
-    let pd = guests[1].alloc_pd().unwrap();
-    let mr = region(&pd);
-    let mw = pd.alloc_mw(MwType::Type1).unwrap();
-    let ends = again(&guests, &pd);
+    let (pd, mr, mw, ends) = window(&guests, MwType::Type1);
     let [one, other] = &ends;
     let rkey = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_READ));
     one.post(2, SendOp::Read { remote_addr: mr.addr() + 1000, rkey }, 0, 8);
@@ -104,10 +106,7 @@ fn window_gives_the_rights_it_was_bound_with() {
 fn key_of_a_bind_ends_with_the_next_bind() {
     let scene = Scene::new();
     let guests = scene.guests();
-    let pd = guests[1].alloc_pd().unwrap();
-    let mr = region(&pd);
-    let mw = pd.alloc_mw(MwType::Type1).unwrap();
-    let ends = again(&guests, &pd);
+    let (pd, mr, mw, ends) = window(&guests, MwType::Type1);
     let [one, other] = &ends;
     let old = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_WRITE));
     let new = bind(other, &mw, &MwBind { offset: 4096, ..middle(&mr, 2, Access::REMOTE_WRITE) });
@@ -126,10 +125,7 @@ fn key_of_a_bind_ends_with_the_next_bind() {
 fn window_of_type_2_is_invalidated_by_the_message_that_names_it() {
     let scene = Scene::new();
     let guests = scene.guests();
-    let pd = guests[1].alloc_pd().unwrap();
-    let mr = region(&pd);
-    let mw = pd.alloc_mw(MwType::Type2).unwrap();
-    let ends = again(&guests, &pd);
+    let (pd, mr, mw, ends) = window(&guests, MwType::Type2);
     let [one, other] = &ends;
     let rkey = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_WRITE));
     write(one, mr.addr() + 1000, rkey, WcStatus::Success);
@@ -152,10 +148,7 @@ fn window_of_type_2_is_invalidated_by_the_message_that_names_it() {
 fn invalidation_that_comes_before_the_end_of_the_bind_is_known_counts() {
     let scene = Scene::new();
     let guests = scene.guests();
-    let pd = guests[1].alloc_pd().unwrap();
-    let mr = region(&pd);
-    let mw = pd.alloc_mw(MwType::Type2).unwrap();
-    let ends = again(&guests, &pd);
+    let (pd, mr, mw, ends) = window(&guests, MwType::Type2);
     let [one, other] = &ends;
     let rkey = inc_rkey(mw.rkey());
     // Nobody hears of the end of this bind before that of the last request.
@@ -209,10 +202,8 @@ fn binds_of_one_window_by_two_threads_have_different_keys() {
 fn region_stays_while_a_window_is_bound_to_it() {
     let scene = Scene::new();
     let guests = scene.guests();
-    let pd = guests[1].alloc_pd().unwrap();
-    let (mr, second) = (region(&pd), region(&pd));
-    let mw = pd.alloc_mw(MwType::Type1).unwrap();
-    let ends = again(&guests, &pd);
+    let (pd, mr, mw, ends) = window(&guests, MwType::Type1);
+    let second = region(&pd);
     let [one, other] = &ends;
     let rkey = bind(other, &mw, &middle(&mr, 1, Access::REMOTE_WRITE));
     let remote_addr = mr.addr() + 1000;
@@ -252,6 +243,13 @@ fn binds_that_can_not_be_are_refused() {
     ends[1].qp.bind_mw(&one, &middle(&closed, 2, Access::REMOTE_WRITE)).unwrap();
     ends[1].failed(2, WcStatus::MwBindErr);
     closed.dereg().unwrap();
-    drop((ends, one, two, stranger, foreign, mr, pd, guests));
+    drop(ends);
+    // Nobody writes through a window to what may not be written.
+    let ends = again(&guests, &pd);
+    let read_only = pd.alloc_mr(8192, Access::REMOTE_READ | Access::MW_BIND).unwrap();
+    bind(&ends[1], &one, &middle(&read_only, 3, Access::REMOTE_READ));
+    ends[1].qp.bind_mw(&one, &middle(&read_only, 4, Access::REMOTE_WRITE)).unwrap();
+    ends[1].failed(4, WcStatus::MwBindErr);
+    drop((ends, one, two, read_only, stranger, foreign, mr, pd, guests));
     scene.stop();
 }

@@ -1,11 +1,11 @@
 //! XRC: one connection to many SRQs.
 
 use paraverbs_verbs::{
-    Access, Context, Cq, Mr, Pd, QpAttr, QpInit, QpState, QpType, RecvWr, RtrAttr, SendData, SendFlags,
-    SendOp, SendWr, Srq, SrqInit, Wc, WcOpcode, WcStatus, XrcRecvQp, Xrcd,
+    Access, Context, Cq, Mr, Pd, QpAttr, QpInit, QpState, QpType, RecvWr, SendData, SendFlags, SendOp,
+    SendWr, Srq, SrqInit, Wc, WcOpcode, WcStatus, XrcRecvQp, Xrcd,
 };
 
-use crate::scene::{End, Scene, completion, errno};
+use crate::scene::{End, Scene, completion, connect_extended, errno};
 
 const EINVAL: i32 = 22;
 const EBUSY: i32 = 16;
@@ -59,32 +59,8 @@ impl Connection {
         let domain = guest.open_xrcd().unwrap();
         let target = domain.create_recv_qp().unwrap();
         assert_ne!(target.qpn() & 1 << 23, 0, "by this bit completions tell a target");
-        let connection = Self { sender, target, domain, guest };
-        connection.connect();
-        connection
-    }
-
-    fn connect(&self) {
-        let Self { sender, target, .. } = self;
-        let init = QpAttr {
-            port_num: Some(1),
-            pkey_index: Some(0),
-            qp_access_flags: Some(Access::ALL),
-            ..QpAttr::state(QpState::Init)
-        };
-        target.modify(&init).unwrap();
-        target.modify(&sender.rtr().into()).unwrap();
-        let RtrAttr { path_mtu, .. } = sender.rtr();
-        sender.qp.to_init(1, Access::NONE).unwrap();
-        let rtr = QpAttr {
-            ah_attr: Some(sender.path()),
-            dest_qp_num: Some(target.qpn()),
-            rq_psn: Some(0),
-            path_mtu: Some(path_mtu),
-            ..QpAttr::state(QpState::Rtr)
-        };
-        sender.qp.modify(&rtr).unwrap();
-        sender.qp.to_rts(sender.rts()).unwrap();
+        connect_extended(&sender, &target);
+        Self { sender, target, domain, guest }
     }
 
     fn send(&self, wr_id: u64, op: SendOp, length: u32, srqn: u32) {
@@ -152,7 +128,7 @@ fn srq_of_another_domain_and_one_that_is_not_there_are_refused_by_the_target() {
 
     connection.sender.qp.modify(&QpAttr::state(QpState::Reset)).unwrap();
     connection.target.modify(&QpAttr::state(QpState::Reset)).unwrap();
-    connection.connect();
+    connect_extended(&connection.sender, &connection.target);
     connection.send(2, SendOp::Send, 10, 0xff_ffff);
     connection.sender.failed(2, WcStatus::RemInvReqErr);
     drop((connection, foreign, domain));

@@ -1,16 +1,6 @@
 //! Every request with random bodies, of numbers that mean something rather often.
 
 use anyhow::{Context as _, Result, ensure};
-use virtio_rdma::request::completion::{CreateCq, DestroyCq, ModifyCq, ResizeCq};
-use virtio_rdma::request::datagram::{AttachMcast, CreateAh, DetachMcast};
-use virtio_rdma::request::domain::{AllocPd, AllocUar, CloseXrcd, DeallocPd, DeallocUar, OpenXrcd};
-use virtio_rdma::request::management::{
-    RegisterMadAgent, RegisterServiceId, UnregisterMadAgent, UnregisterServiceId,
-};
-use virtio_rdma::request::memory::{AllocMw, DeallocMw, DeregMr, RegMr, ReregMr};
-use virtio_rdma::request::query::{QueryDevice, QueryGid, QueryPkey, QueryPort, QueryStats};
-use virtio_rdma::request::queue_pair::{CreateQp, DestroyQp, ModifyQp, QueryQp};
-use virtio_rdma::request::shared_receive::{CreateSrq, DestroySrq, ModifySrq, QuerySrq};
 use virtio_rdma::request::{HEADER_BYTES, SegmentMode};
 use virtio_rdma::{Opcode, Status, Verb};
 
@@ -18,6 +8,7 @@ use super::Case;
 use super::guest::{BASE, BYTES, Guest, at};
 use super::objects::{AREA, CQ_RING, DATA, Objects, QP_RING, RECORDS, SPARE};
 use super::scene::Scene;
+use super::verbs::{self, every_verb};
 
 pub(crate) const CASES: &[Case] =
     &[("bodies: random, of every request", random_bodies), ("bodies: random bits of good requests", flipped)];
@@ -108,18 +99,9 @@ impl Fuzz<'_> {
 
     fn all(&mut self) -> Result<()> {
         macro_rules! each {
-            ($($verb:ident)*) => { $( self.ask::<$verb>()?; )* };
+            ($($verb:ident)*) => { $( self.ask::<verbs::$verb>()?; )* };
         }
-        each! {
-            QueryDevice QueryPort QueryGid QueryPkey QueryStats
-            AllocPd DeallocPd AllocUar DeallocUar OpenXrcd CloseXrcd
-            RegMr ReregMr DeregMr AllocMw DeallocMw
-            CreateCq ModifyCq ResizeCq DestroyCq
-            CreateSrq ModifySrq QuerySrq DestroySrq
-            CreateQp ModifyQp QueryQp DestroyQp
-            CreateAh AttachMcast DetachMcast
-            RegisterServiceId UnregisterServiceId RegisterMadAgent UnregisterMadAgent
-        }
+        every_verb!(each);
         Ok(())
     }
 }

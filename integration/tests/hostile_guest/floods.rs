@@ -1,25 +1,17 @@
-//! Too much of everything: kicks, doorbells, events, completions, objects.
+//! Too much of everything: kicks, doorbells, requests, events, completions.
 
 use anyhow::{Context as _, Result, ensure};
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_rdma::event::{AsyncEvent, EventType};
 use virtio_rdma::queue::{CONTROL, EVENT, FIRST_KICK, FIRST_VECTOR, QUEUES};
 use virtio_rdma::request::SegmentMode;
-use virtio_rdma::request::completion::DestroyCq;
-use virtio_rdma::request::domain::{AllocPd, DeallocPd};
-use virtio_rdma::request::management::RegisterServiceId;
-use virtio_rdma::request::memory::DeregMr;
 use virtio_rdma::request::query::QueryDevice;
-use virtio_rdma::{Reason, Status, U64};
-use zerocopy::{FromBytes, FromZeros};
+use zerocopy::FromBytes;
 
 use super::Case;
 use super::guest::{BASE, BYTES, Guest, USER, at, region};
 use super::memory::{Memory, Seals};
-use super::objects::{
-    AREA, CQ_ENTRIES, CQ_RING, DATA, Objects, Pair, QP_RING, QP_RING_BYTES, RECORDS, SPARE, alloc_uar,
-    create_cq, create_qp, reg_mr,
-};
+use super::objects::{CQ_ENTRIES, DATA, Objects, SPARE, alloc_uar, create_cq};
 use super::queue::{Descriptor, SIZE, WRITE};
 use super::scene::Scene;
 
@@ -29,7 +21,6 @@ pub(crate) const CASES: &[Case] = &[
     ("floods: requests", requests),
     ("floods: events that nobody takes", events),
     ("floods: completions that nobody takes", completions),
-    ("floods: limits", limits),
 ];
 
 fn kicks(scene: &Scene) -> Result<()> {
@@ -137,53 +128,4 @@ fn completions(scene: &Scene) -> Result<()> {
     guest.must(&QueryDevice {}, &[])?;
     guest.reset()?;
     Objects::connected(&mut guest)?.works(&guest)
-}
-
-fn limits(scene: &Scene) -> Result<()> {
-    let mut guest = Guest::connect(&scene.path("small"), Seals::None)?;
-    let uar = guest.must(&alloc_uar(at(AREA), 3), &[])?.uar.get();
-    guest.must(&alloc_uar(at(SPARE), 64), &[])?;
-    guest.refused(&alloc_uar(at(SPARE) + 0x10000, 64), &[], Reason::OBJECT_LIMIT)?;
-    let pd = guest.must(&AllocPd {}, &[])?.pd;
-    let second = guest.must(&AllocPd {}, &[])?.pd;
-    guest.refused(&AllocPd {}, &[], Reason::OBJECT_LIMIT)?;
-    guest.must(&DeallocPd { pd: second, ..DeallocPd::new_zeroed() }, &[])?;
-    guest.must(&AllocPd {}, &[])?;
-
-    let (pd, page) = (pd.get(), [(at(DATA), 4096)]);
-    let mr = guest.must(&reg_mr(pd, 0, 4096), &page)?.mr;
-    guest.must(&reg_mr(pd, 0, 4096), &page)?;
-    guest.refused(&reg_mr(pd, 0, 4096), &page, Reason::OBJECT_LIMIT)?;
-    guest.must(&DeregMr { mr, ..DeregMr::new_zeroed() }, &[])?;
-    let most = guest.config()?.max_registered_bytes.get();
-    let too_much = [(at(0), most)];
-    guest.refused(&reg_mr(pd, 0, most), &too_much, Reason::BYTE_LIMIT)?;
-    guest.must(&reg_mr(pd, 0, most - 4096), &[(at(0), most - 4096)])?;
-    guest.refused(&create_cq(uar, 64, at(RECORDS)), &[(at(CQ_RING), 4096)], Reason::BYTE_LIMIT)?;
-    drop(guest);
-
-    let mut guest = Guest::connect(&scene.path("small"), Seals::None)?;
-    let uar = guest.must(&alloc_uar(at(AREA), 3), &[])?.uar.get();
-    let pd = guest.must(&AllocPd {}, &[])?.pd.get();
-    let ring = [(at(CQ_RING), 4096)];
-    let cq = guest.must(&create_cq(uar, 64, at(RECORDS)), &ring)?;
-    let other = guest.must(&create_cq(uar, 64, at(RECORDS) + 8), &ring)?;
-    guest.refused(&create_cq(uar, 64, at(RECORDS) + 16), &ring, Reason::OBJECT_LIMIT)?;
-    Pair::new(&mut guest, pd, uar, cq.cq.get(), 0)?;
-    // Three objects have the area's three slots.
-    let rings = [(at(QP_RING) + QP_RING_BYTES, QP_RING_BYTES)];
-    let verb = create_qp(pd, uar, cq.cq.get(), at(RECORDS) + 128);
-    guest.refused(&verb, &rings, Reason::SLOT_LIMIT)?;
-    guest.must(&DestroyCq { cq: other.cq, ..DestroyCq::new_zeroed() }, &[])?;
-    guest.must(&verb, &rings)?;
-    guest.refused(&verb, &rings, Reason::OBJECT_LIMIT)?;
-    let all =
-        RegisterServiceId { service_id: U64::ZERO, mask: U64::new(!0xff), ..RegisterServiceId::new_zeroed() };
-    guest.must(&all, &[])?;
-    let more = RegisterServiceId { service_id: U64::new(0x100), ..all };
-    guest.refused(&more, &[], Reason::OBJECT_LIMIT)?;
-    for reason in [Reason::OBJECT_LIMIT, Reason::BYTE_LIMIT, Reason::SLOT_LIMIT] {
-        ensure!(reason.status() == Status::NO_MEMORY && reason.status().errno() == 12, "{reason}");
-    }
-    Ok(())
 }

@@ -17,6 +17,7 @@ use virtio_rdma::request::query::{Mtu, QueryPort};
 use virtio_rdma::request::queue_pair::{
     AhAttributes, CreateQp, ModifyQp, QpAttrMask as Mask, QpAttributes, QpCap, QpCreated, QpState, QpType,
 };
+use virtio_rdma::request::shared_receive::CreateSrq;
 use virtio_rdma::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -126,6 +127,19 @@ pub(crate) fn create_qp(pd: u32, uar: u32, cq: u32, record: u64) -> CreateQp {
         },
         record: U64::new(record),
         ..CreateQp::new_zeroed()
+    }
+}
+
+/// The request for an SRQ of 64 requests of up to three elements, in a page.
+pub(crate) fn create_srq(pd: u32, record: u64) -> CreateSrq {
+    CreateSrq {
+        pd: U32::new(pd),
+        log2_wqes: 6,
+        log2_stride: 6,
+        max_wr: U32::new(32),
+        max_sge: U32::new(1),
+        record: U64::new(record),
+        ..CreateSrq::new_zeroed()
     }
 }
 

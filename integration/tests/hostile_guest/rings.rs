@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use vhost::{VhostBackend, VringConfigData};
 use virtio_rdma::queue::{CONTROL, EVENT, FIRST_VECTOR, MAD_RECEIVE, MAD_SEND};
 use virtio_rdma::request::SegmentMode;
+use virtio_rdma::request::domain::AllocPd;
 use virtio_rdma::request::query::QueryDevice;
 
 use super::Case;
@@ -24,12 +25,17 @@ fn chains_refused(scene: &Scene) -> Result<u64> {
     Ok(scene.stats("process")?.chains_refused.get())
 }
 
-/// Puts a chain into the control queue that must be refused, and then a good one.
+/// Puts a chain into the control queue that must be refused, and then a good one. Where a request is to be read there
+/// is one that makes something.
 fn refused(scene: &Scene, guest: &mut Guest, chain: &[Descriptor]) -> Result<()> {
     let before = chains_refused(scene)?;
+    let had = scene.stats("process")?.objects;
+    let request = guest.request(&AllocPd {}, &[], SegmentMode::DIRECT)?;
+    guest.memory.write(REQUEST, &request)?;
     let length = guest.chain(CONTROL, chain)?;
     ensure!(length == 0, "{length} bytes were written to {chain:x?}");
     scene.eventually("the chain is counted", |scene| Ok(chains_refused(scene)? == before + 1))?;
+    ensure!(scene.stats("process")?.objects == had, "what {chain:x?} asks for was carried out");
     guest.must(&QueryDevice {}, &[])?;
     Ok(())
 }

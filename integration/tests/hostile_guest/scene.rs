@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use integration::load::{End, Patience, RALLY_BYTES, Side, rally};
+use integration::patience::until;
 use paraverbs_verbs::Context;
 use paraverbsd::config::{Config, Device, GuestEntry, GuestKind, GuestLimits};
 use paraverbsd::{Daemon, HcaState};
 
 use tempfile::TempDir;
 
-use super::guest::{Guest, PATIENCE};
+use super::guest::Guest;
 use super::memory::Seals;
 use super::objects::Objects;
 
@@ -73,9 +74,9 @@ impl Scene {
             queue_pairs: Some(2),
             completion_queues: Some(2),
             memory_regions: Some(2),
-            memory_windows: None,
+            memory_windows: Some(2),
             protection_domains: Some(2),
-            shared_receive_queues: None,
+            shared_receive_queues: Some(2),
             uars: Some(2),
             registered_bytes: Some(4 << 20),
         };
@@ -86,7 +87,8 @@ impl Scene {
             entry("vm", GuestKind::Vm),
             GuestEntry { limits: small, ..entry("small", GuestKind::Vm) },
         ];
-        let config = Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: None };
+        let config =
+            Config { device: Device::Model { ports: 2 }, fabric_sockets: Vec::new(), guests, spin: None };
         let daemon = Daemon::start(&config)?;
         let contexts = ["one", "other"].map(|name| Context::connect(folder.path().join(name)));
         let contexts = contexts.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -235,23 +237,16 @@ impl Scene {
 
     /// Waits until the two others have exchanged data from now on.
     pub(crate) fn others_go_on(&self) -> Result<()> {
-        let (from, deadline) = (self.doorbells()?, Instant::now() + PATIENCE);
-        while self.doorbells()? < from + MESSAGE {
+        let from = self.doorbells()?;
+        until("the two others go on", || {
             self.check()?;
-            ensure!(Instant::now() < deadline, "the two others don't go on");
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+            Ok(self.doorbells()? >= from + MESSAGE)
+        })
     }
 
     /// Waits until something is so.
     pub(crate) fn eventually(&self, what: &str, mut so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !so(self)? {
-            ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        until(what, || so(self))
     }
 
     /// Ends everything; answers how many messages the two others have exchanged.

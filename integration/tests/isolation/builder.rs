@@ -12,14 +12,13 @@ use mlx4_wire::ctx::srq::SrqContext;
 use virtio_rdma::request::SegmentMode;
 use virtio_rdma::request::memory::{AccessFlags, RegMr};
 use virtio_rdma::request::queue_pair::{AhAttributes, CreateQp, ModifyQp, QpAttrMask, QpAttributes, QpFlags};
-use virtio_rdma::request::shared_receive::CreateSrq;
 use virtio_rdma::{U16, U32, U64};
 use zerocopy::FromZeros;
 
 use super::datagram;
 use super::guest::{Guest, at};
 use super::hook::Seen;
-use super::objects::{DATA, Objects, RECORDS, SPARE, create_qp, lid};
+use super::objects::{DATA, Objects, RECORDS, SPARE, create_qp, create_srq, lid};
 use super::rig::Rig;
 
 /// The first UAR page that a guest may have.
@@ -217,15 +216,7 @@ fn regions(random: &mut fastrand::Rng, guest: &mut Guest, mine: &Objects) -> Res
             guest.must(&verb, &[])?;
         }
     }
-    let shared = CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORDS + 0x300)),
-        ..CreateSrq::new_zeroed()
-    };
+    let shared = create_srq(mine.pd, at(RECORDS + 0x300));
     let _offered = try_it(guest, &shared, &[(at(SPARE), 4096)])?;
     Ok(())
 }

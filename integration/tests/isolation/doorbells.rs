@@ -1,6 +1,7 @@
 //! UAR pages that are mapped into a guest: stores to them, with any number, at any offset.
 
 use anyhow::{Context as _, Result, ensure};
+use integration::patience::until;
 use mlx4_wire::Number24;
 use mlx4_wire::cmd::Opcode as Command;
 use mlx4_wire::ctx::cq::CqContext;
@@ -10,7 +11,7 @@ use virtio_rdma::doorbell::slot_at;
 
 use super::guest::Guest;
 use super::objects::{Objects, RECORDS, ring};
-use super::rig::{Rig, Victim, eventually};
+use super::rig::{Rig, Victim};
 
 /// The first UAR page that a guest may have: lower ones hold the doorbells of EQs.
 const FIRST_GUEST_PAGE: u32 = 128;
@@ -130,7 +131,7 @@ fn doorbells_of_event_queues_are_in_no_page_that_a_guest_can_have() -> Result<()
     }
     ensure!(rig.dropped_events(eqn)? == dropped, "an event was dropped");
     // With the page that the doorbell is in, the same store takes the victim's events away.
-    eventually("the victim's event is dropped", || {
+    until("the victim's event is dropped", || {
         derail_eq(&rig, eq_doorbell_uar(eqn), eqn)?;
         complete_with_event(&mut victim)?;
         Ok(rig.dropped_events(eqn)? > dropped)

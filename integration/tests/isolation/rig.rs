@@ -2,9 +2,9 @@
 //! whose memory and queues must stay as they are.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use integration::patience::until;
 use mlx4_model::device::PciFunction;
 use mlx4_model::hca::{Counters, Hca};
 use mlx4_wire::cmd::Opcode;
@@ -18,7 +18,7 @@ use virtio_rdma::event::AsyncEvent;
 use virtio_rdma::queue::EVENT;
 use zerocopy::FromBytes;
 
-use super::guest::{Guest, PATIENCE, at};
+use super::guest::{Guest, at};
 use super::hook::{Hook, install};
 use super::memory::Seals;
 use super::objects::{DATA, DATA_BYTES, Objects, RECORDS, SPARE};
@@ -30,8 +30,6 @@ pub(crate) const SECRET: u8 = 0xa5;
 pub(crate) const SINK: u64 = DATA + DATA_BYTES / 2;
 /// Bytes that an attack reads or writes.
 pub(crate) const LOOT: u32 = 256;
-/// How long a reset of the HCA and all that follows may take on a busy machine.
-const BRING_UP: Duration = Duration::from_secs(120);
 /// Where events arrive, and how many fit.
 const EVENTS: u64 = SPARE + 0x10_0000;
 const EVENT_BUFFERS: u16 = 8;
@@ -105,7 +103,7 @@ impl Rig {
         let lives = || self.hook.commands().iter().filter(|opcode| **opcode == Opcode::INIT_HCA).count();
         let before = lives();
         self.model()?.fail_firmware(0x1234);
-        within(BRING_UP, "the HCA works again", || {
+        until("the HCA works again", || {
             let active = self.daemon.status().ports.iter().all(|port| port.active);
             Ok(lives() > before && self.is_running() && active)
         })
@@ -191,18 +189,4 @@ pub(crate) fn event(guest: &mut Guest) -> Result<AsyncEvent> {
     ensure!(length == 32, "an event of {length} bytes");
     let bytes = guest.memory.read(EVENTS + 32 * u64::from(head), 32)?;
     AsyncEvent::read_from_bytes(&bytes).ok().context("an event")
-}
-
-/// Waits until something is so.
-pub(crate) fn eventually(what: &str, so: impl FnMut() -> Result<bool>) -> Result<()> {
-    within(PATIENCE, what, so)
-}
-
-fn within(patience: Duration, what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    while !so()? {
-        ensure!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 //! longer than its slot, so here the context lies about the ring's size: then it walks off the end in order.
 
 use anyhow::{Context as _, Result, ensure};
+use integration::patience::until;
 use mlx4_wire::cmd::Opcode as Command;
 use mlx4_wire::cqe::CQE_BYTES;
 use mlx4_wire::ctx::RingPages;
@@ -187,9 +188,7 @@ fn run_off_the_cq(rig: &Rig, behind: Behind) -> Result<Last> {
         }
         Behind::Memory => {
             let place = BEHIND + u64::from(mine.cqe_bytes - CQE_BYTES);
-            super::rig::eventually("a completion behind the ring", || {
-                Ok(guest.memory.read(place, 4)? == qpn)
-            })?;
+            until("a completion behind the ring", || Ok(guest.memory.read(place, 4)? == qpn))?;
             Ok(Last::Behind)
         }
     }

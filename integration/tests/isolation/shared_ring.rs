@@ -3,14 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use mlx4_wire::wqe::{DataSeg, Opcode};
+use virtio_rdma::U32;
 use virtio_rdma::event::EventType;
 use virtio_rdma::request::queue_pair::{CreateQp, QpCap};
-use virtio_rdma::request::shared_receive::CreateSrq;
-use virtio_rdma::{U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::guest::{Guest, at};
-use super::objects::{DATA, Objects, RECORDS, SPARE, create_qp, data, lid, transitions};
+use super::objects::{DATA, Objects, RECORDS, SPARE, create_qp, create_srq, data, lid, transitions};
 use super::rig::{Rig, SINK, Victim, event, expect_events};
 use super::rings::{BEHIND, Behind, present};
 
@@ -76,15 +75,7 @@ fn run_off_the_srq(rig: &Rig, behind: Behind) -> Result<Second> {
     guest.memory.write(SHARED, &receive(lkey, SLOTS, SINK))?;
     guest.memory.write(BEHIND, &receive(lkey, 0, BEYOND))?;
     guest.memory.write(RECORD, &2u32.to_be_bytes())?;
-    let verb = CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORD)),
-        ..CreateSrq::new_zeroed()
-    };
+    let verb = create_srq(mine.pd, at(RECORD));
     let srq = guest.must(&verb, &[(at(SHARED), 4096)])?.srq;
     rig.hook.clear();
     for slot in 0..64 {

@@ -2,16 +2,18 @@
 //! next reset, and nobody else notices.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use integration::patience::until;
 use mlx4_wire::cmd::{Opcode, Status};
 use virtio_rdma::request::datagram::AttachMcast;
-use virtio_rdma::request::shared_receive::CreateSrq;
-use virtio_rdma::{U16, U32, U64};
+use virtio_rdma::{Reason, U16};
 use zerocopy::FromZeros;
 
 use super::datagram::{Datagrams, QKEY};
 use super::guest::{Guest, at};
-use super::objects::{DATA, LOCAL_PROTECTION, Objects, RECORDS, SPARE, data, reg_mr, remote};
-use super::rig::{Rig, SINK, Victim, eventually};
+use super::objects::{
+    DATA, LOCAL_PROTECTION, Objects, RECORDS, SPARE, create_cq, create_srq, data, reg_mr, remote,
+};
+use super::rig::{Rig, SINK, Victim};
 
 /// The commands of a guest's end, in the order in which they come.
 const IN_ORDER: [Opcode; 5] =
@@ -29,15 +31,7 @@ fn one_of_everything(rig: &Rig) -> Result<(Guest, Objects)> {
     let attach =
         AttachMcast { qp: group.created.qp, mlid: U16::new(0xc007), mgid, ..AttachMcast::new_zeroed() };
     guest.must(&attach, &[])?;
-    let shared = CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORDS + 0x300)),
-        ..CreateSrq::new_zeroed()
-    };
+    let shared = create_srq(mine.pd, at(RECORDS + 0x300));
     guest.must(&shared, &[(at(SPARE + 0x10_0000), 4096)])?;
     Ok((guest, mine))
 }
@@ -105,7 +99,7 @@ fn memory_of_a_guest_that_ends_well_is_not_reached_any_more() -> Result<()> {
 
 /// Ends a guest while a command fails, and looks what comes of it.
 fn fail_at(rig: &Rig, probe: &mut Probe, opcode: Opcode) -> Result<()> {
-    let mut victim = Victim::new(rig)?;
+    let victim = Victim::new(rig)?;
     let (guest, mine) = one_of_everything(rig)?;
     // The region's memory, or the one that the rings and records of queues are in.
     let place = if opcode == Opcode::HW2SW_MPT { DATA } else { RECORDS };
@@ -121,19 +115,60 @@ fn fail_at(rig: &Rig, probe: &mut Probe, opcode: Opcode) -> Result<()> {
         probe.reaches(rig, address)? == kept,
         "kept, or not, but {address:#x} isn't what it is said to be"
     );
-    // Nobody else notices, and another guest takes the socket.
+    nobody_else_notices(rig, victim)?;
+    ends_with_the_reset(rig, probe, address)
+}
+
+/// The victim goes on, and another guest takes the socket of the one that has gone. Then both go.
+fn nobody_else_notices(rig: &Rig, mut victim: Victim) -> Result<()> {
     victim.is_well()?;
     let mut next = rig.attacker()?;
     Objects::connected(&mut next)?.works(&next)?;
     drop((next, victim));
-    // The reset of the HCA ends it.
     for name in ["attacker", "victim"] {
         rig.gone(name)?;
     }
+    Ok(())
+}
+
+/// Memory that was kept is mapped no more after the HCA's reset.
+fn ends_with_the_reset(rig: &Rig, probe: &mut Probe, address: u64) -> Result<()> {
     rig.fail_hca()?;
-    eventually("nothing is kept", || Ok(rig.quarantined_bytes() == 0))?;
+    until("nothing is kept", || Ok(rig.quarantined_bytes() == 0))?;
     ensure!(!probe.reaches(rig, address)?, "memory is still mapped after the reset");
     Ok(())
+}
+
+/// Has the HCA say no to an object that it has made all the same, and ends the guest.
+fn open_at(rig: &Rig, probe: &mut Probe, opcode: Opcode) -> Result<()> {
+    let victim = Victim::new(rig)?;
+    let mut guest = rig.attacker()?;
+    let mine = Objects::connected(&mut guest)?;
+    let address = bus(rig, &mine, SPARE)?;
+    let (page, record) = ([(at(SPARE), 4096)], at(SPARE) + 0x2000);
+    let failed = Reason::COMMAND_FAILED;
+    rig.hook.fail(opcode, Status::INTERNAL_ERR);
+    match opcode {
+        Opcode::SW2HW_MPT => guest.refused(&reg_mr(mine.pd, at(SPARE), 4096), &page, failed)?,
+        Opcode::SW2HW_CQ => guest.refused(&create_cq(mine.uar, mine.entries, record), &page, failed)?,
+        _ => guest.refused(&create_srq(mine.pd, record), &page, failed)?,
+    }
+    ensure!(rig.hook.has_failed(), "nothing failed");
+    drop(guest);
+    rig.gone("attacker")?;
+    ensure!(rig.quarantined_bytes() != 0 && probe.reaches(rig, address)?, "the memory isn't kept");
+    nobody_else_notices(rig, victim)?;
+    ends_with_the_reset(rig, probe, address)
+}
+
+#[test]
+fn memory_of_an_object_that_the_hca_may_have_made_stays_mapped_until_the_reset() -> Result<()> {
+    let rig = Rig::start()?;
+    let mut probe = Probe::new(&rig)?;
+    for opcode in [Opcode::SW2HW_MPT, Opcode::SW2HW_CQ, Opcode::SW2HW_SRQ] {
+        open_at(&rig, &mut probe, opcode).with_context(|| format!("{opcode} fails"))?;
+    }
+    rig.stop()
 }
 
 #[test]

@@ -7,11 +7,11 @@ use virtio_rdma::doorbell::slot_at;
 use virtio_rdma::request::domain::OpenXrcd;
 use virtio_rdma::request::queue_pair::{CreateQp, ModifyQp, QpAttrMask as Mask, QpCap, QpCreated, QpType};
 use virtio_rdma::request::shared_receive::{CreateSrq, SrqType};
-use virtio_rdma::{Reason, U32, U64};
+use virtio_rdma::{Reason, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::guest::{Guest, at};
-use super::objects::{DATA, Objects, RECORDS, SPARE, data, lid, ring, transitions};
+use super::objects::{DATA, Objects, RECORDS, SPARE, create_srq, data, lid, ring, transitions};
 use super::rig::{LOOT, Rig, SINK, Victim};
 
 /// Syndromes: a request that the responder refuses as such; one that nobody answers.
@@ -35,16 +35,10 @@ fn shared(victim: &mut Victim) -> Result<(U32, u16, u32)> {
     guest.memory.write(SHARED, &receive)?;
     guest.memory.write(RECORD, &1u32.to_be_bytes())?;
     let verb = CreateSrq {
-        pd: U32::new(objects.pd),
         xrcd: domain.xrcd,
         cq: objects.cq.cq,
         srq_type: SrqType::XRC,
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORD)),
-        ..CreateSrq::new_zeroed()
+        ..create_srq(objects.pd, at(RECORD))
     };
     let made = guest.must(&verb, &[(at(SHARED), 4096)])?;
     Ok((domain.xrcd, u16::try_from(domain.xrcdn.get())?, made.srqn.get()))

@@ -10,6 +10,7 @@ use paraverbs_verbs::{
     Context, QpAttr, QpInit, QpState, QpType, RecvWr, SendData, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
 };
 
+use crate::due::Due;
 use crate::scene::{End, completion, errno};
 
 const ENOMEM: i32 = 12;
@@ -30,23 +31,6 @@ const RECEIVE: u64 = 1 << 40;
 
 /// Ordered behind reads and atomics before it.
 const FENCED: SendFlags = SendFlags { fence: true, ..SendFlags::SIGNALED };
-
-/// What a completion must be, and what must lie at a place of the side's memory then.
-#[derive(Debug)]
-struct Due {
-    wr_id: u64,
-    status: WcStatus,
-    opcode: Option<WcOpcode>,
-    byte_len: Option<u32>,
-    imm: Option<u32>,
-    payload: Option<(usize, Vec<u8>)>,
-}
-
-impl Due {
-    fn failed(wr_id: u64, status: WcStatus) -> Self {
-        Self { wr_id, status, opcode: None, byte_len: None, imm: None, payload: None }
-    }
-}
 
 /// A receive that nobody has sent to yet.
 #[derive(Debug)]
@@ -92,18 +76,7 @@ impl Side {
             let wc = completion(&self.end.cq);
             let queue = if wc.wr_id & RECEIVE == 0 { &mut self.sends } else { &mut self.receives };
             let due = queue.pop_front().unwrap_or_else(|| panic!("nothing is due, but {wc:?}"));
-            assert_eq!(
-                (wc.wr_id, wc.status, wc.qp_num),
-                (due.wr_id, due.status, self.end.qp.qpn()),
-                "{due:?}"
-            );
-            if wc.status == WcStatus::Success {
-                assert_eq!((Some(wc.opcode), wc.imm), (due.opcode, due.imm), "{due:?}");
-                assert!(due.byte_len.is_none_or(|length| length == wc.byte_len), "{wc:?}: {due:?}");
-            }
-            if let Some((at, payload)) = due.payload {
-                assert!(self.end.bytes(at, payload.len()) == payload, "another payload: {wc:?}");
-            }
+            due.check(&wc, self.end.qp.qpn(), &self.end.mr);
         }
         self.end.nothing();
     }
@@ -248,13 +221,13 @@ impl Connection {
         let (sges, pieces) = ([side.end.mr.sge(SOURCE + slot * SLOT, byte_len)], [&bytes[..]]);
         let data = if inline { SendData::Inline(&pieces) } else { SendData::Sges(&sges) };
         side.end.qp.post_send(&SendWr { wr_id, op, data, flags: FENCED }).unwrap();
-        side.sends.push_back(success(wr_id, WcOpcode::Send));
+        side.sends.push_back(Due::success(wr_id, WcOpcode::Send));
         let posted = self.sides[to].posted.pop_front().unwrap();
         self.sides[to].receives.push_back(Due {
             byte_len: Some(byte_len),
             imm,
             payload: Some((RECEIVED + posted.slot * SLOT, bytes)),
-            ..success(posted.wr_id, WcOpcode::Recv)
+            ..Due::success(posted.wr_id, WcOpcode::Recv)
         });
     }
 
@@ -274,12 +247,12 @@ impl Connection {
         let side = &mut self.sides[from];
         let sges = [side.end.mr.sge(SOURCE + slot * SLOT, byte_len)];
         side.end.qp.post_send(&SendWr { wr_id, op, data: SendData::Sges(&sges), flags: FENCED }).unwrap();
-        side.sends.push_back(success(wr_id, WcOpcode::RdmaWrite));
+        side.sends.push_back(Due::success(wr_id, WcOpcode::RdmaWrite));
         let other = &mut self.sides[to];
         other.target[at..at + length].copy_from_slice(&bytes);
         if imm.is_some() {
             let posted = other.posted.pop_front().unwrap();
-            let due = success(posted.wr_id, WcOpcode::RecvRdmaWithImm);
+            let due = Due::success(posted.wr_id, WcOpcode::RecvRdmaWithImm);
             other.receives.push_back(Due { byte_len: Some(byte_len), imm, ..due });
         }
     }
@@ -305,7 +278,7 @@ impl Connection {
         side.sends.push_back(Due {
             byte_len: Some(byte_len),
             payload: Some((RESULT + slot * SLOT, payload)),
-            ..success(wr_id, WcOpcode::RdmaRead)
+            ..Due::success(wr_id, WcOpcode::RdmaRead)
         });
     }
 
@@ -323,7 +296,7 @@ impl Connection {
         let sges = [side.end.mr.sge(RESULT + slot * SLOT, 8)];
         side.end.qp.post_send(&SendWr { wr_id, op, data: SendData::Sges(&sges), flags: FENCED }).unwrap();
         let payload = Some((RESULT + slot * SLOT, before.to_ne_bytes().to_vec()));
-        side.sends.push_back(Due { payload, ..success(wr_id, opcode) });
+        side.sends.push_back(Due { payload, ..Due::success(wr_id, opcode) });
     }
 
     /// Posts as many requests as there is room for, and one more.
@@ -335,7 +308,7 @@ impl Connection {
         for _ in 0..side.end.qp.cap().max_send_wr {
             let wr_id = side.number();
             side.write(wr_id, 0, to).unwrap();
-            side.sends.push_back(success(wr_id, WcOpcode::RdmaWrite));
+            side.sends.push_back(Due::success(wr_id, WcOpcode::RdmaWrite));
         }
         assert_eq!(errno(side.write(0, 0, to)), ENOMEM);
         side.poll();
@@ -394,10 +367,6 @@ impl Connection {
         self.connect();
         self.state = State::Connected;
     }
-}
-
-fn success(wr_id: u64, opcode: WcOpcode) -> Due {
-    Due { wr_id, status: WcStatus::Success, opcode: Some(opcode), byte_len: None, imm: None, payload: None }
 }
 
 /// An atomic operation on a number somewhere, how it completes, and what the number is then.

@@ -8,6 +8,7 @@
 
 mod connection;
 mod datagrams;
+mod due;
 mod events;
 mod objects;
 #[path = "../guest_verbs/scene.rs"]
@@ -15,6 +16,7 @@ mod objects;
 mod scene;
 mod shared;
 mod windows;
+mod xrc;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -28,9 +30,10 @@ use objects::Objects;
 use scene::Scene;
 use shared::Shared;
 use windows::Windows;
+use xrc::Extended;
 
 /// Steps of a sequence.
-const STEPS: usize = 400;
+const STEPS: usize = 500;
 /// Steps that are printed of one that fails.
 const PRINTED: usize = 40;
 
@@ -44,11 +47,11 @@ fn seed() -> u64 {
 fn limits() -> GuestLimits {
     GuestLimits {
         queue_pairs: Some(12),
-        completion_queues: Some(12),
-        memory_regions: Some(14),
+        completion_queues: Some(15),
+        memory_regions: Some(17),
         memory_windows: Some(4),
-        protection_domains: Some(12),
-        shared_receive_queues: Some(1),
+        protection_domains: Some(15),
+        shared_receive_queues: Some(4),
         uars: Some(1),
         registered_bytes: Some(objects::BYTES),
     }
@@ -60,6 +63,7 @@ struct Traffic {
     datagrams: Datagrams,
     shared: Shared,
     windows: Windows,
+    extended: Extended,
 }
 
 impl Traffic {
@@ -70,17 +74,21 @@ impl Traffic {
             datagrams: Datagrams::new(guests),
             shared: Shared::new(guests),
             windows: Windows::new(guests),
+            extended: Extended::new(guests),
         }
     }
 
     fn step(&mut self, rng: &mut Rng, history: &mut Vec<String>) {
-        let which = rng.usize(..2 * self.connections.len());
-        let name = ["connection 0", "connection 1", "connection 2", "datagrams", "shared", "windows"][which];
+        let names =
+            ["connection 0", "connection 1", "connection 2", "datagrams", "shared", "windows", "extended"];
+        let which = rng.usize(..names.len());
+        let name = names[which];
         let note = &mut |what| history.push(format!("{name}: {what}"));
         match which {
             3 => self.datagrams.step(rng, note),
             4 => self.shared.step(rng, note),
             5 => self.windows.step(rng, note),
+            6 => self.extended.step(rng, note),
             _ => self.connections[which].step(rng, note),
         }
     }
@@ -89,6 +97,7 @@ impl Traffic {
         self.connections.iter_mut().for_each(Connection::settle);
         self.shared.settle();
         self.windows.settle();
+        self.extended.settle();
     }
 }
 

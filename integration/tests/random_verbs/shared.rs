@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use paraverbs_verbs::{
-    Access, Context, EventElement, EventType, Mr, Pd, QpType, RecvWr, SendOp, Srq, SrqInit, WcOpcode,
+    Access, Context, EventElement, EventType, Mr, Pd, RecvWr, SendOp, Srq, SrqInit, WcOpcode,
 };
 
-use crate::scene::{End, PATIENCE, errno};
+use crate::scene::{End, PATIENCE, errno, senders_to_srq};
 
 const ENOMEM: i32 = 12;
 const EINVAL: i32 = 22;
@@ -38,12 +38,7 @@ impl Shared {
         let srq = pd.create_srq(&SrqInit { max_wr: MOST, max_sge: 1 }).unwrap();
         let free: Vec<usize> = (0..usize::try_from(MOST).unwrap()).collect();
         let mr = pd.alloc_mr(free.len() * SLOT, Access::LOCAL_WRITE).unwrap();
-        let receivers = [(), ()].map(|()| End::of_srq(guest, QpType::Rc, &srq));
-        let senders = [(), ()].map(|()| End::new(other));
-        for (sender, receiver) in senders.iter().zip(&receivers) {
-            sender.connect(receiver);
-            receiver.connect(sender);
-        }
+        let [senders, receivers] = senders_to_srq(other, guest, &srq);
         let guest = guest.clone();
         Self { senders, receivers, srq, mr, _pd: pd, guest, posted: VecDeque::new(), free, limit: None }
     }
@@ -109,8 +104,9 @@ impl Shared {
             note("that the limit is reached is told".into());
             self.limit = None;
             while !self.takes_limit(PATIENCE) {}
-            assert_eq!(self.srq.query().unwrap().srq_limit, 0);
         }
+        let armed = self.limit.map_or(0, |limit| u32::try_from(limit).unwrap());
+        assert_eq!(self.srq.query().unwrap().srq_limit, armed);
     }
 
     /// Takes an event: whether it tells of the limit.

@@ -157,7 +157,9 @@ impl Asynchronous {
         if kept.events.len() < MOST_KEPT {
             kept.events.push_back(event);
         } else {
-            kept.dropped = kept.dropped.saturating_add(1);
+            // One that tells of lost events is as many as those.
+            let lost = if let EventType::EventsLost(lost) = event.event_type { lost } else { 1 };
+            kept.dropped = kept.dropped.saturating_add(lost);
         }
         self.readable.raise();
     }

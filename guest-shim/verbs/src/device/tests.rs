@@ -263,13 +263,16 @@ fn dropping_an_object_does_not_wait_for_its_events() {
 #[test]
 fn events_that_nobody_takes_are_bounded_and_counted() {
     let (fake, open) = open(|_| None);
-    let wire = event(Code::PORT_ERR, GENERATION, 0, 0);
-    for _ in 0..2000 {
+    let deliver = |lost| {
         // Buffers come back as the thread of events takes them.
-        while fake.try_deliver(EVENT, wire.as_bytes(), 32).is_none() {
+        while fake.try_deliver(EVENT, event(Code::PORT_ERR, GENERATION, 0, lost).as_bytes(), 32).is_none() {
             std::thread::yield_now();
         }
-    }
+    };
+    (0..1500).for_each(|_| deliver(0));
+    // The device has lost 99 more before this one, for which there is no room for long.
+    deliver(99);
+    (0..400).for_each(|_| deliver(0));
     let mut taken = 0;
     loop {
         let event = open.get_async_event(Deadline::after(Some(PATIENCE))).unwrap().unwrap();

@@ -3,19 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use virtio_rdma::memory::SEGMENT_BYTES;
 use virtio_rdma::request::HEADER_BYTES;
-use virtio_rdma::request::completion::{CreateCq, DestroyCq, ModifyCq, ResizeCq};
-use virtio_rdma::request::datagram::{AttachMcast, CreateAh, DetachMcast};
-use virtio_rdma::request::domain::{AllocPd, AllocUar, CloseXrcd, DeallocPd, DeallocUar, OpenXrcd};
-use virtio_rdma::request::management::{
-    RegisterMadAgent, RegisterServiceId, UnregisterMadAgent, UnregisterServiceId,
-};
-use virtio_rdma::request::memory::{AllocMw, DeallocMw, DeregMr, RegMr, ReregMr};
-use virtio_rdma::request::query::{QueryDevice, QueryGid, QueryPkey, QueryPort, QueryStats};
-use virtio_rdma::request::queue_pair::{
-    AhAttributes, CreateQp, DestroyQp, ModifyQp, QpAttributes, QpCap, QueryQp,
-};
-use virtio_rdma::request::shared_receive::{CreateSrq, DestroySrq, ModifySrq, QuerySrq};
+use virtio_rdma::request::queue_pair::{AhAttributes, QpAttributes, QpCap};
 use virtio_rdma::{Field, Layout, Opcode, Verb};
+
+use crate::verbs::{self, every_verb};
 
 /// Words of flags: a bit without a name is refused.
 const FLAGS: [&str; 5] = ["flags", "access", "change", "attr_mask", "qp_access_flags"];
@@ -78,21 +69,12 @@ pub(crate) fn of_body(opcode: Opcode) -> Result<Vec<Leaf>> {
     macro_rules! fields {
         ($($verb:ident)*) => {
             match opcode {
-                $( $verb::OPCODE => Some($verb::FIELDS), )*
+                $( verbs::$verb::OPCODE => Some(verbs::$verb::FIELDS), )*
                 _ => None,
             }
         };
     }
-    let fields = fields! {
-        QueryDevice QueryPort QueryGid QueryPkey QueryStats
-        AllocPd DeallocPd AllocUar DeallocUar OpenXrcd CloseXrcd
-        RegMr ReregMr DeregMr AllocMw DeallocMw
-        CreateCq ModifyCq ResizeCq DestroyCq
-        CreateSrq ModifySrq QuerySrq DestroySrq
-        CreateQp ModifyQp QueryQp DestroyQp
-        CreateAh AttachMcast DetachMcast
-        RegisterServiceId UnregisterServiceId RegisterMadAgent UnregisterMadAgent
-    };
+    let fields = every_verb!(fields);
     let mut leaves = Vec::new();
     flatten("", HEADER_BYTES, fields.with_context(|| format!("fields of {opcode}"))?, &mut leaves);
     Ok(leaves)

@@ -16,6 +16,8 @@ const PORT: u64 = 1 << 5;
 const QKEY: u64 = 1 << 6;
 const ALT_PATH: u64 = 1 << 14;
 const PATH_MIG_STATE: u64 = 1 << 18;
+/// What a change from RTR to RTS needs: TIMEOUT, RETRY_CNT, RNR_RETRY, MAX_QP_RD_ATOMIC, SQ_PSN.
+const TO_RTS: u64 = 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 16;
 
 pub(crate) const CREATION: &[Row] = &[
     // QP0, QP1, raw, and what nobody has.
@@ -103,6 +105,8 @@ pub(crate) const CHANGES: &[Row] = &[
     ("MODIFY_QP to RTR", &[("attributes.min_rnr_timer", |_| 32)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 0)], R::BAD_PORT),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 3)], R::BAD_PORT),
+    // The device has that port, but the queue pair is on the other one.
+    ("MODIFY_QP to RTR", &[("attributes.ah_attr.port_num", |_| 2)], R::MISMATCH),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.dlid", |_| 0xc000)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.dlid", |_| 0xffff)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP to RTR", &[("attributes.ah_attr.sl", |_| 16)], R::BAD_ATTRIBUTE),
@@ -127,6 +131,16 @@ pub(crate) const CHANGES: &[Row] = &[
     ("MODIFY_QP to RTS", &[("attributes.rnr_retry", |_| 8)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP in RTS", &[("attributes.cur_qp_state", |_| 7)], R::BAD_ATTRIBUTE),
     ("MODIFY_QP in RTS", &[("attributes.cur_qp_state", |_| 1)], R::BAD_TRANSITION),
+    // A change that there is, of a queue pair that isn't in that state.
+    (
+        "MODIFY_QP to RTS",
+        &[
+            ("qp", |s| s.made.rts.get().into()),
+            ("attr_mask", |_| STATE | CUR_STATE | TO_RTS),
+            ("attributes.cur_qp_state", |_| 2),
+        ],
+        R::BAD_TRANSITION,
+    ),
     (
         "MODIFY_QP in RTS",
         &[("attr_mask", |_| STATE | PATH_MIG_STATE), ("attributes.path_mig_state", |_| 3)],

@@ -50,6 +50,7 @@ pub(crate) fn all(stage: &mut Stage<'_>) -> Result<()> {
 fn queries(stage: &mut Stage<'_>) -> Result<()> {
     stage.base("QUERY_DEVICE", &QueryDevice {}, &[], DIRECT)?;
     stage.base("QUERY_PORT", &QueryPort { port: 1, ..QueryPort::new_zeroed() }, &[], DIRECT)?;
+    stage.base("QUERY_PORT 2", &QueryPort { port: 2, ..QueryPort::new_zeroed() }, &[], DIRECT)?;
     stage.base("QUERY_GID", &QueryGid { port: 1, ..QueryGid::new_zeroed() }, &[], DIRECT)?;
     stage.base("QUERY_PKEY", &QueryPkey { port: 1, ..QueryPkey::new_zeroed() }, &[], DIRECT)?;
     stage.base("QUERY_STATS", &QueryStats {}, &[], DIRECT)
@@ -131,6 +132,8 @@ fn changes(stage: &mut Stage<'_>) -> Result<()> {
     stage.base("MODIFY_QP to RTR", &rtr, &[], DIRECT)?;
     stage.base("MODIFY_QP to RTS", &rts, &[], DIRECT)?;
     let zero = QpAttributes::new_zeroed();
+    let second = QpAttributes { port_num: 2, ..init.attributes };
+    stage.base("MODIFY_QP to INIT at port 2", &ModifyQp { attributes: second, ..init }, &[], DIRECT)?;
     let in_rts = |qp, more, attributes| ModifyQp { qp, attr_mask: Mask::STATE | more, attributes };
     let same = QpAttributes { qp_state: QpState::RTS, cur_qp_state: QpState::RTS, ..zero };
     stage.base("MODIFY_QP in RTS", &in_rts(made.rts, Mask::CUR_STATE, same), &[], DIRECT)?;
@@ -147,6 +150,8 @@ fn datagrams(stage: &mut Stage<'_>) -> Result<()> {
     let path = AhAttributes { dlid: U16::new(lid), port_num: 1, ..AhAttributes::new_zeroed() };
     let handle = |attributes| CreateAh { pd, attributes, ..CreateAh::new_zeroed() };
     stage.base("CREATE_AH", &handle(path), &[], DIRECT)?;
+    let second = AhAttributes { port_num: 2, ..path };
+    stage.base("CREATE_AH at port 2", &handle(second), &[], DIRECT)?;
     let global = AhAttributes { is_global: 1, ..path };
     stage.base("CREATE_AH with a GRH", &handle(global), &[], DIRECT)?;
     let (mlid, mut mgid) = (U16::new(MLID), MGID);

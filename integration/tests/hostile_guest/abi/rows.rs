@@ -51,6 +51,9 @@ pub(crate) const IN_USE: &[Row] = &[
     ("DEALLOC_PD", &[("pd", |s| s.mine.pd.into())], R::IN_USE),
     ("DEALLOC_UAR", &[("uar", |s| s.mine.uar.into())], R::IN_USE),
     ("CLOSE_XRCD", &[("xrcd", |s| s.made.xrcd.get().into())], R::IN_USE),
+    // The HCA knows which windows are bound to it.
+    ("DEREG_MR", &[("mr", |s| s.made.windowed.get().into())], R::IN_USE),
+    ("REREG_MR", &[("mr", |s| s.made.windowed.get().into())], R::IN_USE),
     ("DESTROY_CQ", &[("cq", |s| s.mine.cq.cq.get().into())], R::IN_USE),
     ("DESTROY_SRQ", &[("srq", |s| s.made.srq.get().into())], R::IN_USE),
     ("DESTROY_QP", &[("qp", |s| s.made.ud_rts.get().into())], R::IN_USE),

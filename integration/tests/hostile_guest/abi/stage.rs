@@ -3,25 +3,27 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use mlx4_wire::wqe::{BindAccess, BindKind, BindSeg, Opcode as WqeOpcode};
+use mlx4_wire::{U32 as Be32, U64 as Be64};
 use virtio_rdma::config::Config;
 use virtio_rdma::request::SegmentMode;
 use virtio_rdma::request::completion::CreateCq;
 use virtio_rdma::request::datagram::AttachMcast;
 use virtio_rdma::request::domain::{AllocPd, OpenXrcd};
 use virtio_rdma::request::management::RegisterServiceId;
-use virtio_rdma::request::memory::{AllocMw, MwType};
+use virtio_rdma::request::memory::{AccessFlags, AllocMw, MwType, RegMr};
 use virtio_rdma::request::query::{DeviceAttributes, QueryDevice};
 use virtio_rdma::request::queue_pair::{
     CreateQp, ModifyQp, QpAttrMask as Mask, QpAttributes, QpCap, QpCreated, QpState, QpType,
 };
 use virtio_rdma::request::shared_receive::{CreateSrq, SrqType};
 use virtio_rdma::{Opcode, Reason, Status, U16, U32, U64, Verb};
-use zerocopy::FromZeros;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::requests;
 use crate::guest::{Guest, Reply, at};
 use crate::objects::{
-    DATA, Objects, RECORDS, SPARE, alloc_uar, create_cq, create_qp, lid, reg_mr, transitions,
+    DATA, Objects, RECORDS, SPARE, alloc_uar, create_cq, create_qp, create_srq, lid, reg_mr, transitions,
 };
 use crate::scene::Scene;
 
@@ -66,6 +68,8 @@ pub(crate) struct Made {
     pub(crate) ud_reset: U32,
     pub(crate) ud_rts: U32,
     pub(crate) mr: U32,
+    /// A region that a window is bound to.
+    pub(crate) windowed: U32,
     /// Nobody uses these.
     pub(crate) idle: Idle,
 }
@@ -106,17 +110,9 @@ pub(crate) fn a_cq(mine: &Objects) -> CreateCq {
     create_cq(mine.uar, mine.entries, at(RECORD))
 }
 
-/// An SRQ of a page: 64 requests of up to three elements.
+/// An SRQ of a page.
 pub(crate) fn an_srq(mine: &Objects) -> CreateSrq {
-    CreateSrq {
-        pd: U32::new(mine.pd),
-        log2_wqes: 6,
-        log2_stride: 6,
-        max_wr: U32::new(32),
-        max_sge: U32::new(1),
-        record: U64::new(at(RECORD)),
-        ..CreateSrq::new_zeroed()
-    }
+    create_srq(mine.pd, at(RECORD))
 }
 
 /// The same for extended connections.
@@ -161,6 +157,25 @@ pub(crate) fn a_service(service_id: u64) -> RegisterServiceId {
     }
 }
 
+/// A region with a window bound to it, by a work request.
+fn windowed(guest: &mut Guest, mine: &mut Objects) -> Result<U32> {
+    let verb = reg_mr(mine.pd, at(DATA), 4096);
+    let verb = RegMr { access: verb.access | AccessFlags::MW_BIND, ..verb };
+    let region = guest.must(&verb, &[(at(DATA), 4096)])?;
+    let window = AllocMw { pd: U32::new(mine.pd), mw_type: MwType::TYPE_2, ..AllocMw::new_zeroed() };
+    let window = guest.must(&window, &[])?;
+    let mut segment = BindSeg::new_zeroed();
+    segment.access = BindAccess::new().with_remote_read(true);
+    segment.kind = BindKind::new().with_type_2(true);
+    segment.new_rkey = Be32::new(window.rkey.get());
+    segment.lkey = Be32::new(region.lkey.get());
+    (segment.start, segment.length) = (Be64::new(at(DATA)), Be64::new(4096));
+    mine.post(guest, 0, WqeOpcode::BIND_MW, segment.as_bytes())?;
+    let done = mine.completion(guest)?;
+    ensure!(done.is_none(), "a bind ended in syndrome {done:x?}");
+    Ok(region.mr)
+}
+
 impl Idle {
     fn new(guest: &mut Guest, mine: &Objects) -> Result<Self> {
         let window = AllocMw { pd: U32::new(mine.pd), mw_type: MwType::TYPE_2, ..AllocMw::new_zeroed() };
@@ -179,7 +194,7 @@ impl Idle {
 }
 
 impl Made {
-    fn new(guest: &mut Guest, mine: &Objects, lid: u16) -> Result<Self> {
+    fn new(guest: &mut Guest, mine: &mut Objects, lid: u16) -> Result<Self> {
         let xrcd = guest.must(&OpenXrcd {}, &[])?.xrcd;
         let srq = guest.must(&an_srq(mine), &[(at(RING), 4096)])?.srq;
         // One that uses the SRQ.
@@ -213,6 +228,7 @@ impl Made {
             ud_reset: guest.must(&a_ud_qp(mine), &[(at(RING), 3 * 4096)])?.qp,
             ud_rts,
             mr: guest.must(&reg_mr(mine.pd, at(DATA), 4096), &[(at(DATA), 4096)])?.mr,
+            windowed: windowed(guest, mine)?,
             idle: Idle::new(guest, mine)?,
         })
     }
@@ -223,9 +239,9 @@ impl<'a> Stage<'a> {
         let mut other = scene.vm()?;
         other.must(&a_service(FOREIGN_SERVICE), &[])?;
         let mut guest = scene.guest()?;
-        let mine = Objects::connected(&mut guest)?;
+        let mut mine = Objects::connected(&mut guest)?;
         let lid = lid(&mut guest)?;
-        let made = Made::new(&mut guest, &mine, lid)?;
+        let made = Made::new(&mut guest, &mut mine, lid)?;
         let device = guest.must(&QueryDevice {}, &[])?;
         let config = guest.config()?;
         let list = [at(DATA).to_le_bytes(), 4096u64.to_le_bytes()].concat();
