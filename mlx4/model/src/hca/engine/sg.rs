@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::VolatileSlice;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::hca::burst::Burst;
 use crate::hca::counters::Counter;
@@ -215,7 +215,7 @@ impl CopyFault {
 
 /// Last bytes of a copy, which are stored after all others: programs poll the end of a buffer for what
 /// arrives there.
-const TAIL: usize = 8;
+const TAIL: usize = size_of::<u64>();
 
 /// Copies `len` bytes, and counts what it copies. What was copied before a fault stays.
 pub(super) fn copy_counted<'s, 't>(
@@ -269,16 +269,23 @@ fn copy_left<'s, 't>(
 }
 
 fn copy_tail_last(from: VolatileSlice<'_>, to: VolatileSlice<'_>, n: usize) {
-    let body = n.saturating_sub(TAIL);
-    if let Ok(head) = to.subslice(0, body) {
+    let Some(body) = n.checked_sub(TAIL) else { return copy_small(from, to, n) };
+    if body != 0
+        && let Ok(head) = to.subslice(0, body)
+    {
         from.copy_to_volatile_slice(head);
+        fence(Ordering::Release);
     }
-    fence(Ordering::Release);
-    let mut tail = [0u8; TAIL];
-    if let (Ok(from), Ok(to)) = (from.offset(body), to.offset(body)) {
-        let bytes = from.copy_to(&mut tail[..n - body]);
-        to.copy_from(&tail[..bytes]);
+    if let (Ok(from), Ok(to)) = (from.get_ref::<u64>(body), to.get_ref(body)) {
+        to.store(from.load());
     }
+}
+
+/// Copies less than [`TAIL`] bytes, aligned words at once.
+fn copy_small(from: VolatileSlice<'_>, to: VolatileSlice<'_>, n: usize) {
+    let mut bytes = [0u8; TAIL];
+    let n = from.copy_to(&mut bytes[..n]);
+    to.copy_from(&bytes[..n]);
 }
 
 /// No memory.

@@ -22,33 +22,37 @@ pub(crate) struct KeyCache {
 #[derive(Debug)]
 struct KeyEntry {
     key: Cell<Option<u32>>,
-    number: Cell<u64>,
+    place: Cell<Place>,
     entry: Cell<Entry>,
     run: Cell<Run>,
 }
 
 impl Default for KeyEntry {
     fn default() -> Self {
-        Self { key: Cell::new(None), number: Cell::default(), entry: Cell::default(), run: Cell::default() }
+        Self { key: Cell::new(None), place: Cell::default(), entry: Cell::default(), run: Cell::default() }
     }
 }
 
-/// A place in a [`KeyCache`], as long as it is the same key's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    index: usize,
-    /// Number of the key among all that were remembered.
-    number: u64,
+/// A place in a [`KeyCache`], as long as it is the same key's: the number of the key among all that were
+/// remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
+impl Place {
+    fn index(self) -> usize {
+        // Less than the number of entries.
+        usize::try_from(self.0 % KEYS as u64).unwrap_or(0)
+    }
 }
 
 impl KeyCache {
+    #[inline]
     pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, Entry)> {
         if self.changes.get() != changes {
             return None;
         }
-        let index = self.entries.iter().position(|entry| entry.key.get() == Some(key))?;
-        let entry = &self.entries[index];
-        Some((Place { index, number: entry.number.get() }, entry.entry.get()))
+        let entry = self.entries.iter().find(|entry| entry.key.get() == Some(key))?;
+        Some((entry.place.get(), entry.entry.get()))
     }
 
     /// Remembers a key as it was at a count of changes.
@@ -56,19 +60,18 @@ impl KeyCache {
         if self.changes.replace(changes) != changes {
             self.entries.iter().for_each(|entry| entry.key.set(None));
         }
-        let number = self.count.get();
-        self.count.set(number + 1);
-        // Less than the number of entries.
-        let index = usize::try_from(number % KEYS as u64).unwrap_or(0);
-        let entry = &self.entries[index];
+        let place = Place(self.count.get());
+        self.count.set(place.0 + 1);
+        let entry = &self.entries[place.index()];
         entry.key.set(Some(key));
-        entry.number.set(number);
+        entry.place.set(place);
         entry.entry.set(found);
         entry.run.set(Run::default());
-        Place { index, number }
+        place
     }
 
     /// The pages that were looked up last through the key of a place.
+    #[inline]
     pub(super) fn run(&self, place: Place) -> Run {
         self.entry(place).map_or_else(Run::default, |entry| entry.run.get())
     }
@@ -81,7 +84,7 @@ impl KeyCache {
 
     /// The entry of a place, unless another key has taken it.
     fn entry(&self, place: Place) -> Option<&KeyEntry> {
-        self.entries.get(place.index).filter(|entry| entry.number.get() == place.number)
+        Some(&self.entries[place.index()]).filter(|entry| entry.place.get() == place)
     }
 }
 
@@ -109,7 +112,7 @@ mod tests {
         cache.set_run(first, run);
         assert_eq!(cache.run(first).len, 0);
         let (now, _) = cache.find(last, 5).unwrap();
-        assert_eq!((now.index, cache.run(now).len), (first.index, 0));
+        assert_eq!((now.index(), cache.run(now).len), (first.index(), 0));
     }
 
     #[test]
