@@ -99,6 +99,7 @@ impl<'b> Walk<'b> {
     ///
     /// # Errors
     /// The first key that doesn't allow it.
+    #[inline]
     pub(super) fn start(
         burst: &'b Burst,
         list: &'b SgList,
@@ -111,18 +112,28 @@ impl<'b> Walk<'b> {
         let elements = &list.elements[..];
         let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, user, rights };
         walk.current = walk.region(index, skip, len)?;
-        let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
-        for (later, element) in elements.iter().enumerate().skip(index + 1) {
-            if ahead >= len {
-                break;
-            }
-            walk.region(later, 0, len - ahead)?;
-            ahead += element.len();
+        let first = elements.get(index).map_or(0, |element| element.len() - skip);
+        if first < len {
+            walk.check_later(len - first)?;
         }
         Ok(walk)
     }
 
+    /// Checks the keys of the entries behind the first one, for a part that has `len` bytes there.
+    fn check_later(&self, len: u64) -> Result<(), KeyFault> {
+        let mut left = len;
+        for (index, element) in self.elements.iter().enumerate().skip(self.index + 1) {
+            if left == 0 {
+                break;
+            }
+            self.region(index, 0, left)?;
+            left = left.saturating_sub(element.len());
+        }
+        Ok(())
+    }
+
     /// Checks the key of an entry, for what of it lies in a part of `len` bytes; `None` for inline data.
+    #[inline]
     fn region(&self, index: usize, skip: u64, len: u64) -> Result<Option<Region>, KeyFault> {
         match self.elements.get(index) {
             Some(&Element::Pointer { key, va, len: whole }) => {

@@ -19,12 +19,14 @@ pub(crate) struct KeyCache {
     count: Cell<u64>,
 }
 
+/// A key that is remembered.
 #[derive(Debug)]
-struct KeyEntry {
+pub(super) struct KeyEntry {
     key: Cell<Option<u32>>,
-    place: Cell<Place>,
-    entry: Cell<Entry>,
-    run: Cell<Run>,
+    pub(super) place: Cell<Place>,
+    pub(super) entry: Cell<Entry>,
+    /// The pages that were looked up last through it.
+    pub(super) run: Cell<Run>,
 }
 
 impl Default for KeyEntry {
@@ -47,16 +49,13 @@ impl Place {
 
 impl KeyCache {
     #[inline]
-    pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, Entry)> {
-        if self.changes.get() != changes {
-            return None;
-        }
-        let entry = self.entries.iter().find(|entry| entry.key.get() == Some(key))?;
-        Some((entry.place.get(), entry.entry.get()))
+    pub(super) fn find(&self, key: u32, changes: u64) -> Option<&KeyEntry> {
+        let current = self.changes.get() == changes;
+        self.entries.iter().find(|entry| entry.key.get() == Some(key)).filter(|_| current)
     }
 
     /// Remembers a key as it was at a count of changes.
-    pub(super) fn insert(&self, key: u32, changes: u64, found: Entry) -> Place {
+    pub(super) fn insert(&self, key: u32, changes: u64, found: Entry) -> &KeyEntry {
         if self.changes.replace(changes) != changes {
             self.entries.iter().for_each(|entry| entry.key.set(None));
         }
@@ -67,24 +66,15 @@ impl KeyCache {
         entry.place.set(place);
         entry.entry.set(found);
         entry.run.set(Run::default());
-        place
+        entry
     }
 
-    /// The pages that were looked up last through the key of a place.
-    #[inline]
-    pub(super) fn run(&self, place: Place) -> Run {
-        self.entry(place).map_or_else(Run::default, |entry| entry.run.get())
-    }
-
+    /// Remembers pages for the key of a place, unless another key has taken it.
     pub(super) fn set_run(&self, place: Place, run: Run) {
-        if let Some(entry) = self.entry(place) {
+        let entry = &self.entries[place.index()];
+        if entry.place.get() == place {
             entry.run.set(run);
         }
-    }
-
-    /// The entry of a place, unless another key has taken it.
-    fn entry(&self, place: Place) -> Option<&KeyEntry> {
-        Some(&self.entries[place.index()]).filter(|entry| entry.place.get() == place)
     }
 }
 
@@ -100,30 +90,30 @@ mod tests {
     fn keys_are_remembered_until_others_take_their_places() {
         let cache = KeyCache::default();
         let run = Run { va: 7, bus: 8, len: 9 };
-        let first = cache.insert(1, 5, at(100));
+        let first = cache.insert(1, 5, at(100)).place.get();
         cache.set_run(first, run);
-        assert_eq!(cache.find(1, 5).map(|(place, entry)| (place, entry.start)), Some((first, 100)));
-        assert_eq!(cache.run(first).len, 9);
+        let found = cache.find(1, 5).unwrap();
+        assert_eq!((found.place.get(), found.entry.get().start, found.run.get().len), (first, 100, 9));
         let others = (2..).take(KEYS);
         let last = others.clone().last().unwrap();
         others.for_each(|key| _ = cache.insert(key, 5, at(0)));
         assert!(cache.find(1, 5).is_none());
         // Whoever still walks the region of key 1 doesn't give its pages to the key that is there now.
         cache.set_run(first, run);
-        assert_eq!(cache.run(first).len, 0);
-        let (now, _) = cache.find(last, 5).unwrap();
-        assert_eq!((now.index(), cache.run(now).len), (first.index(), 0));
+        let now = cache.find(last, 5).unwrap();
+        assert_eq!((now.place.get().index(), now.run.get().len), (first.index(), 0));
     }
 
     #[test]
     fn keys_are_forgotten_when_the_hca_has_changed_icm() {
         let cache = KeyCache::default();
-        let old = cache.insert(1, 5, at(0));
+        let old = cache.insert(1, 5, at(0)).place.get();
         cache.insert(2, 5, at(0));
         assert!(cache.find(1, 6).is_none());
-        let new = cache.insert(2, 6, at(50));
+        let new = cache.insert(2, 6, at(50)).place.get();
         assert!(cache.find(1, 6).is_none() && cache.find(1, 5).is_none());
-        assert_eq!(cache.find(2, 6).map(|(place, entry)| (place, entry.start)), Some((new, 50)));
+        let found = cache.find(2, 6).unwrap();
+        assert_eq!((found.place.get(), found.entry.get().start), (new, 50));
         assert_ne!(old, new);
     }
 }

@@ -18,7 +18,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::burst::{Burst, IcmFault};
 use crate::mem::{Access, DmaFault};
 pub(crate) use cache::KeyCache;
-use cache::Place;
+use cache::{KeyEntry, Place};
 pub(crate) use change::{By, Changes};
 
 /// Why an access through a memory key was refused.
@@ -191,25 +191,24 @@ pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(
     Ok(())
 }
 
-/// The entry of a key, and its place in the burst's cache.
+/// What the burst remembers of a key, which it looks up if need be.
 #[inline]
-fn valid_entry(burst: &Burst, key: u32) -> Result<(Place, Entry), KeyFault> {
+fn remembered(burst: &Burst, key: u32) -> Result<&KeyEntry, KeyFault> {
     let changes = burst.icm_changes();
-    if let Some(found) = burst.keys.find(key, changes) {
-        return Ok(found);
+    match burst.keys.find(key, changes) {
+        Some(found) => Ok(found),
+        None => look_up_entry(burst, key, changes),
     }
-    look_up_entry(burst, key, changes)
 }
 
 #[cold]
-fn look_up_entry(burst: &Burst, key: u32, changes: u64) -> Result<(Place, Entry), KeyFault> {
+fn look_up_entry(burst: &Burst, key: u32, changes: u64) -> Result<&KeyEntry, KeyFault> {
     let index = key_to_mpt_index(key);
     let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
     if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
         return Err(KeyFault::Invalid(key));
     }
-    let entry = Entry::of(&mpt);
-    Ok((burst.keys.insert(key, changes, entry), entry))
+    Ok(burst.keys.insert(key, changes, Entry::of(&mpt)))
 }
 
 /// Where in its slot an entry that work requests change has the count of its changes: in the part behind the
@@ -285,7 +284,8 @@ pub(crate) fn check(
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let (place, entry) = valid_entry(burst, key)?;
+    let remembered = remembered(burst, key)?;
+    let entry = remembered.entry.get();
     entry.check_owner(key, user)?;
     // A window has no local rights, so its key is of no use here.
     if !rights.granted(entry.flags) {
@@ -296,7 +296,8 @@ pub(crate) fn check(
     if matches!(addressing, Addressing::Invalid) {
         return Err(KeyFault::Invalid(key));
     }
-    Ok(Region { va, left: len, addressing, access: rights.dma(), run: burst.keys.run(place), place })
+    let (place, run) = (remembered.place.get(), remembered.run.get());
+    Ok(Region { va, left: len, addressing, access: rights.dma(), run, place })
 }
 
 /// log2 of the page size of an entry that isn't physical.
