@@ -83,14 +83,16 @@ impl Table {
     }
 
     /// The mapping that an address lies in.
-    #[inline]
     pub(super) fn find(&self, iova: u64) -> Option<&Mapping> {
+        self.hinted(iova).or_else(|| self.search(iova))
+    }
+
+    /// The mapping that an address lies in, if it is where addresses near it were found last.
+    #[inline]
+    pub(super) fn hinted(&self, iova: u64) -> Option<&Mapping> {
         let hint = self.hints.get(iova >> LOG2_HINT_BYTES);
-        let hinted = self.leaves.get(hint / LEAF_MAX).and_then(|leaf| leaf.maps.get(hint % LEAF_MAX));
-        match hinted {
-            Some(map) if map.contains(iova) => Some(map),
-            _ => self.search(iova),
-        }
+        let map = self.leaves.get(hint / LEAF_MAX)?.maps.get(hint % LEAF_MAX)?;
+        map.contains(iova).then_some(map)
     }
 
     #[cold]

@@ -64,15 +64,23 @@ impl DmaView {
     /// The first piece of a range: as much of it as lies in the mapping of its first byte.
     #[inline]
     pub fn prefix(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        match self.hinted(iova, access) {
+            Some(map) if len != 0 => Ok(map.slice(iova, len)),
+            _ => self.prefix_by_search(iova, len, access),
+        }
+    }
+
+    #[cold]
+    fn prefix_by_search(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
         if len == 0 {
             return Ok(VolatileSlice::from(&mut [][..]));
         }
         Ok(self.find(iova, len, access)?.slice(iova, len))
     }
 
-    /// Says that memory will be read soon. It does nothing where there is none.
+    /// Says that memory will be read soon. It does nothing where there is none, and where nothing was read lately.
     pub fn prefetch(&self, iova: u64) {
-        if let Ok(map) = self.find_quietly(iova, Access::Read) {
+        if let Some(map) = self.hinted(iova, Access::Read) {
             prefetch(&map.slice(iova, 1));
         }
     }
@@ -133,27 +141,29 @@ impl DmaView {
         self.slice(iova, WORD, access)
     }
 
-    #[inline]
     fn find(&self, iova: u64, len: u64, access: Access) -> Result<&Mapping, DmaFault> {
-        self.find_quietly(iova, access).map_err(|cause| self.fault(iova, len, access, cause))
+        let found = self.snapshot.table.find(iova);
+        let refused = || self.fault(iova, len, access, self.refusal(iova, found));
+        found.filter(|map| self.allows(map, access)).ok_or_else(refused)
     }
 
-    /// As [`DmaView::find`], but counts no fault.
+    /// The mapping for an access, if it is allowed and found without a search.
     #[inline]
-    fn find_quietly(&self, iova: u64, access: Access) -> Result<&Mapping, FaultCause> {
-        let found = self.snapshot.table.find(iova).filter(|_| self.snapshot.enabled);
-        let allows = |map: &Mapping| map.writable || access == Access::Read;
-        match found {
-            Some(map) if !map.region.state().lost() && allows(map) => Ok(map),
-            found => Err(self.refusal(iova, found)),
-        }
+    fn hinted(&self, iova: u64, access: Access) -> Option<&Mapping> {
+        self.snapshot.table.hinted(iova).filter(|map| self.allows(map, access))
+    }
+
+    #[inline]
+    fn allows(&self, map: &Mapping, access: Access) -> bool {
+        let allowed = map.writable || access == Access::Read;
+        self.snapshot.enabled && !map.region.state().lost() && allowed
     }
 
     /// Why what was found at an address can't be accessed.
     #[cold]
     fn refusal(&self, iova: u64, found: Option<&Mapping>) -> FaultCause {
         match found {
-            None if !self.snapshot.enabled => FaultCause::Disabled,
+            _ if !self.snapshot.enabled => FaultCause::Disabled,
             None => FaultCause::Unmapped,
             Some(map) if map.region.state().lost() => {
                 if map.region.state().tell() {

@@ -205,6 +205,9 @@ impl Requester<'_, '_> {
 
     fn count(&self, part: &Part) {
         let Some(Current { header, .. }) = &self.work.current else { return };
+        if self.counting_peer().is_none() {
+            return;
+        }
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
         let told = header.immediate.is_some() || header.invalidate.is_some();
@@ -218,9 +221,14 @@ impl Requester<'_, '_> {
         });
     }
 
+    /// The other end, unless packets to it stay inside the HCA, where nobody counts them.
+    fn counting_peer(&self) -> Option<&Peer<'_>> {
+        self.far.as_ref().map(|(peer, _)| *peer).filter(|peer| peer.is_remote())
+    }
+
     /// Counts packets there and back: number, payload bytes, words of extended headers.
     fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
-        let Some((peer, _)) = &self.far else { return };
+        let Some(peer) = self.counting_peer() else { return };
         let grh = self.side.attrs.path.source.grh();
         let [mut there, back] =
             runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
