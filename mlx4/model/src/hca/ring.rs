@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx4_wire::cmd::Status;
-use vm_memory::{Bytes, VolatileSlice};
+use vm_memory::Bytes;
 
 use super::burst::Burst;
 use super::tpt;
-use crate::mem::{Access, DmaFault, FaultCause};
+use crate::mem::{Access, DmaFault};
 
 /// Marks a page whose MTT entry wasn't present.
 const ABSENT: u64 = u64::MAX;
@@ -169,18 +169,17 @@ impl RingMemory {
         wanted: impl FnOnce([u8; 4]) -> bool,
     ) -> Result<bool, RingFault> {
         let (bus, run) = self.translate(offset)?;
-        let whole = if to.len() <= run { contiguous(burst, bus, to.len())? } else { None };
-        let word = match &whole {
-            Some(slice) => slice.load(0, Ordering::Acquire).map(u32::to_ne_bytes).ok(),
-            None => None,
+        let piece = burst.dma.prefix(bus, run.min(to.len()) as u64, Access::Read)?;
+        let first = match piece.load(0, Ordering::Acquire) {
+            Ok(word) => u32::to_ne_bytes(word),
+            Err(_) => self.load_acquire(burst, offset)?,
         };
-        let first = word.map_or_else(|| self.load_acquire(burst, offset), Ok)?;
         if !wanted(first) {
             return Ok(false);
         }
-        match whole {
-            Some(slice) => _ = slice.copy_to(to),
-            None => self.read(burst, offset, to)?,
+        let done = piece.copy_to(to);
+        if done < to.len() {
+            self.read(burst, offset + done as u64, &mut to[done..])?;
         }
         let head = to.len().min(first.len());
         to[..head].copy_from_slice(&first[..head]);
@@ -217,15 +216,6 @@ impl RingMemory {
             }
             offset += n as u64;
         }
-    }
-}
-
-/// Memory for reading, if it lies in one mapping.
-fn contiguous(burst: &Burst, bus: u64, len: usize) -> Result<Option<VolatileSlice<'_>>, DmaFault> {
-    match burst.dma.slice(bus, len, Access::Read) {
-        Ok(slice) => Ok(Some(slice)),
-        Err(DmaFault { cause: FaultCause::NotContiguous, .. }) => Ok(None),
-        Err(fault) => Err(fault),
     }
 }
 

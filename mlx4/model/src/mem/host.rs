@@ -86,15 +86,22 @@ impl HostRegion {
         WeakRegion { base: self.base, len: self.len, state: self.state, keep: Arc::downgrade(&self.keep) }
     }
 
-    /// Volatile access to a part of the region; None if it isn't all inside.
-    pub(super) fn slice(&self, offset: usize, len: usize) -> Option<VolatileSlice<'_>> {
-        if offset.checked_add(len)? > self.len {
-            return None;
-        }
-        // SAFETY: the sum was checked against the region's length, so the pointer stays inside it; the
-        // memory stays mapped as long as `keep` lives, which the slice's lifetime can't exceed; all other
-        // users comply with `new`.
-        Some(unsafe { VolatileSlice::new(self.base.as_ptr().add(offset), len) })
+    /// A part of the region, as a region; None if it isn't all inside.
+    pub(super) fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        let inside = offset.checked_add(len)? <= self.len;
+        // SAFETY: only used if the sum is inside the region, so the pointer stays inside it.
+        inside.then(|| Self { base: unsafe { self.base.add(offset) }, len, ..self.clone() })
+    }
+
+    /// Volatile access to what the region has of `len` bytes from an offset on.
+    #[inline]
+    pub(super) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        let offset = offset.min(self.len);
+        let len = len.min(self.len - offset);
+        // SAFETY: both were limited to the region's length, so the range stays inside it; the memory stays
+        // mapped as long as `keep` lives, which the slice's lifetime can't exceed; all other users comply
+        // with `new`.
+        unsafe { VolatileSlice::new(self.base.as_ptr().add(offset), len) }
     }
 }
 

@@ -89,8 +89,8 @@ impl DmaSpace {
         let file = File::from(fd.as_fd().try_clone_to_owned().map_err(DmaError::Examine)?);
         let mut changes = self.lock();
         self.check_free(iova, last)?;
-        let (region, offset) = changes.region_of(&file, offset, len, writable)?;
-        self.insert(&mut changes, Mapping { start: iova, last, region, offset, writable });
+        let region = changes.region_of(&file, offset, len, writable)?;
+        self.insert(&mut changes, Mapping { start: iova, region, writable });
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl DmaSpace {
         let last = check_range(iova, region.len() as u64, region.address())?;
         let mut changes = self.lock();
         self.check_free(iova, last)?;
-        self.insert(&mut changes, Mapping { start: iova, last, region, offset: 0, writable });
+        self.insert(&mut changes, Mapping { start: iova, region, writable });
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl DmaSpace {
         let now = self.current.load_full();
         for edge in [iova, last] {
             if let Some(map) = now.table.find(edge)
-                && (map.start < iova || map.last > last)
+                && (map.start < iova || map.last() > last)
             {
                 let (other_iova, other_len) = (map.start, map.len());
                 return Err(DmaError::Splits { iova, len, other_iova, other_len });
@@ -218,31 +218,31 @@ impl fmt::Debug for DmaSpace {
 }
 
 impl Changes {
-    /// A region of this process that has `len` bytes of a file from `offset` on, and where in it they are.
+    /// The region of this process that is `len` bytes of a file from `offset` on.
     fn region_of(
         &mut self,
         file: &File,
         offset: u64,
         len: u64,
         writable: bool,
-    ) -> Result<(HostRegion, usize), DmaError> {
+    ) -> Result<HostRegion, DmaError> {
         let meta = file.metadata().map_err(DmaError::Examine)?;
         if !meta.is_file() {
             return Err(DmaError::NotAFile);
         }
         let key = FileKey { device: meta.dev(), inode: meta.ino(), writable };
         let size = meta.len();
-        let outside = DmaError::OutsideMemory { offset, len, size };
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= size) else { return Err(outside) };
-        let (Ok(start), Ok(whole)) = (usize::try_from(offset), usize::try_from(size)) else {
-            return Err(outside);
-        };
+        let outside = || DmaError::OutsideMemory { offset, len, size };
+        let as_size = |bytes| usize::try_from(bytes).map_err(|_| outside());
+        let (start, bytes, whole) = (as_size(offset)?, as_size(len)?, as_size(size)?);
+        let part = |region: HostRegion| region.part(start, bytes);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(outside());
+        }
         let candidates = [key, FileKey { writable: true, ..key }];
         let known = candidates.iter().filter_map(|key| self.files.get(key)?.upgrade());
-        if let Some(region) =
-            known.into_iter().find(|region| region.len() as u64 >= end && !region.state().lost())
-        {
-            return Ok((region, start));
+        if let Some(region) = known.filter(|region| !region.state().lost()).find_map(part) {
+            return Ok(region);
         }
         let mut mapped = 0;
         self.files.retain(|_, region| {
@@ -256,7 +256,7 @@ impl Changes {
         let region = HostRegion::map_file(file.as_fd(), whole, writable)
             .map_err(|source| DmaError::Mmap { size, source })?;
         self.files.insert(key, region.downgrade());
-        Ok((region, start))
+        part(region).ok_or_else(outside)
     }
 
     /// Forgets the states that no view shows any more.

@@ -20,30 +20,36 @@ const LOG2_HINT_BYTES: u32 = 13;
 pub(super) struct Mapping {
     /// First address.
     pub(super) start: u64,
-    /// Last address; not below `start`.
-    pub(super) last: u64,
-    /// The memory, which may be larger than the mapping.
+    /// The memory, which has the mapping's length; not empty.
     pub(super) region: HostRegion,
-    /// Where in the region the mapping begins.
-    pub(super) offset: usize,
     /// Whether the device may write.
     pub(super) writable: bool,
 }
 
 impl Mapping {
-    /// Bytes mapped; saturates for the one range that has 2^64 of them.
+    /// Bytes mapped.
     pub(super) fn len(&self) -> u64 {
-        (self.last - self.start).saturating_add(1)
+        self.region.len() as u64
     }
 
-    /// Access to `len` bytes at a bus address inside the mapping.
-    pub(super) fn slice(&self, iova: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let within = usize::try_from(iova.checked_sub(self.start)?).ok()?;
-        self.region.slice(self.offset.checked_add(within)?, len)
+    /// Last address.
+    pub(super) fn last(&self) -> u64 {
+        self.start + (self.len() - 1)
+    }
+
+    /// Access to what is mapped of `len` bytes at a bus address inside the mapping.
+    #[inline]
+    pub(super) fn slice(&self, iova: u64, len: u64) -> VolatileSlice<'_> {
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.region.slice(size(iova.wrapping_sub(self.start)), size(len))
+    }
+
+    fn contains(&self, iova: u64) -> bool {
+        iova.wrapping_sub(self.start) < self.len()
     }
 
     fn intersects(&self, start: u64, last: u64) -> bool {
-        self.start <= last && start <= self.last
+        self.start <= last && start <= self.last()
     }
 }
 
@@ -77,21 +83,24 @@ impl Table {
     }
 
     /// The mapping that an address lies in.
-    #[inline]
     pub(super) fn find(&self, iova: u64) -> Option<&Mapping> {
-        let hint = self.hints.get(iova >> LOG2_HINT_BYTES);
-        let hinted = self.leaves.get(hint / LEAF_MAX).and_then(|leaf| leaf.maps.get(hint % LEAF_MAX));
-        match hinted {
-            Some(map) if map.start <= iova && iova <= map.last => Some(map),
-            _ => self.search(iova),
-        }
+        self.hinted(iova).or_else(|| self.search(iova))
     }
 
+    /// The mapping that an address lies in, if it is where addresses near it were found last.
+    #[inline]
+    pub(super) fn hinted(&self, iova: u64) -> Option<&Mapping> {
+        let hint = self.hints.get(iova >> LOG2_HINT_BYTES);
+        let map = self.leaves.get(hint / LEAF_MAX)?.maps.get(hint % LEAF_MAX)?;
+        map.contains(iova).then_some(map)
+    }
+
+    #[cold]
     fn search(&self, iova: u64) -> Option<&Mapping> {
         let leaf = self.leaves.partition_point(|leaf| leaf.start <= iova).checked_sub(1)?;
         let maps = &self.leaves.get(leaf)?.maps;
         let place = maps.partition_point(|map| map.start <= iova).checked_sub(1)?;
-        let map = maps.get(place).filter(|map| iova <= map.last)?;
+        let map = maps.get(place).filter(|map| map.contains(iova))?;
         self.hints.set(iova >> LOG2_HINT_BYTES, leaf * LEAF_MAX + place);
         Some(map)
     }
@@ -177,10 +186,17 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
+    /// Memory of 64 pages.
     fn region() -> HostRegion {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(PAGE).unwrap();
-        HostRegion::map_file(std::os::fd::AsFd::as_fd(&file), 4096, true).unwrap()
+        file.set_len(64 * PAGE).unwrap();
+        HostRegion::map_file(std::os::fd::AsFd::as_fd(&file), 64 * 4096, true).unwrap()
+    }
+
+    /// Pages from one to another, which is mapped too.
+    fn pages(region: &HostRegion, first: u64, last: u64) -> Mapping {
+        let len = usize::try_from((last - first + 1) * PAGE).unwrap();
+        Mapping { start: first * PAGE, region: region.part(0, len).unwrap(), writable: true }
     }
 
     /// The same questions, answered by a standard map from first to last page.
@@ -213,10 +229,7 @@ mod tests {
                 let found = table.first_in(first * PAGE, last * PAGE + PAGE - 1);
                 assert_eq!(found.map(|map| map.start / PAGE), overlapped.map(|(other, _)| *other));
                 if found.is_none() {
-                    let (start, last_byte) = (first * PAGE, last * PAGE + PAGE - 1);
-                    let region = region.clone();
-                    table =
-                        table.insert(Mapping { start, last: last_byte, region, offset: 0, writable: true });
+                    table = table.insert(pages(&region, first, last));
                     expected.insert(first, last);
                 }
             } else {
@@ -242,15 +255,8 @@ mod tests {
     fn leaves_stay_few_when_mappings_go() {
         let region = region();
         let mut table = Table::default();
-        let map = |page: u64| Mapping {
-            start: page * PAGE,
-            last: page * PAGE + PAGE - 1,
-            region: region.clone(),
-            offset: 0,
-            writable: true,
-        };
         for page in 0..4096 {
-            table = table.insert(map(page));
+            table = table.insert(pages(&region, page, page));
         }
         for page in (0..4096).filter(|page| page % 64 != 0) {
             table = table.remove(page * PAGE, page * PAGE + PAGE - 1);

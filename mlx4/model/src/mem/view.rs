@@ -38,12 +38,11 @@ impl DmaView {
     ) -> Result<(), DmaFault> {
         let (mut at, mut left) = (iova, len);
         while left > 0 {
-            let map = self.find(at, left, access)?;
-            // Both limits are lengths of ranges mapped into this process, or of what's asked for.
-            let here = usize::try_from(left.min((map.last - at).saturating_add(1))).unwrap_or(usize::MAX);
-            piece(map.slice(at, here).ok_or_else(|| self.fault(at, left, access, FaultCause::Unmapped))?);
-            left -= here as u64;
-            at = match at.checked_add(here as u64) {
+            let slice = self.find(at, left, access)?.slice(at, left);
+            let here = slice.len() as u64;
+            piece(slice);
+            left -= here;
+            at = match at.checked_add(here) {
                 Some(next) => next,
                 None if left == 0 => break,
                 None => return Err(self.fault(u64::MAX, left, access, FaultCause::Unmapped)),
@@ -55,48 +54,40 @@ impl DmaView {
     /// The memory of a range that lies in one mapping. A range in several adjacent ones is a fault of cause
     /// [`FaultCause::NotContiguous`], which isn't counted: go through it by [`DmaView::for_each`].
     pub fn slice(&self, iova: u64, len: usize, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
-        if len == 0 {
-            return Ok(VolatileSlice::from(&mut [][..]));
+        let slice = self.prefix(iova, len as u64, access)?;
+        if slice.len() != len {
+            return Err(DmaFault { iova, len: len as u64, access, cause: FaultCause::NotContiguous });
         }
-        let wanted = len as u64;
-        let map = self.find(iova, wanted, access)?;
-        if wanted - 1 > map.last - iova {
-            return Err(DmaFault { iova, len: wanted, access, cause: FaultCause::NotContiguous });
-        }
-        map.slice(iova, len).ok_or_else(|| self.fault(iova, wanted, access, FaultCause::Unmapped))
+        Ok(slice)
     }
 
     /// The first piece of a range: as much of it as lies in the mapping of its first byte.
+    #[inline]
     pub fn prefix(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
+        match self.hinted(iova, access) {
+            Some(map) if len != 0 => Ok(map.slice(iova, len)),
+            _ => self.prefix_by_search(iova, len, access),
+        }
+    }
+
+    #[cold]
+    fn prefix_by_search(&self, iova: u64, len: u64, access: Access) -> Result<VolatileSlice<'_>, DmaFault> {
         if len == 0 {
             return Ok(VolatileSlice::from(&mut [][..]));
         }
-        let map = self.find(iova, len, access)?;
-        let here = usize::try_from(len.min((map.last - iova).saturating_add(1))).unwrap_or(usize::MAX);
-        map.slice(iova, here).ok_or_else(|| self.fault(iova, len, access, FaultCause::Unmapped))
+        Ok(self.find(iova, len, access)?.slice(iova, len))
     }
 
-    /// Says that memory will be read soon. It does nothing where there is none.
+    /// Says that memory will be read soon. It does nothing where there is none, and where nothing was read lately.
     pub fn prefetch(&self, iova: u64) {
-        let place = self.find_quietly(iova, Access::Read).ok().and_then(|map| map.slice(iova, 1));
-        if let Some(slice) = place {
-            prefetch(&slice);
+        if let Some(map) = self.hinted(iova, Access::Read) {
+            prefetch(&map.slice(iova, 1));
         }
     }
 
     /// Copies memory to `data`, whose beginning is overwritten even if a later part is refused.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        // Mostly it lies in one mapping.
-        let len = data.len() as u64;
-        if len != 0
-            && let Ok(map) = self.find_quietly(iova, Access::Read)
-            && len - 1 <= map.last - iova
-            && let Some(piece) = map.slice(iova, data.len())
-        {
-            piece.copy_to(data);
-            return Ok(());
-        }
-        let mut rest = &mut data[..];
+        let mut rest = data;
         self.for_each(iova, rest.len() as u64, Access::Read, |piece| {
             let done = piece.copy_to(rest);
             rest = std::mem::take(&mut rest).split_at_mut(done).1;
@@ -150,25 +141,37 @@ impl DmaView {
         self.slice(iova, WORD, access)
     }
 
-    #[inline]
     fn find(&self, iova: u64, len: u64, access: Access) -> Result<&Mapping, DmaFault> {
-        self.find_quietly(iova, access).map_err(|cause| self.fault(iova, len, access, cause))
+        let found = self.snapshot.table.find(iova);
+        let refused = || self.fault(iova, len, access, self.refusal(iova, found));
+        found.filter(|map| self.allows(map, access)).ok_or_else(refused)
     }
 
-    /// As [`DmaView::find`], but counts no fault.
+    /// The mapping for an access, if it is allowed and found without a search.
     #[inline]
-    fn find_quietly(&self, iova: u64, access: Access) -> Result<&Mapping, FaultCause> {
-        match self.snapshot.table.find(iova) {
-            _ if !self.snapshot.enabled => Err(FaultCause::Disabled),
-            None => Err(FaultCause::Unmapped),
+    fn hinted(&self, iova: u64, access: Access) -> Option<&Mapping> {
+        self.snapshot.table.hinted(iova).filter(|map| self.allows(map, access))
+    }
+
+    #[inline]
+    fn allows(&self, map: &Mapping, access: Access) -> bool {
+        let allowed = map.writable || access == Access::Read;
+        self.snapshot.enabled && !map.region.state().lost() && allowed
+    }
+
+    /// Why what was found at an address can't be accessed.
+    #[cold]
+    fn refusal(&self, iova: u64, found: Option<&Mapping>) -> FaultCause {
+        match found {
+            _ if !self.snapshot.enabled => FaultCause::Disabled,
+            None => FaultCause::Unmapped,
             Some(map) if map.region.state().lost() => {
                 if map.region.state().tell() {
                     log::warn!("memory behind bus address {iova:#x} was taken away by its owner");
                 }
-                Err(FaultCause::Lost)
+                FaultCause::Lost
             }
-            Some(map) if access == Access::Write && !map.writable => Err(FaultCause::ReadOnly),
-            Some(map) => Ok(map),
+            Some(_) => FaultCause::ReadOnly,
         }
     }
 

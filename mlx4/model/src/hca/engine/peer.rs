@@ -102,6 +102,11 @@ impl<'s> Peer<'s> {
                 && to.find_gid(&ours.remote_gid) == Some(index(theirs)))
     }
 
+    /// Whether it is another HCA's.
+    pub(super) fn is_remote(&self) -> bool {
+        self.other.is_some()
+    }
+
     /// Counts packets that went there, and those that came back: at both HCAs and the switch between them.
     pub(super) fn count(&self, own: &Side<'_>, there: Run, back: Run) {
         let Some(other) = &self.other else { return };

@@ -51,21 +51,27 @@ struct Requester<'a, 'b> {
 impl Requester<'_, '_> {
     /// Executes a part of the WQE in hand, and sees to the next.
     fn step(&mut self) -> Result<(), Next> {
-        let current = self.work.current.ok_or(Next::Idle)?;
+        let &Current { ref header, done } = self.work.current.as_ref().ok_or(Next::Idle)?;
         if let Some((_, far)) = &mut self.far {
-            far.srqn = current.header.remote_srqn;
+            far.srqn = header.remote_srqn;
         }
-        if current.header.request.takes_resources() {
-            self.take_resource(&current)?;
+        if header.request.takes_resources() {
+            self.take_resource(done)?;
         } else {
             self.work.reads = Reads::default();
         }
-        match current.header.request {
+        self.execute(done)?;
+        self.work.advance(self.side, &mut self.budget)
+    }
+
+    /// Executes a part of the WQE in hand, from byte `done` of the message on.
+    fn execute(&mut self, done: u64) -> Result<(), Next> {
+        match &self.work.current.as_ref().ok_or(Next::Idle)?.header.request {
             Request::Nop => self.work.finish(self.side, 0),
-            Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(&current)?,
-            Request::Atomic(remote, op) => self.atomic(&remote, op)?,
-            Request::Bind(_) | Request::LocalInvalidate(_) | Request::FastRegister(_) => {
-                match keys::execute(self.side, &current.header.request) {
+            Request::Send | Request::Write(_) | Request::Read(_) => self.transfer(done)?,
+            &Request::Atomic(remote, op) => self.atomic(&remote, op)?,
+            request @ (Request::Bind(_) | Request::LocalInvalidate(_) | Request::FastRegister(_)) => {
+                match keys::execute(self.side, request) {
                     Ok(()) => self.work.finish(self.side, 0),
                     Err(syndrome) => return Err(self.fail(syndrome)),
                 }
@@ -74,14 +80,14 @@ impl Requester<'_, '_> {
                 return Err(self.fail(Syndrome::LOCAL_QP_OP_ERR));
             }
         }
-        self.work.advance(self.side, &mut self.budget)
+        Ok(())
     }
 
-    /// Sees to the other end's resources for a read or atomic that begins.
-    fn take_resource(&mut self, current: &Current) -> Result<(), Next> {
+    /// Sees to the other end's resources for a read or atomic that begins, if nothing of it is done.
+    fn take_resource(&mut self, done: u64) -> Result<(), Next> {
         let own = self.side.attrs.requester_depth;
         let Some((_, far)) = self.far.as_mut().filter(|(_, far)| far.depth() < own) else { return Ok(()) };
-        if current.done != 0 || self.work.retries() {
+        if done != 0 || self.work.retries() {
             return Ok(());
         }
         let counter = self.work.counter();
@@ -108,35 +114,35 @@ impl Requester<'_, '_> {
         Part { psn: self.work.psn, packets, mtu: attrs.mtu, done, len, total }
     }
 
-    fn transfer(&mut self, current: &Current) -> Result<(), Next> {
+    fn transfer(&mut self, done: u64) -> Result<(), Next> {
         if self.work.wqe.len() > self.side.attrs.max_message {
             return Err(self.fail(Syndrome::LOCAL_LENGTH_ERR));
         }
-        let part = self.part(current.done);
-        let answer = self.exchange(current, &part);
+        let part = self.part(done);
+        let answer = self.exchange(&part);
         self.answered(answer)?;
-        self.count(current, &part);
+        let Some(current) = &mut self.work.current else { return Ok(()) };
+        current.done += part.len;
+        let read = matches!(current.header.request, Request::Read(_));
+        self.count(&part);
         self.work.psn = self.work.psn.wrapping_add(part.packets) & Number24::MAX;
         self.budget.spend(part.len);
-        if !part.is_last() {
-            if let Some(current) = &mut self.work.current {
-                current.done += part.len;
-            }
-            return Ok(());
+        if part.is_last() {
+            self.work.finish(self.side, if read { part.total } else { 0 });
         }
-        let read = matches!(current.header.request, Request::Read(_));
-        self.work.finish(self.side, if read { part.total } else { 0 });
         Ok(())
     }
 
     /// Carries a part to the other end, or from there.
-    fn exchange(&mut self, current: &Current, part: &Part) -> Answer {
-        let header = &current.header;
+    fn exchange(&mut self, part: &Part) -> Answer {
+        let SendWork { current: Some(Current { header, .. }), wqe, .. } = &mut *self.work else {
+            return Answer::Silence;
+        };
         let Header { immediate, invalidate, solicited, .. } = *header;
         let notice = Notice { immediate, invalidate, solicited };
         let read = matches!(header.request, Request::Read(_));
         let rights = if read { Rights::LocalWrite } else { Rights::LocalRead };
-        let (list, inline) = self.work.wqe.parts();
+        let (list, inline) = wqe.parts();
         let user = (self.side.user(), rights);
         let mut walk = match Walk::start(self.side.burst, list, inline, user, part.done, part.len) {
             Ok(walk) => walk,
@@ -197,13 +203,16 @@ impl Requester<'_, '_> {
         copy(&mut Slices { slices: &slices }, &mut walk, 8).map_err(|fault| Answer::Local(fault.key()))
     }
 
-    fn count(&self, current: &Current, part: &Part) {
+    fn count(&self, part: &Part) {
+        let Some(Current { header, .. }) = &self.work.current else { return };
+        if self.counting_peer().is_none() {
+            return;
+        }
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
-        let header = &current.header;
         let told = header.immediate.is_some() || header.invalidate.is_some();
         let immediate = if part.is_last() && told { IMMEDIATE } else { 0 };
-        self.count_packets(match current.header.request {
+        self.count_packets(match header.request {
             Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
             Request::Write(_) if part.is_first() => {
                 [(packets, part.len, RETH + immediate), (ack, 0, AETH * ack)]
@@ -212,9 +221,14 @@ impl Requester<'_, '_> {
         });
     }
 
+    /// The other end, unless packets to it stay inside the HCA, where nobody counts them.
+    fn counting_peer(&self) -> Option<&Peer<'_>> {
+        self.far.as_ref().map(|(peer, _)| *peer).filter(|peer| peer.is_remote())
+    }
+
     /// Counts packets there and back: number, payload bytes, words of extended headers.
     fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
-        let Some((peer, _)) = &self.far else { return };
+        let Some(peer) = self.counting_peer() else { return };
         let grh = self.side.attrs.path.source.grh();
         let [mut there, back] =
             runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });

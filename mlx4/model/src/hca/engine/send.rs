@@ -204,10 +204,10 @@ impl SendWork {
 
     /// Ends the WQE in hand with success. `bytes` are those that it has read.
     pub(super) fn finish(&mut self, side: &Side<'_>, bytes: u64) {
-        let Some(current) = self.current.take() else { return };
-        if current.header.signalled {
+        let Some(Current { header, .. }) = &self.current else { return };
+        if header.signalled {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            side.send_done(self.counter, current.header.opcode, bytes);
+            side.send_done(self.counter, header.opcode, bytes);
         }
         self.step(side);
     }

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::VolatileSlice;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::hca::burst::Burst;
 use crate::hca::counters::Counter;
@@ -99,6 +99,7 @@ impl<'b> Walk<'b> {
     ///
     /// # Errors
     /// The first key that doesn't allow it.
+    #[inline]
     pub(super) fn start(
         burst: &'b Burst,
         list: &'b SgList,
@@ -111,18 +112,28 @@ impl<'b> Walk<'b> {
         let elements = &list.elements[..];
         let mut walk = Self { burst, inline, elements, index, skip, left: len, current: None, user, rights };
         walk.current = walk.region(index, skip, len)?;
-        let mut ahead = elements.get(index).map_or(0, |element| element.len() - skip);
-        for (later, element) in elements.iter().enumerate().skip(index + 1) {
-            if ahead >= len {
-                break;
-            }
-            walk.region(later, 0, len - ahead)?;
-            ahead += element.len();
+        let first = elements.get(index).map_or(0, |element| element.len() - skip);
+        if first < len {
+            walk.check_later(len - first)?;
         }
         Ok(walk)
     }
 
+    /// Checks the keys of the entries behind the first one, for a part that has `len` bytes there.
+    fn check_later(&self, len: u64) -> Result<(), KeyFault> {
+        let mut left = len;
+        for (index, element) in self.elements.iter().enumerate().skip(self.index + 1) {
+            if left == 0 {
+                break;
+            }
+            self.region(index, 0, left)?;
+            left = left.saturating_sub(element.len());
+        }
+        Ok(())
+    }
+
     /// Checks the key of an entry, for what of it lies in a part of `len` bytes; `None` for inline data.
+    #[inline]
     fn region(&self, index: usize, skip: u64, len: u64) -> Result<Option<Region>, KeyFault> {
         match self.elements.get(index) {
             Some(&Element::Pointer { key, va, len: whole }) => {
@@ -215,7 +226,7 @@ impl CopyFault {
 
 /// Last bytes of a copy, which are stored after all others: programs poll the end of a buffer for what
 /// arrives there.
-const TAIL: usize = 8;
+const TAIL: usize = size_of::<u64>();
 
 /// Copies `len` bytes, and counts what it copies. What was copied before a fault stays.
 pub(super) fn copy_counted<'s, 't>(
@@ -269,16 +280,23 @@ fn copy_left<'s, 't>(
 }
 
 fn copy_tail_last(from: VolatileSlice<'_>, to: VolatileSlice<'_>, n: usize) {
-    let body = n.saturating_sub(TAIL);
-    if let Ok(head) = to.subslice(0, body) {
+    let Some(body) = n.checked_sub(TAIL) else { return copy_small(from, to, n) };
+    if body != 0
+        && let Ok(head) = to.subslice(0, body)
+    {
         from.copy_to_volatile_slice(head);
+        fence(Ordering::Release);
     }
-    fence(Ordering::Release);
-    let mut tail = [0u8; TAIL];
-    if let (Ok(from), Ok(to)) = (from.offset(body), to.offset(body)) {
-        let bytes = from.copy_to(&mut tail[..n - body]);
-        to.copy_from(&tail[..bytes]);
+    if let (Ok(from), Ok(to)) = (from.get_ref::<u64>(body), to.get_ref(body)) {
+        to.store(from.load());
     }
+}
+
+/// Copies less than [`TAIL`] bytes, aligned words at once.
+fn copy_small(from: VolatileSlice<'_>, to: VolatileSlice<'_>, n: usize) {
+    let mut bytes = [0u8; TAIL];
+    let n = from.copy_to(&mut bytes[..n]);
+    to.copy_from(&bytes[..n]);
 }
 
 /// No memory.

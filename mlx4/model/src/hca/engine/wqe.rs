@@ -121,7 +121,9 @@ pub(super) enum Taken {
 /// A copy of a WQE, and its scatter/gather list.
 #[derive(Default)]
 pub(super) struct WqeCopy {
-    bytes: Vec<u8>,
+    /// Room, which only grows, and how much of it the copy takes.
+    room: Vec<u8>,
+    len: usize,
     list: SgList,
 }
 
@@ -168,30 +170,38 @@ impl WqeCopy {
         let stride = usize::try_from(attrs.sq.stride.min(WQE_MAX_BYTES)).unwrap_or(0);
         let start = stride.min(WQE_CHUNK_BYTES as usize);
         self.list.clear();
-        self.bytes.resize(start, 0);
-        let taken = attrs
-            .memory
-            .read_acquire(burst, slot, &mut self.bytes, |first| is_owned(attrs, counter, first))?;
+        let to = self.resize(start);
+        let taken = attrs.memory.read_acquire(burst, slot, to, |first| is_owned(attrs, counter, first))?;
         if !taken {
             return Ok(Taken::Nothing);
         }
         // Another core has written it, mostly: its way here takes as long as what is left to do with this one.
         attrs.memory.prefetch(burst, attrs.sq.slot(counter.wrapping_add(1)));
-        let Ok((ctrl, _)) = CtrlSeg::read_from_prefix(&self.bytes) else { return Ok(Taken::Malformed) };
+        let Ok((ctrl, _)) = CtrlSeg::read_from_prefix(self.bytes()) else { return Ok(Taken::Malformed) };
         let size = ctrl.size.bytes() as usize;
         if size < CTRL_BYTES || size > stride {
             return Ok(Taken::Malformed);
         }
-        self.bytes.resize(size, 0);
+        let to = self.resize(size);
         if size > start {
-            attrs.memory.read(burst, slot + start as u64, &mut self.bytes[start..])?;
+            attrs.memory.read(burst, slot + start as u64, &mut to[start..])?;
         }
         Ok(self.decode(attrs.service, &ctrl).map_or(Taken::Malformed, Taken::Wqe))
     }
 
+    /// Makes the copy longer or shorter; what it has already stays.
+    fn resize(&mut self, len: usize) -> &mut [u8] {
+        if self.room.len() < len {
+            self.room.resize(len, 0);
+        }
+        self.len = len;
+        &mut self.room[..len]
+    }
+
     /// The bytes of the WQE that was taken last.
+    #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.room[..self.len]
     }
 
     fn decode(&mut self, service: ServiceType, ctrl: &CtrlSeg) -> Option<Header> {
@@ -218,11 +228,11 @@ impl WqeCopy {
     fn request(&self, service: ServiceType, opcode: Opcode) -> Option<(Request, usize)> {
         let reliable = [ServiceType::RC, ServiceType::XRC].contains(&service);
         let connected = reliable || service == ServiceType::UC;
-        let after = self.bytes.get(CTRL_BYTES..)?;
+        let after = self.bytes().get(CTRL_BYTES..)?;
         match opcode {
             Opcode::NOP => Some((Request::Nop, CTRL_BYTES)),
             Opcode::SEND if service == ServiceType::MLX => {
-                let (ctrl, _) = MlxCtrlSeg::read_from_prefix(&self.bytes).ok()?;
+                let (ctrl, _) = MlxCtrlSeg::read_from_prefix(self.bytes()).ok()?;
                 Some((Request::Special(ctrl), CTRL_BYTES))
             }
             Opcode::SEND | Opcode::SEND_IMM if service == ServiceType::UD => {
@@ -251,14 +261,14 @@ impl WqeCopy {
                 let (op, data) = self.atomic(opcode, at)?;
                 Some((Request::Atomic(remote, op), data))
             }
-            _ if connected => Some((self.memory(opcode)?, self.bytes.len())),
+            _ if connected => Some((self.memory(opcode)?, self.len)),
             _ => None,
         }
     }
 
     /// The operation of an atomic, whose segment is at `at`, and the offset of what follows.
     fn atomic(&self, opcode: Opcode, at: usize) -> Option<(AtomicOp, usize)> {
-        let rest = self.bytes.get(at..)?;
+        let rest = self.bytes().get(at..)?;
         if opcode == Opcode::MASKED_ATOMIC_CS {
             let (seg, _) = MaskedAtomicSeg::read_from_prefix(rest).ok()?;
             let masked = |value: U64, mask: U64| Masked { value: value.get(), mask: mask.get() };
@@ -281,12 +291,12 @@ impl WqeCopy {
     /// The LSO segment at an offset, and the offset of what follows. The device fetches a chunk for it, or more
     /// if the control segment says so.
     fn segments(&self, at: usize) -> Option<(Segments, usize)> {
-        let (lso, _) = LsoHeader::read_from_prefix(self.bytes.get(at..)?).ok()?;
-        let (ctrl, _) = CtrlSeg::read_from_prefix(&self.bytes).ok()?;
+        let (lso, _) = LsoHeader::read_from_prefix(self.bytes().get(at..)?).ok()?;
+        let (ctrl, _) = CtrlSeg::read_from_prefix(self.bytes()).ok()?;
         let (header_at, header_bytes) = (at + size_of::<LsoHeader>(), usize::from(lso.header_bytes()));
         let end = (header_at + header_bytes).next_multiple_of(WQE_UNIT_BYTES as usize);
         let long = end - at > WQE_CHUNK_BYTES as usize;
-        let cut_off = end > self.bytes.len() || (long && !ctrl.opcode.large_header());
+        let cut_off = end > self.len || (long && !ctrl.opcode.large_header());
         if cut_off || header_bytes == 0 || lso.segment_size() == 0 {
             return None;
         }
@@ -297,7 +307,7 @@ impl WqeCopy {
 
     /// A request about memory keys. No data follows.
     fn memory(&self, opcode: Opcode) -> Option<Request> {
-        let after = self.bytes.get(CTRL_BYTES..)?;
+        let after = self.bytes().get(CTRL_BYTES..)?;
         Some(match opcode {
             Opcode::BIND_MW => Request::Bind(BindSeg::read_from_prefix(after).ok()?.0),
             Opcode::LOCAL_INVALIDATE => {
@@ -310,27 +320,27 @@ impl WqeCopy {
     }
 
     fn remote(&self) -> Option<(Remote, usize)> {
-        let (seg, _) = RemoteAddressSeg::read_from_prefix(self.bytes.get(CTRL_BYTES..)?).ok()?;
+        let (seg, _) = RemoteAddressSeg::read_from_prefix(self.bytes().get(CTRL_BYTES..)?).ok()?;
         let remote = Remote { va: seg.address.get(), rkey: seg.rkey.get() };
         Some((remote, CTRL_BYTES + size_of::<RemoteAddressSeg>()))
     }
 
     /// Reads data segments from `at` to the end of the WQE.
     fn data(&mut self, mut at: usize) -> Option<()> {
-        while at < self.bytes.len() {
-            let (head, _) = ByteCount::read_from_prefix(self.bytes.get(at..)?).ok()?;
+        while at < self.len {
+            let (head, _) = ByteCount::read_from_prefix(self.bytes().get(at..)?).ok()?;
             if head.inline() {
                 let start = at + BYTE_COUNT_BYTES as usize;
                 let len = head.inline_count();
                 let end = start + len as usize;
                 let chunk_end = (at + 1).next_multiple_of(WQE_CHUNK_BYTES as usize);
-                if end > chunk_end || end > self.bytes.len() {
+                if end > chunk_end || end > self.len {
                     return None;
                 }
                 self.list.push(Element::Inline { at: start, len });
                 at = end.next_multiple_of(WQE_UNIT_BYTES as usize);
             } else {
-                let (seg, _) = DataSeg::read_from_prefix(self.bytes.get(at..)?).ok()?;
+                let (seg, _) = DataSeg::read_from_prefix(self.bytes().get(at..)?).ok()?;
                 self.list.push(pointer(&seg));
                 at += size_of::<DataSeg>();
             }
@@ -355,7 +365,7 @@ impl WqeCopy {
 
     /// Copies the header of a large send.
     pub(super) fn copy_header<'t>(&self, lso: &Segments, to: &'t mut [u8]) -> Option<&'t mut [u8]> {
-        let header = self.bytes.get(lso.header_at..)?.get(..lso.header_bytes)?;
+        let header = self.bytes().get(lso.header_at..)?.get(..lso.header_bytes)?;
         let to = to.get_mut(..lso.header_bytes)?;
         to.copy_from_slice(header);
         Some(to)
@@ -363,7 +373,7 @@ impl WqeCopy {
 
     /// The list, and the memory that its inline entries lie in.
     pub(super) fn parts(&mut self) -> (&SgList, VolatileSlice<'_>) {
-        (&self.list, VolatileSlice::from(&mut self.bytes[..]))
+        (&self.list, VolatileSlice::from(&mut self.room[..self.len]))
     }
 }
 
@@ -374,7 +384,7 @@ pub(super) fn pointer(seg: &DataSeg) -> Element {
 
 impl std::fmt::Debug for WqeCopy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WqeCopy").field("bytes", &self.bytes.len()).field("list", &self.list).finish()
+        f.debug_struct("WqeCopy").field("bytes", &self.len).field("list", &self.list).finish()
     }
 }
 
@@ -383,8 +393,8 @@ mod tests {
     use super::*;
 
     fn decode(service: ServiceType, units: &[[u8; 16]]) -> (Option<Header>, WqeCopy) {
-        let mut copy = WqeCopy { bytes: units.concat(), list: SgList::default() };
-        let (ctrl, _) = CtrlSeg::read_from_prefix(&copy.bytes).unwrap();
+        let mut copy = WqeCopy { room: units.concat(), len: 16 * units.len(), list: SgList::default() };
+        let (ctrl, _) = CtrlSeg::read_from_prefix(copy.bytes()).unwrap();
         (copy.decode(service, &ctrl), copy)
     }
 

@@ -19,69 +19,62 @@ pub(crate) struct KeyCache {
     count: Cell<u64>,
 }
 
+/// A key that is remembered.
 #[derive(Debug)]
-struct KeyEntry {
+pub(super) struct KeyEntry {
     key: Cell<Option<u32>>,
-    number: Cell<u64>,
-    entry: Cell<Entry>,
-    run: Cell<Run>,
+    pub(super) place: Cell<Place>,
+    pub(super) entry: Cell<Entry>,
+    /// The pages that were looked up last through it.
+    pub(super) run: Cell<Run>,
 }
 
 impl Default for KeyEntry {
     fn default() -> Self {
-        Self { key: Cell::new(None), number: Cell::default(), entry: Cell::default(), run: Cell::default() }
+        Self { key: Cell::new(None), place: Cell::default(), entry: Cell::default(), run: Cell::default() }
     }
 }
 
-/// A place in a [`KeyCache`], as long as it is the same key's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    index: usize,
-    /// Number of the key among all that were remembered.
-    number: u64,
+/// A place in a [`KeyCache`], as long as it is the same key's: the number of the key among all that were
+/// remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
+impl Place {
+    fn index(self) -> usize {
+        // Less than the number of entries.
+        usize::try_from(self.0 % KEYS as u64).unwrap_or(0)
+    }
 }
 
 impl KeyCache {
-    pub(super) fn find(&self, key: u32, changes: u64) -> Option<(Place, Entry)> {
-        if self.changes.get() != changes {
-            return None;
-        }
-        let index = self.entries.iter().position(|entry| entry.key.get() == Some(key))?;
-        let entry = &self.entries[index];
-        Some((Place { index, number: entry.number.get() }, entry.entry.get()))
+    #[inline]
+    pub(super) fn find(&self, key: u32, changes: u64) -> Option<&KeyEntry> {
+        let current = self.changes.get() == changes;
+        self.entries.iter().find(|entry| entry.key.get() == Some(key)).filter(|_| current)
     }
 
     /// Remembers a key as it was at a count of changes.
-    pub(super) fn insert(&self, key: u32, changes: u64, found: Entry) -> Place {
+    pub(super) fn insert(&self, key: u32, changes: u64, found: Entry) -> &KeyEntry {
         if self.changes.replace(changes) != changes {
             self.entries.iter().for_each(|entry| entry.key.set(None));
         }
-        let number = self.count.get();
-        self.count.set(number + 1);
-        // Less than the number of entries.
-        let index = usize::try_from(number % KEYS as u64).unwrap_or(0);
-        let entry = &self.entries[index];
+        let place = Place(self.count.get());
+        self.count.set(place.0 + 1);
+        let entry = &self.entries[place.index()];
         entry.key.set(Some(key));
-        entry.number.set(number);
+        entry.place.set(place);
         entry.entry.set(found);
         entry.run.set(Run::default());
-        Place { index, number }
+        entry
     }
 
-    /// The pages that were looked up last through the key of a place.
-    pub(super) fn run(&self, place: Place) -> Run {
-        self.entry(place).map_or_else(Run::default, |entry| entry.run.get())
-    }
-
+    /// Remembers pages for the key of a place, unless another key has taken it.
     pub(super) fn set_run(&self, place: Place, run: Run) {
-        if let Some(entry) = self.entry(place) {
+        let entry = &self.entries[place.index()];
+        if entry.place.get() == place {
             entry.run.set(run);
         }
-    }
-
-    /// The entry of a place, unless another key has taken it.
-    fn entry(&self, place: Place) -> Option<&KeyEntry> {
-        self.entries.get(place.index).filter(|entry| entry.number.get() == place.number)
     }
 }
 
@@ -97,30 +90,30 @@ mod tests {
     fn keys_are_remembered_until_others_take_their_places() {
         let cache = KeyCache::default();
         let run = Run { va: 7, bus: 8, len: 9 };
-        let first = cache.insert(1, 5, at(100));
+        let first = cache.insert(1, 5, at(100)).place.get();
         cache.set_run(first, run);
-        assert_eq!(cache.find(1, 5).map(|(place, entry)| (place, entry.start)), Some((first, 100)));
-        assert_eq!(cache.run(first).len, 9);
+        let found = cache.find(1, 5).unwrap();
+        assert_eq!((found.place.get(), found.entry.get().start, found.run.get().len), (first, 100, 9));
         let others = (2..).take(KEYS);
         let last = others.clone().last().unwrap();
         others.for_each(|key| _ = cache.insert(key, 5, at(0)));
         assert!(cache.find(1, 5).is_none());
         // Whoever still walks the region of key 1 doesn't give its pages to the key that is there now.
         cache.set_run(first, run);
-        assert_eq!(cache.run(first).len, 0);
-        let (now, _) = cache.find(last, 5).unwrap();
-        assert_eq!((now.index, cache.run(now).len), (first.index, 0));
+        let now = cache.find(last, 5).unwrap();
+        assert_eq!((now.place.get().index(), now.run.get().len), (first.index(), 0));
     }
 
     #[test]
     fn keys_are_forgotten_when_the_hca_has_changed_icm() {
         let cache = KeyCache::default();
-        let old = cache.insert(1, 5, at(0));
+        let old = cache.insert(1, 5, at(0)).place.get();
         cache.insert(2, 5, at(0));
         assert!(cache.find(1, 6).is_none());
-        let new = cache.insert(2, 6, at(50));
+        let new = cache.insert(2, 6, at(50)).place.get();
         assert!(cache.find(1, 6).is_none() && cache.find(1, 5).is_none());
-        assert_eq!(cache.find(2, 6).map(|(place, entry)| (place, entry.start)), Some((new, 50)));
+        let found = cache.find(2, 6).unwrap();
+        assert_eq!((found.place.get(), found.entry.get().start), (new, 50));
         assert_ne!(old, new);
     }
 }

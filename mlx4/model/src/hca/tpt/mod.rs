@@ -18,7 +18,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::burst::{Burst, IcmFault};
 use crate::mem::{Access, DmaFault};
 pub(crate) use cache::KeyCache;
-use cache::Place;
+use cache::{KeyEntry, Place};
 pub(crate) use change::{By, Changes};
 
 /// Why an access through a memory key was refused.
@@ -109,7 +109,8 @@ enum Addressing {
     /// They are bus addresses.
     #[default]
     Physical,
-    /// By MTT entries from a byte offset on, each for a page of this log2 size.
+    /// By MTT entries, each for a page of this log2 size; the byte offset of the one for address 0, modulo
+    /// 2^64.
     Pages(u64, u8),
     /// The page size is out of range.
     Invalid,
@@ -120,7 +121,10 @@ impl Entry {
         let window_of_qp = !mpt.flags.region() && mpt.qp.bound_to_qp();
         let addressing = match page_shift(mpt) {
             _ if mpt.flags.physical() => Addressing::Physical,
-            Some(shift) => Addressing::Pages(mpt.mtt_base(), shift),
+            Some(shift) => {
+                let before = (mpt.start.get() >> shift).wrapping_mul(MTT_BYTES);
+                Addressing::Pages(mpt.mtt_base().wrapping_sub(before), shift)
+            }
             None => Addressing::Invalid,
         };
         Self {
@@ -187,25 +191,24 @@ pub(crate) fn write_mpt(burst: &Burst, index: u32, entry: &MptEntry) -> Result<(
     Ok(())
 }
 
-/// The entry of a key, and its place in the burst's cache.
+/// What the burst remembers of a key, which it looks up if need be.
 #[inline]
-fn valid_entry(burst: &Burst, key: u32) -> Result<(Place, Entry), KeyFault> {
+fn remembered(burst: &Burst, key: u32) -> Result<&KeyEntry, KeyFault> {
     let changes = burst.icm_changes();
-    if let Some(found) = burst.keys.find(key, changes) {
-        return Ok(found);
+    match burst.keys.find(key, changes) {
+        Some(found) => Ok(found),
+        None => look_up_entry(burst, key, changes),
     }
-    look_up_entry(burst, key, changes)
 }
 
 #[cold]
-fn look_up_entry(burst: &Burst, key: u32, changes: u64) -> Result<(Place, Entry), KeyFault> {
+fn look_up_entry(burst: &Burst, key: u32, changes: u64) -> Result<&KeyEntry, KeyFault> {
     let index = key_to_mpt_index(key);
     let mpt = read_mpt_whole(burst, index).ok().flatten().ok_or(KeyFault::Invalid(key))?;
     if mpt.key.get() != index || mpt.flags.status() != MptStatus::VALID {
         return Err(KeyFault::Invalid(key));
     }
-    let entry = Entry::of(&mpt);
-    Ok((burst.keys.insert(key, changes, entry), entry))
+    Ok(burst.keys.insert(key, changes, Entry::of(&mpt)))
 }
 
 /// Where in its slot an entry that work requests change has the count of its changes: in the part behind the
@@ -244,9 +247,7 @@ const PAGE_SHIFT_MAX: u8 = 40;
 pub(crate) struct Region {
     va: u64,
     left: u64,
-    start: u64,
-    /// `None`: a physical region, whose virtual address is the bus address.
-    pages: Option<(u64, u8)>,
+    addressing: Addressing,
     access: Access,
     /// The pages last looked up.
     run: Run,
@@ -265,6 +266,8 @@ struct Run {
     len: u64,
 }
 
+/// Size of an MTT entry.
+const MTT_BYTES: u64 = size_of::<MttEntry>() as u64;
 /// MTT entries that are read at once.
 const BATCH: usize = 32;
 
@@ -272,6 +275,7 @@ const BATCH: usize = 32;
 ///
 /// # Errors
 /// The first check of the hardware's order that fails.
+#[inline]
 pub(crate) fn check(
     burst: &Burst,
     key: u32,
@@ -280,27 +284,20 @@ pub(crate) fn check(
     len: u64,
     rights: Rights,
 ) -> Result<Region, KeyFault> {
-    let (place, entry) = valid_entry(burst, key)?;
+    let remembered = remembered(burst, key)?;
+    let entry = remembered.entry.get();
     entry.check_owner(key, user)?;
     // A window has no local rights, so its key is of no use here.
     if !rights.granted(entry.flags) {
         return Err(KeyFault::Rights(key));
     }
     entry.check_bounds(key, va, len)?;
-    let pages = match entry.addressing {
-        Addressing::Physical => None,
-        Addressing::Pages(table, shift) => Some((table, shift)),
-        Addressing::Invalid => return Err(KeyFault::Invalid(key)),
-    };
-    Ok(Region {
-        va,
-        left: len,
-        start: entry.start,
-        pages,
-        access: rights.dma(),
-        run: burst.keys.run(place),
-        place,
-    })
+    let addressing = entry.addressing;
+    if matches!(addressing, Addressing::Invalid) {
+        return Err(KeyFault::Invalid(key));
+    }
+    let (place, run) = (remembered.place.get(), remembered.run.get());
+    Ok(Region { va, left: len, addressing, access: rights.dma(), run, place })
 }
 
 /// log2 of the page size of an entry that isn't physical.
@@ -319,6 +316,7 @@ impl Region {
     ///
     /// # Errors
     /// [`KeyFault::NotPresent`] for an absent page, [`KeyFault::Dma`] for one that the bus refuses.
+    #[inline]
     pub(crate) fn next<'b>(&mut self, burst: &'b Burst, max: u64) -> Result<VolatileSlice<'b>, KeyFault> {
         let want = self.left.min(max);
         let (bus, run) = self.translate(burst, want)?;
@@ -331,8 +329,9 @@ impl Region {
 
     /// The bus address of the next byte, and how many bytes from there follow each other on the bus; at least
     /// one, perhaps more than are left.
+    #[inline]
     fn translate(&mut self, burst: &Burst, want: u64) -> Result<(u64, u64), KeyFault> {
-        let Some((table, shift)) = self.pages else { return Ok((self.va, want)) };
+        let Addressing::Pages(table, shift) = self.addressing else { return Ok((self.va, want)) };
         let mut deep = self.va.wrapping_sub(self.run.va);
         if deep >= self.run.len {
             self.run = self.look_up(burst, table, shift, want)?;
@@ -343,15 +342,15 @@ impl Region {
     }
 
     /// Looks up the page of the next byte, and those of the bytes behind it that follow it on the bus.
+    #[cold]
     fn look_up(&self, burst: &Burst, table: u64, shift: u8, want: u64) -> Result<Run, KeyFault> {
         let size = 1u64 << shift;
         let inside = self.va & (size - 1);
-        let index = (self.va >> shift).wrapping_sub(self.start >> shift);
-        let first = table.wrapping_add(index.wrapping_mul(8));
+        let first = table.wrapping_add((self.va >> shift).wrapping_mul(MTT_BYTES));
         let bus = mtt(burst, first, shift).ok_or(KeyFault::NotPresent(self.va))?;
         let mut run = Run { va: self.va - inside, bus, len: size };
         let mut wanted = inside.saturating_add(want).div_ceil(size) - 1;
-        let mut next = burst.tables.mtt_base.wrapping_add(first.wrapping_add(8) & !7);
+        let mut next = burst.tables.mtt_base.wrapping_add(first.wrapping_add(MTT_BYTES) & !7);
         while wanted != 0 {
             let mut more = [MttEntry::new_zeroed(); BATCH];
             let count = usize::try_from(wanted).unwrap_or(BATCH).min(BATCH);
@@ -359,7 +358,7 @@ impl Region {
             if burst.icm_read(next, more.as_mut_bytes()).is_err() || !run.extend(more, size) {
                 break;
             }
-            next = next.wrapping_add(8 * count as u64);
+            next = next.wrapping_add(MTT_BYTES * count as u64);
             wanted -= count as u64;
         }
         Ok(run)
