@@ -32,5 +32,5 @@ pub use cargo::program;
 pub use daemon::Daemon;
 pub use model::Model;
 pub use peer::StockPeer;
-pub use rig::Rig;
+pub use rig::{Kernel, Rig};
 pub use vm::{Output, Process, Vm, VmConfig};

@@ -6,15 +6,28 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::fetch::{self, Tree};
-use crate::image::Image;
+use crate::image::{Image, Programs};
 use crate::{Vm, VmConfig, cargo, paths, peer};
+
+/// The kernel that a VM boots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian 13's own (6.12).
+    #[default]
+    Stable,
+    /// The newest of Debian 13's backports (7.x).
+    Newest,
+}
 
 /// QEMU, a kernel and a guest's file system, ready to boot.
 #[derive(Clone, Debug)]
 pub struct Rig {
     folder: PathBuf,
     qemu: Tree,
-    image: Image,
+    kernel: Tree,
+    newest: Tree,
+    guest: Tree,
+    agent: PathBuf,
     verbs_peer: PathBuf,
 }
 
@@ -31,15 +44,14 @@ impl Rig {
         let folder = folder.canonicalize()?;
         let trees = folder.join("trees");
         let agent = cargo::agent()?;
-        let lock = File::create(folder.join("lock")).context("open the rig's lock")?;
-        lock.lock().context("wait for the rig's lock")?;
+        let _lock = lock(&folder)?;
         let qemu = Tree::obtain(&fetch::QEMU, &trees)?;
         let kernel = Tree::obtain(&fetch::KERNEL, &trees)?;
+        let newest = Tree::obtain(&fetch::NEWEST_KERNEL, &trees)?;
         let guest = Tree::obtain(&fetch::GUEST, &trees)?;
         let headers = Tree::obtain(&fetch::HEADERS, &trees)?;
-        let image = Image::obtain(&kernel, &guest, &agent, &folder)?;
         let verbs_peer = peer::compile(&guest, &headers, &folder)?;
-        Ok(Self { folder, qemu, image, verbs_peer })
+        Ok(Self { folder, qemu, kernel, newest, guest, agent, verbs_peer })
     }
 
     /// Boots a VM; returns when its agent answers.
@@ -60,13 +72,28 @@ impl Rig {
         &self.qemu
     }
 
-    /// What VMs boot.
-    pub fn image(&self) -> &Image {
-        &self.image
+    /// What VMs boot: one of the kernels with one of the sets of programs. It is built if it isn't there yet.
+    ///
+    /// # Errors
+    /// A tree lacks what the guest needs, or the image can't be written.
+    pub fn image(&self, kernel: Kernel, programs: Programs) -> Result<Image> {
+        let _lock = lock(&self.folder)?;
+        let kernel = match kernel {
+            Kernel::Stable => &self.kernel,
+            Kernel::Newest => &self.newest,
+        };
+        Image::obtain(kernel, &self.guest, programs, &self.agent, &self.folder)
     }
 
     /// The program that [`StockPeer`](crate::StockPeer) runs in a guest.
     pub fn verbs_peer(&self) -> &Path {
         &self.verbs_peer
     }
+}
+
+/// Held by the process that fetches or builds; the others wait.
+fn lock(folder: &Path) -> Result<File> {
+    let lock = File::create(folder.join("lock")).context("open the rig's lock")?;
+    lock.lock().context("wait for the rig's lock")?;
+    Ok(lock)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use integration::vm::Shell;
-use integration::{Model, Rig, Vm, VmConfig};
+use integration::{Kernel, Model, Rig, Vm, VmConfig};
 
 /// The time limit of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
@@ -22,6 +22,12 @@ pub(crate) struct Args {
     /// Processors of each VM
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// Boot the newest kernel of Debian's backports, not Debian 13's own
+    #[arg(long)]
+    newest_kernel: bool,
+    /// Give the guests Python, with rdma-core's module for it and that module's tests (in /usr/share/pyverbs)
+    #[arg(long)]
+    python: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -60,6 +66,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut configs = ["a", "b"][..hcas.max(1)].iter().enumerate().map(|(index, name)| {
         let config = VmConfig::new(name).memory_mib(args.memory).cpus(args.cpus);
         let config = if args.rig.has_iommu() { config.iommu() } else { config };
+        let config = if args.newest_kernel { config.kernel(Kernel::Newest) } else { config };
+        let config = if args.python { config.python() } else { config };
         match &model {
             Some(model) => config.hca(model.socket(index)),
             None => config,

@@ -67,7 +67,7 @@ impl Apt {
     }
 
     /// Downloads packages without what they depend on; gives the archives.
-    pub(super) fn download_alone(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(super) fn download_alone(&self, names: &[String]) -> Result<Vec<PathBuf>> {
         let place = self.folder.join("alone");
         fs::create_dir_all(&place)?;
         let mut command = self.command("apt-get")?;

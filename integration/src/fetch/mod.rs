@@ -44,12 +44,14 @@ pub struct Request {
 pub enum Packages {
     /// These, and all that they depend on.
     WithDependencies(&'static [&'static str]),
-    /// Of the packages that `of` depends on, the one whose name starts with `prefix`, alone.
-    Dependency {
+    /// Of the packages that `of` depends on, the ones whose names start with one of `prefixes`, alone.
+    Dependencies {
         /// A package that stands for the newest of a series.
         of: &'static str,
-        /// The start of the name wanted.
-        prefix: &'static str,
+        /// The start of the name of a dependency of `of` that has the wanted ones, if it isn't `of` itself.
+        through: Option<&'static str>,
+        /// The starts of the names wanted; each has one package.
+        prefixes: &'static [&'static str],
     },
     /// These, without what they depend on.
     Alone(&'static [&'static str]),
@@ -63,12 +65,24 @@ pub const QEMU: Request = Request {
     packages: Packages::WithDependencies(&["qemu-system-x86", "seabios"]),
 };
 
-/// A stock kernel of the generic flavour with all its modules.
+/// Debian 13's own kernel of the generic flavour with all its modules.
 pub const KERNEL: Request = Request {
     name: "kernel",
     suites: &["trixie", "trixie-updates"],
     prefer: None,
-    packages: Packages::Dependency { of: "linux-image-amd64", prefix: "linux-image-" },
+    packages: Packages::Dependencies { of: "linux-image-amd64", through: None, prefixes: &["linux-image-"] },
+};
+
+/// The newest kernel that Debian 13 can have, with all its modules.
+pub const NEWEST_KERNEL: Request = Request {
+    name: "kernel-newest",
+    suites: &["trixie-backports"],
+    prefer: None,
+    packages: Packages::Dependencies {
+        of: "linux-image-amd64",
+        through: Some("linux-image-"),
+        prefixes: &["linux-base-", "linux-binary-", "linux-modules-"],
+    },
 };
 
 /// The guest's programs, all of one release.
@@ -83,10 +97,15 @@ pub const GUEST: Request = Request {
         "ibverbs-providers",
         "ibverbs-utils",
         "infiniband-diags",
+        "iperf3",
         "iproute2",
         "iputils-ping",
         "kmod",
+        "nfs-common",
+        "nfs-kernel-server",
+        "opensm",
         "perftest",
+        "python3-pyverbs",
         "qperf",
         "rdmacm-utils",
         "strace",
@@ -189,12 +208,15 @@ impl Tree {
             Packages::WithDependencies(names) => {
                 (apt.download_with_dependencies(names)?, names.iter().map(|&n| n.to_owned()).collect())
             }
-            Packages::Dependency { of, prefix } => {
-                let name = apt.dependency(of, prefix)?;
-                (apt.download_alone(&[&name])?, vec![name])
+            Packages::Dependencies { of, through, prefixes } => {
+                let of = through.map_or_else(|| Ok(of.to_owned()), |prefix| apt.dependency(of, prefix))?;
+                let names: Vec<String> =
+                    prefixes.iter().map(|prefix| apt.dependency(&of, prefix)).collect::<Result<_>>()?;
+                (apt.download_alone(&names)?, names)
             }
             Packages::Alone(names) => {
-                (apt.download_alone(names)?, names.iter().map(|&n| n.to_owned()).collect())
+                let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+                (apt.download_alone(&names)?, names)
             }
         };
         let mut lines = BTreeMap::new();
@@ -224,7 +246,10 @@ impl Tree {
 fn headline(request: &Request) -> String {
     let packages = match request.packages {
         Packages::WithDependencies(names) => names.join(" "),
-        Packages::Dependency { of, prefix } => format!("{prefix}* of {of}"),
+        Packages::Dependencies { of, through, prefixes } => {
+            let through = through.map(|prefix| format!("{prefix}* of ")).unwrap_or_default();
+            format!("{}* of {through}{of}", prefixes.join("*, "))
+        }
         Packages::Alone(names) => format!("only {}", names.join(" ")),
     };
     let prefer = request.prefer.unwrap_or("-");

@@ -17,16 +17,23 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// The modules that guests load by name.
 pub(super) const ROOTS: &[&str] = &[
+    "brd",
     "ib_ipoib",
     "ib_umad",
     "ib_uverbs",
     "mlx4_core",
     "mlx4_en",
     "mlx4_ib",
+    "nfsd",
+    "nfsv4",
+    "nvme_rdma",
+    "nvmet_rdma",
     "rdma_rxe",
     "rdma_ucm",
+    "rpcrdma",
     "vfio_iommu_type1",
     "vfio_pci",
+    "virtio_net",
 ];
 
 /// The release of the one kernel in a tree.

@@ -21,6 +21,10 @@ const MAX_LINKS: usize = 16;
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 /// How the loader's check of a file ends if that isn't dynamically linked.
 const STATIC: i32 = 1;
+/// Python by the name without its version.
+const PYTHON: &str = "usr/bin/python3";
+/// Where the package has the tests of rdma-core's Python module, partly packed, and where they are in the guest.
+const PYVERBS_TESTS: (&str, &str) = ("usr/share/doc/rdma-core/tests", "usr/share/pyverbs/tests");
 /// How the names of files start that are taken; documentation, start scripts, plug-ins stay out.
 const TAKEN: &[&str] = &["usr/bin/", "usr/sbin/", "usr/lib/x86_64-linux-gnu/lib", "etc/libibverbs.d/"];
 /// The interpreters of scripts that the guest has.
@@ -69,6 +73,61 @@ pub(super) fn add_program(
     }
     archive.file(name, 0o755, bytes);
     Ok(())
+}
+
+/// Puts Python, its library, rdma-core's module for it and that module's tests into the archive.
+pub(super) fn add_python(archive: &mut Archive, guest: &Tree) -> Result<()> {
+    let versioned = fs::read_link(guest.path(PYTHON)).with_context(|| format!("read the link {PYTHON}"))?;
+    let versioned = versioned.to_string_lossy();
+    archive.link(PYTHON, &versioned);
+    let mut places = vec![(format!("usr/bin/{versioned}"), format!("usr/bin/{versioned}"))];
+    for folder in [format!("usr/lib/{versioned}"), "usr/lib/python3".to_owned()] {
+        places.extend(files_below(guest, &folder)?.into_iter().map(|name| (name.clone(), name)));
+    }
+    for name in files_below(guest, PYVERBS_TESTS.0)? {
+        let place = name.replacen(PYVERBS_TESTS.0, PYVERBS_TESTS.1, 1);
+        places.push((name, place));
+    }
+    for (name, place) in places {
+        let path = guest.path(&name);
+        if let Some(place) = place.strip_suffix(".gz") {
+            archive.file(place, 0o644, &gunzipped(&path, guest)?);
+            continue;
+        }
+        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        if is_elf(&bytes) {
+            add_program(archive, guest, &path, &place, &bytes)?;
+        } else {
+            archive.file(&place, fs::metadata(&path)?.permissions().mode() & 0o777, &bytes);
+        }
+    }
+    Ok(())
+}
+
+/// The files below a folder of the tree, relative to the tree; links are left out.
+fn files_below(guest: &Tree, folder: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let path = guest.path(&folder);
+        for entry in fs::read_dir(&path).with_context(|| format!("read {}", path.display()))? {
+            let entry = entry?;
+            let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(name);
+            } else if kind.is_file() {
+                found.push(name);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn gunzipped(path: &Path, guest: &Tree) -> Result<Vec<u8>> {
+    let mut gunzip = Command::new(guest.path("usr/bin/busybox"));
+    gunzip.args(["gunzip", "-c"]).arg(path);
+    process::run(&gunzip, LIMIT).with_context(|| format!("unpack {}", path.display()))
 }
 
 fn is_elf(bytes: &[u8]) -> bool {

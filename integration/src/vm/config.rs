@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use vmm_config::{Accelerator, Device};
 
+use crate::Kernel;
+use crate::image::Programs;
+
 /// A VM to boot.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -12,6 +15,8 @@ pub struct VmConfig {
     pub(super) accelerator: Accelerator,
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
+    pub(super) kernel: Kernel,
+    pub(super) programs: Programs,
     pub(super) iommu: bool,
     pub(super) devices: Vec<Device>,
     pub(super) kernel_args: String,
@@ -29,6 +34,8 @@ impl VmConfig {
             accelerator: if kvm { Accelerator::Kvm } else { Accelerator::Tcg },
             memory_mib: 512,
             cpus: 1,
+            kernel: Kernel::default(),
+            programs: Programs::default(),
             iommu: false,
             devices: Vec::new(),
             kernel_args: String::new(),
@@ -50,6 +57,18 @@ impl VmConfig {
     /// Sets the number of processors.
     pub fn cpus(mut self, number: u32) -> Self {
         self.cpus = number;
+        self
+    }
+
+    /// Sets the kernel to boot (Debian 13's own).
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    /// Gives the guest Python, rdma-core's module for it, and that module's tests.
+    pub fn python(mut self) -> Self {
+        self.programs = Programs::Python;
         self
     }
 

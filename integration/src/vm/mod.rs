@@ -62,7 +62,7 @@ impl Vm {
 
         let mut devices = vec![Device::Channel { name: CHANNEL.to_owned(), socket: channel }];
         devices.extend(config.devices.iter().cloned());
-        let machine = machine(rig, &config, devices, Serial::File(logs.console.clone()));
+        let machine = machine(rig, &config, devices, Serial::File(logs.console.clone()))?;
         let mut qemu = Child::spawn(&config.name, &qemu(rig, &machine), &logs.qemu)?;
         let stream = accept(&listener, &mut qemu, deadline)
             .with_context(|| format!("QEMU says: {}", qemu.tail(TAIL)))?;
@@ -195,27 +195,28 @@ impl fmt::Debug for Vm {
     }
 }
 
-fn machine(rig: &Rig, config: &VmConfig, devices: Vec<Device>, serial: Serial) -> Machine {
+fn machine(rig: &Rig, config: &VmConfig, devices: Vec<Device>, serial: Serial) -> Result<Machine> {
     let iommu = if config.iommu { " intel_iommu=on" } else { "" };
     // On a busy host an emulated timer can fail the kernel's test of it.
     let cmdline = format!(
         "console=ttyS0 panic=-1 quiet log_buf_len=1M no_timer_check rig.name={}{iommu} {}",
         config.name, config.kernel_args
     );
-    Machine {
+    let image = rig.image(config.kernel, config.programs)?;
+    Ok(Machine {
         name: config.name.clone(),
         accelerator: config.accelerator,
         memory_mib: config.memory_mib,
         cpus: config.cpus,
         boot: Boot {
-            kernel: rig.image().kernel.clone(),
-            initrd: Some(rig.image().initrd.clone()),
+            kernel: image.kernel,
+            initrd: Some(image.initrd),
             cmdline: cmdline.trim_end().to_owned(),
         },
         serial,
         iommu: config.iommu,
         devices,
-    }
+    })
 }
 
 /// QEMU of the rig's own tree, with its own loader and firmware.

@@ -26,7 +26,7 @@ impl Shell {
     pub fn start(rig: &Rig, config: &VmConfig) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("rig-").tempdir().context("create a folder")?;
         let socket = folder.path().join("console");
-        let machine = with_shell(rig, config, Serial::Socket(socket.clone()));
+        let machine = with_shell(rig, config, Serial::Socket(socket.clone()))?;
         let logs = Logs::new(rig, &config.name)?;
         let qemu = Child::spawn(&config.name, &qemu(rig, &machine), &logs.qemu)?;
         Ok(Self { _qemu: qemu, _folder: folder, socket })
@@ -37,7 +37,7 @@ impl Shell {
     /// # Errors
     /// QEMU can't be started, or fails.
     pub fn run_here(rig: &Rig, config: &VmConfig) -> Result<()> {
-        let machine = with_shell(rig, config, Serial::Stdio);
+        let machine = with_shell(rig, config, Serial::Stdio)?;
         let status = qemu(rig, &machine).status().context("start QEMU")?;
         if !status.success() {
             bail!("QEMU ended with {status}");
@@ -51,7 +51,7 @@ impl Shell {
     }
 }
 
-fn with_shell(rig: &Rig, config: &VmConfig, serial: Serial) -> Machine {
+fn with_shell(rig: &Rig, config: &VmConfig, serial: Serial) -> Result<Machine> {
     let config = config.clone().kernel_args("rig.shell");
     machine(rig, &config, config.devices.clone(), serial)
 }

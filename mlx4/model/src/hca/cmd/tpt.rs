@@ -75,7 +75,8 @@ pub(super) fn hw2sw_mpt(hca: &Hca, running: &Running, command: &Command) -> Outc
         check_index(&burst, index)?;
         let changes = Changes::begin(&burst, running);
         let mut entry = changes.read(index).map_err(icm_error)?;
-        if !running.mpts.contains(index) && !made_valid_in_memory(index, &entry) {
+        if !running.mpts.contains(index) && !made_valid_in_memory(&burst, index, &entry) {
+            log::debug!("HW2SW_MPT of entry {index:#x}, which the device doesn't own: {entry:?}");
             return Err(Status::BAD_RES_STATE);
         }
         if entry.flags.region() && entry.window_count.number() != 0 {
@@ -94,10 +95,10 @@ pub(super) fn hw2sw_mpt(hca: &Hca, running: &Running, command: &Command) -> Outc
 }
 
 /// Whether the driver has given an entry back by its status alone, as Linux does when it registers a region
-/// anew.
-fn made_valid_in_memory(index: u32, entry: &MptEntry) -> bool {
-    let key = entry.key.get();
-    entry.flags.region() && entry.flags.status() == MptStatus::VALID && key & Number24::MAX == index
+/// anew. A key in index form may have bits above those that name the entry.
+fn made_valid_in_memory(burst: &Burst, index: u32, entry: &MptEntry) -> bool {
+    let same = u64::from(entry.key.get() ^ index) & ((1 << burst.tables.log2_mpts) - 1) == 0;
+    entry.flags.region() && entry.flags.status() == MptStatus::VALID && same
 }
 
 /// Writes MTT entries from a mailbox: the byte offset in the table, eight reserved bytes, the entries.

@@ -30,6 +30,9 @@ use crate::mem::DmaSpace;
 use crate::node::port::PortState;
 
 const PAGE: u64 = 4096;
+/// Bits of an index-form key above those that name its entry: drivers change them from use to use.
+const KEY_BITS: u32 = 0x44a0_0000;
+
 /// Where memory is on the bus, and how much there is.
 const MEMORY: u64 = 0x7_4000_0000;
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -257,7 +260,7 @@ impl Machine {
         let bus = self.pages(pages) + offset;
         let va = bus ^ 0x5500_0000_0000;
         let index = self.next_key.replace(self.next_key.get() + 1);
-        let key = mpt_index_to_key(index | 0x4400_0000);
+        let key = mpt_index_to_key(index | KEY_BITS);
         let mut mpt = MptEntry::new_zeroed();
         mpt.flags = MptFlags::new()
             .with_status(MptStatus::VALID)
@@ -307,7 +310,7 @@ impl Machine {
     /// Hands an entry to the device (SW2HW_MPT); its new key.
     pub(super) fn enter(&self, mut mpt: MptEntry) -> u32 {
         let index = self.next_key.replace(self.next_key.get() + 1);
-        mpt.key = U32::new(index | 0x4400_0000);
+        mpt.key = U32::new(index | KEY_BITS);
         assert_eq!(self.command(Opcode::SW2HW_MPT, index, mpt.as_bytes()), Status::OK);
         mpt_index_to_key(mpt.key.get())
     }
