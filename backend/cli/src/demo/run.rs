@@ -211,8 +211,8 @@ impl<'a> Demo<'a> {
             back += messages;
             total += bytes + bytes_there;
         }
-        let megabytes = total as f64 / 1e6;
-        Ok(Ok(format!("{there} messages from a to b and {back} back, {megabytes:.1} MB")))
+        let kilobytes = total as f64 / 1e3;
+        Ok(Ok(format!("{there} messages from a to b and {back} back, {kilobytes:.0} kB")))
     }
 
     /// Ping-pongs over links of the other services.
