@@ -1,18 +1,23 @@
 /*
- * verbs-peer: one RC queue pair on the stock libibverbs, driven by lines on standard input.
+ * verbs-peer: one RC or UC queue pair on the stock libibverbs, driven by lines on standard input.
  *
- * Started as `verbs-peer DEVICE BYTES`, it opens the HCA, registers BYTES of memory, brings a queue pair to
+ * Started as `verbs-peer DEVICE BYTES rc` (or `uc`), it opens the HCA, registers BYTES of memory, brings a queue pair to
  * INIT, and says how it can be reached. Each command then gets one line of answer: `ok ...`, `wc NUMBER TEXT`
  * for a work completion that isn't IBV_WC_SUCCESS, or `error TEXT`. Numbers are decimal. Offsets are relative
  * to the registered memory.
  *
- *   connect LID QPN PSN            to RTR and RTS, with the peer's LID, queue pair and first PSN
+ *   connect LID QPN PSN MTU TIMEOUT RETRIES RNR     to RTR and RTS, with the peer's LID, queue pair and first PSN,
+ *                                  the path MTU's code, and a requester's timeout and retries
  *   fill OFFSET LENGTH SEED        write the pattern of a seed
  *   verify OFFSET LENGTH SEED      compare with the pattern of a seed
  *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other
  *   send OFFSET LENGTH COUNT       post COUNT sends, then wait for all completions
  *   write OFFSET LENGTH COUNT ADDRESS RKEY      the same by RDMA write ...
  *   read OFFSET LENGTH COUNT ADDRESS RKEY       ... and by RDMA read
+ *   fetch_add OFFSET ADDRESS RKEY ADD               atomics; what was there goes to OFFSET
+ *   compare_swap OFFSET ADDRESS RKEY COMPARE SWAP
+ *   put OFFSET VALUE               write a word of 8 bytes
+ *   get OFFSET                     read it
  *   received LENGTH COUNT          wait for COUNT receive completions of LENGTH bytes
  *   state                          the queue pair's state, as the driver is asked for it
  *
@@ -170,36 +175,78 @@ static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct
 		printf("ok\n");
 }
 
-static void connect_to(struct peer *peer, uint16_t lid, uint32_t qpn, uint32_t psn)
+/* Posts an atomic whose result goes to OFFSET, and waits. */
+static void atomic(struct peer *peer, enum ibv_wr_opcode opcode, const uint64_t *number)
+{
+	struct stretch at = { .offset = number[0], .length = 8, .count = 1 };
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)peer->memory + at.offset, .length = 8, .lkey = peer->mr->lkey,
+	};
+	struct ibv_send_wr wr = {
+		.sg_list = &sge, .num_sge = 1, .opcode = opcode, .send_flags = IBV_SEND_SIGNALED,
+		.wr.atomic = { .remote_addr = number[1], .rkey = (uint32_t)number[2], .compare_add = number[3],
+			       .swap = number[4] },
+	};
+	struct ibv_send_wr *bad;
+	int failed;
+
+	if (inside(peer, &at) != 0)
+		return;
+	failed = ibv_post_send(peer->qp, &wr, &bad);
+	if (failed)
+		error("ibv_post_send", failed);
+	else if (completions(peer->send_cq, 1, 0) == 0)
+		printf("ok\n");
+}
+
+/* A word of the memory: written if VALUE is one, then told. */
+static void word(struct peer *peer, uint64_t offset, const uint64_t *value)
+{
+	struct stretch at = { .offset = offset, .length = 8, .count = 1 };
+	uint64_t found;
+
+	if (inside(peer, &at) != 0)
+		return;
+	if (value)
+		memcpy(peer->memory + offset, value, sizeof(*value));
+	memcpy(&found, peer->memory + offset, sizeof(found));
+	printf("ok %" PRIu64 "\n", found);
+}
+
+/* NUMBER: LID, queue pair, PSN, MTU, timeout, retries, RNR retries. */
+static void connect_to(struct peer *peer, const uint64_t *number)
 {
 	struct ibv_qp_attr rtr = {
 		.qp_state = IBV_QPS_RTR,
-		.path_mtu = IBV_MTU_2048,
-		.dest_qp_num = qpn,
-		.rq_psn = psn,
+		.path_mtu = (enum ibv_mtu)number[3],
+		.dest_qp_num = (uint32_t)number[1],
+		.rq_psn = (uint32_t)number[2],
 		.max_dest_rd_atomic = 4,
 		.min_rnr_timer = 12,
-		.ah_attr = { .dlid = lid, .port_num = PORT },
+		.ah_attr = { .dlid = (uint16_t)number[0], .port_num = PORT },
 	};
 	struct ibv_qp_attr rts = {
 		.qp_state = IBV_QPS_RTS,
 		.sq_psn = peer->psn,
-		.timeout = 18,
-		.retry_cnt = 7,
-		.rnr_retry = 7,
+		.timeout = (uint8_t)number[4],
+		.retry_cnt = (uint8_t)number[5],
+		.rnr_retry = (uint8_t)number[6],
 		.max_rd_atomic = 4,
 	};
+	const int reliable = peer->qp->qp_type == IBV_QPT_RC;
 	int failed = ibv_modify_qp(peer->qp, &rtr,
 				   IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-					   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+					   (reliable ? IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER : 0));
 
 	if (failed) {
 		error("ibv_modify_qp to RTR", failed);
 		return;
 	}
 	failed = ibv_modify_qp(peer->qp, &rts,
-			       IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-				       IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+			       IBV_QP_STATE | IBV_QP_SQ_PSN |
+				       (reliable ? IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+							   IBV_QP_MAX_QP_RD_ATOMIC
+						 : 0));
 	if (failed)
 		error("ibv_modify_qp to RTS", failed);
 	else
@@ -225,8 +272,16 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 {
 	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
 
-	if (!strcmp(name, "connect") && numbers == 3) {
-		connect_to(peer, (uint16_t)number[0], (uint32_t)number[1], (uint32_t)number[2]);
+	if (!strcmp(name, "connect") && numbers == 7) {
+		connect_to(peer, number);
+	} else if (!strcmp(name, "fetch_add") && numbers == 4) {
+		atomic(peer, IBV_WR_ATOMIC_FETCH_AND_ADD, number);
+	} else if (!strcmp(name, "compare_swap") && numbers == 5) {
+		atomic(peer, IBV_WR_ATOMIC_CMP_AND_SWP, number);
+	} else if (!strcmp(name, "put") && numbers == 2) {
+		word(peer, number[0], &number[1]);
+	} else if (!strcmp(name, "get") && numbers == 1) {
+		word(peer, number[0], NULL);
 	} else if (!strcmp(name, "state") && numbers == 0) {
 		state(peer);
 	} else if (!strcmp(name, "received") && numbers == 2) {
@@ -293,16 +348,19 @@ static struct ibv_context *open_device(const char *name)
 }
 
 /* Makes what belongs to a queue pair in INIT; what is missing at a failure isn't there. */
-static int make(struct peer *peer, const char *device)
+static int make(struct peer *peer, const char *device, enum ibv_qp_type type)
 {
-	const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+	const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
+			   IBV_ACCESS_REMOTE_ATOMIC;
 	struct ibv_qp_init_attr wanted = {
 		.cap = { .max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 1, .max_recv_sge = 1,
 			 .max_inline_data = MAX_INLINE },
-		.qp_type = IBV_QPT_RC,
+		.qp_type = type,
 	};
 	struct ibv_qp_attr init = {
-		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT, .qp_access_flags = access,
+		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT,
+		/* UC has neither reads nor atomics. */
+		.qp_access_flags = type == IBV_QPT_RC ? access : IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
 	};
 
 	if (!(peer->context = open_device(device)))
@@ -359,12 +417,12 @@ int main(int arguments, char **argument)
 	int failed;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (arguments != 3) {
-		fprintf(stderr, "usage: verbs-peer DEVICE BYTES\n");
+	if (arguments != 4 || (strcmp(argument[3], "rc") && strcmp(argument[3], "uc"))) {
+		fprintf(stderr, "usage: verbs-peer DEVICE BYTES rc|uc\n");
 		return EXIT_FAILURE;
 	}
 	peer.bytes = strtoull(argument[2], NULL, 10);
-	failed = make(&peer, argument[1]) || announce(&peer);
+	failed = make(&peer, argument[1], strcmp(argument[3], "rc") ? IBV_QPT_UC : IBV_QPT_RC) || announce(&peer);
 	while (!failed && fgets(line, sizeof(line), stdin))
 		command(&peer, line);
 	failed |= give_back(&peer);

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use integration::peer::{Endpoint, Peer, Status, Stretch, compare, pattern};
+use integration::peer::{Atomic, Endpoint, Peer, Service, Status, Stretch, Terms, compare, pattern};
 use paraverbs_verbs::{
-    Access, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpCap, QpInit, RecvWr,
-    RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+    Access, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpAttr, QpCap, QpInit,
+    QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
 };
 
 const PORT: u8 = 1;
@@ -74,6 +74,7 @@ pub(crate) struct GuestPeer {
     sent: Completions,
     received: Completions,
     lid: u16,
+    service: Service,
 }
 
 /// A guest of the daemon whose port is ACTIVE.
@@ -98,9 +99,13 @@ impl Guest {
     }
 
     /// A queue pair in INIT, with `bytes` bytes of memory.
-    pub(crate) fn peer(&self, bytes: usize) -> Result<GuestPeer> {
+    pub(crate) fn peer(&self, bytes: usize, service: Service) -> Result<GuestPeer> {
         let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
         let init = QpInit {
+            qp_type: match service {
+                Service::Rc => QpType::Rc,
+                Service::Uc => QpType::Uc,
+            },
             recv_cq: &received.cq,
             cap: QpCap {
                 max_send_wr: DEPTH,
@@ -112,10 +117,11 @@ impl Guest {
             ..QpInit::new(&sent.cq)
         };
         let qp = self.pd.create_qp(&init)?;
-        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        qp.to_init(PORT, access)?;
+        let unreliable = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let access = unreliable | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
+        qp.to_init(PORT, if service == Service::Rc { access } else { unreliable })?;
         let mr = self.pd.alloc_mr(bytes, access)?;
-        Ok(GuestPeer { qp, mr, sent, received, lid: self.context.query_port(PORT)?.lid })
+        Ok(GuestPeer { qp, mr, sent, received, lid: self.context.query_port(PORT)?.lid, service })
     }
 
     /// Lets go of the device.
@@ -169,6 +175,17 @@ impl GuestPeer {
     }
 }
 
+fn mtu(bytes: u32) -> Result<Mtu> {
+    match bytes {
+        256 => Ok(Mtu::B256),
+        512 => Ok(Mtu::B512),
+        1024 => Ok(Mtu::B1024),
+        2048 => Ok(Mtu::B2048),
+        4096 => Ok(Mtu::B4096),
+        other => bail!("there is no MTU of {other} bytes"),
+    }
+}
+
 /// Whether messages of this length go inline.
 fn fits_inline(at: Stretch) -> bool {
     at.length <= MAX_INLINE as usize
@@ -185,11 +202,23 @@ impl Peer for GuestPeer {
         }
     }
 
-    fn connect(&mut self, to: &Endpoint) -> Result<()> {
-        let rtr = RtrAttr::new(AhAttr::to_lid(to.lid, PORT), to.qpn, to.psn, Mtu::B2048);
-        self.qp.to_rtr(RtrAttr { max_dest_rd_atomic: READS, ..rtr })?;
-        self.qp.to_rts(RtsAttr { max_rd_atomic: READS, timeout: 18, ..RtsAttr::new(PSN) })?;
-        Ok(())
+    fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
+        let mtu = mtu(terms.mtu)?;
+        let rtr = RtrAttr::new(AhAttr::to_lid(to.lid, PORT), to.qpn, to.psn, mtu);
+        let mut rtr = QpAttr::from(RtrAttr { max_dest_rd_atomic: READS, ..rtr });
+        let mut rts = QpAttr::from(RtsAttr {
+            max_rd_atomic: READS,
+            timeout: terms.timeout,
+            retry_cnt: terms.retries,
+            rnr_retry: terms.rnr_retries,
+            ..RtsAttr::new(PSN)
+        });
+        if self.service == Service::Uc {
+            rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
+            rts = QpAttr { sq_psn: rts.sq_psn, ..QpAttr::state(QpState::Rts) };
+        }
+        self.qp.modify(&rtr)?;
+        Ok(self.qp.modify(&rts)?)
     }
 
     fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
@@ -227,6 +256,25 @@ impl Peer for GuestPeer {
 
     fn read(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
         self.request(at, false, |start| SendOp::Read { remote_addr: address + start, rkey })
+    }
+
+    fn atomic(&mut self, result: usize, address: u64, rkey: u32, operation: Atomic) -> Result<Status> {
+        let remote_addr = address;
+        let at = Stretch { offset: result, length: 8, count: 1 };
+        self.request(at, false, |_| match operation {
+            Atomic::FetchAdd { add } => SendOp::FetchAdd { remote_addr, rkey, add },
+            Atomic::CompareSwap { compare, swap } => SendOp::CompareSwap { remote_addr, rkey, compare, swap },
+        })
+    }
+
+    fn put_word(&mut self, at: usize, value: u64) -> Result<()> {
+        Ok(self.mr.write(at, &value.to_ne_bytes())?)
+    }
+
+    fn word(&mut self, at: usize) -> Result<u64> {
+        let mut word = [0; 8];
+        self.mr.read(at, &mut word)?;
+        Ok(u64::from_ne_bytes(word))
     }
 
     fn state(&mut self) -> Result<String> {
