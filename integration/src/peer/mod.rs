@@ -23,6 +23,12 @@ pub const EXCHANGE_BYTES: usize = 4 << 20;
 /// Lengths of messages, and how many of each: inline where there is such a thing, across pages at odd
 /// addresses, and of many packets.
 const MESSAGES: [(usize, usize); 4] = [(8, 32), (1, 3), (4097, 9), (1 << 20, 3)];
+/// The same of datagrams. Each has a place for its GRH before it, so they come one by one.
+const DATAGRAMS: [(usize, usize); 4] = [(8, 1), (1, 1), (1001, 1), (4096, 1)];
+/// The Q_Key of datagrams.
+pub const QKEY: u32 = 0x1111_1111;
+/// What is before a datagram in its receive, whether there is a GRH or not.
+pub const GRH_BYTES: usize = 40;
 /// Where messages lie at their source and their destination.
 const OFFSETS: [usize; 2] = [4097, 8190];
 /// What is looked at before and behind the destination.
@@ -50,6 +56,8 @@ pub enum Service {
     Rc,
     /// Unreliable: without reads and atomics.
     Uc,
+    /// Datagrams: sends of at most 4096 bytes.
+    Ud,
 }
 
 impl Service {
@@ -57,6 +65,7 @@ impl Service {
         match self {
             Self::Rc => "rc",
             Self::Uc => "uc",
+            Self::Ud => "ud",
         }
     }
 
@@ -64,12 +73,17 @@ impl Service {
         match self {
             Self::Rc => &[Operation::Send, Operation::Write, Operation::Read],
             Self::Uc => &[Operation::Send, Operation::Write],
+            Self::Ud => &[Operation::Send],
         }
+    }
+
+    fn messages(self) -> &'static [(usize, usize)] {
+        if self == Self::Ud { &DATAGRAMS } else { &MESSAGES }
     }
 
     /// How many messages [`exchange`] takes, in both directions.
     pub fn exchange_messages(self) -> usize {
-        let one_way: usize = MESSAGES.iter().map(|(_, count)| count).sum();
+        let one_way: usize = self.messages().iter().map(|(_, count)| count).sum();
         2 * self.operations().len() * one_way
     }
 }
@@ -128,9 +142,9 @@ impl Stretch {
         self.length * self.count
     }
 
-    /// What lies before and behind.
+    /// What lies before (and before a GRH) and behind.
     fn guards(&self) -> [Self; 2] {
-        [self.offset - GUARD_BYTES, self.offset + self.bytes()].map(|offset| Self {
+        [self.offset - GRH_BYTES - GUARD_BYTES, self.offset + self.bytes()].map(|offset| Self {
             offset,
             length: GUARD_BYTES,
             count: 1,
@@ -263,7 +277,7 @@ enum Operation {
 pub fn exchange(one: &mut dyn Peer, other: &mut dyn Peer, service: Service) -> Result<usize> {
     let (mut seed, mut messages) = (0, 0);
     for &operation in service.operations() {
-        for (length, count) in MESSAGES {
+        for &(length, count) in service.messages() {
             let what = |from: &str| format!("{operation:?} of {count} x {length} bytes from the {from}");
             let [from, to] = OFFSETS.map(|offset| Stretch { offset, length, count });
             seed += 4;
@@ -434,17 +448,18 @@ mod tests {
     fn guards_are_next_to_the_stretch() {
         let at = Stretch { offset: 8190, length: 3, count: 5 };
         let [before, behind] = at.guards();
-        assert_eq!((before.offset + before.bytes(), behind.offset), (8190, 8205));
+        assert_eq!((before.offset + before.bytes(), behind.offset), (8190 - 40, 8205));
     }
 
     #[test]
     fn exchange_fits_into_its_memory_and_counts_its_messages() {
-        for (length, count) in MESSAGES {
+        for (length, count) in MESSAGES.into_iter().chain(DATAGRAMS) {
             for offset in OFFSETS {
                 let [before, behind] = Stretch { offset, length, count }.guards();
                 assert!(before.offset < offset && behind.offset + behind.bytes() <= EXCHANGE_BYTES);
             }
         }
-        assert_eq!([Service::Rc, Service::Uc].map(Service::exchange_messages), [282, 188]);
+        let counts = [Service::Rc, Service::Uc, Service::Ud].map(Service::exchange_messages);
+        assert_eq!(counts, [282, 188, 8]);
     }
 }

@@ -1,16 +1,18 @@
 /*
- * verbs-peer: one RC or UC queue pair on the stock libibverbs, driven by lines on standard input.
+ * verbs-peer: one RC, UC or UD queue pair on the stock libibverbs, driven by lines on standard input.
  *
- * Started as `verbs-peer DEVICE BYTES rc` (or `uc`), it opens the HCA, registers BYTES of memory, brings a queue pair to
+ * Started as `verbs-peer DEVICE BYTES rc` (or `uc`, `ud`), it opens the HCA, registers BYTES of memory, brings a queue pair to
  * INIT, and says how it can be reached. Each command then gets one line of answer: `ok ...`, `wc NUMBER TEXT`
  * for a work completion that isn't IBV_WC_SUCCESS, or `error TEXT`. Numbers are decimal. Offsets are relative
  * to the registered memory.
  *
  *   connect LID QPN PSN MTU TIMEOUT RETRIES RNR     to RTR and RTS, with the peer's LID, queue pair and first PSN,
- *                                  the path MTU's code, and a requester's timeout and retries
+ *                                  the path MTU's code, and a requester's timeout and retries; of UD only LID and
+ *                                  queue pair count
  *   fill OFFSET LENGTH SEED        write the pattern of a seed
  *   verify OFFSET LENGTH SEED      compare with the pattern of a seed
- *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other
+ *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other; of UD with 40 bytes
+ *                                  before each, for a GRH, so only one at once
  *   send OFFSET LENGTH COUNT       post COUNT sends, then wait for all completions
  *   write OFFSET LENGTH COUNT ADDRESS RKEY      the same by RDMA write ...
  *   read OFFSET LENGTH COUNT ADDRESS RKEY       ... and by RDMA read
@@ -32,7 +34,8 @@
 
 #include <infiniband/verbs.h>
 
-enum { PORT = 1, DEPTH = 64, MAX_INLINE = 64, WAIT_SECONDS = 60, MAX_WORDS = 8, LINE_BYTES = 256 };
+enum { PORT = 1, DEPTH = 64, MAX_INLINE = 64, WAIT_SECONDS = 60, MAX_WORDS = 8, LINE_BYTES = 256,
+       GRH_BYTES = 40, QKEY = 0x11111111 };
 
 struct peer {
 	struct ibv_context *context;
@@ -41,6 +44,8 @@ struct peer {
 	struct ibv_cq *send_cq;
 	struct ibv_cq *recv_cq;
 	struct ibv_qp *qp;
+	struct ibv_ah *ah; /* of UD: the way to the peer ... */
+	uint32_t remote_qpn; /* ... and its queue pair */
 	uint8_t *memory;
 	uint64_t bytes;
 	uint32_t psn;
@@ -125,12 +130,23 @@ static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
 	return 0;
 }
 
+static int datagrams(const struct peer *peer)
+{
+	return peer->qp->qp_type == IBV_QPT_UD;
+}
+
 static void post_recv(struct peer *peer, const struct stretch *at)
 {
+	const uint64_t grh = datagrams(peer) ? GRH_BYTES : 0;
+
+	if (grh && (at->offset < grh || at->count > 1)) {
+		error("the place of the GRH", EINVAL);
+		return;
+	}
 	for (uint64_t i = 0; i < at->count; i++) {
 		struct ibv_sge sge = {
-			.addr = (uintptr_t)peer->memory + at->offset + i * at->length,
-			.length = (uint32_t)at->length,
+			.addr = (uintptr_t)peer->memory + at->offset + i * at->length - grh,
+			.length = (uint32_t)(at->length + grh),
 			.lkey = peer->mr->lkey,
 		};
 		struct ibv_recv_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1 };
@@ -163,8 +179,14 @@ static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct
 
 		if (opcode != IBV_WR_RDMA_READ && at->length <= MAX_INLINE)
 			wr.send_flags |= IBV_SEND_INLINE;
-		wr.wr.rdma.remote_addr = address + i * at->length;
-		wr.wr.rdma.rkey = rkey;
+		if (datagrams(peer)) {
+			wr.wr.ud.ah = peer->ah;
+			wr.wr.ud.remote_qpn = peer->remote_qpn;
+			wr.wr.ud.remote_qkey = QKEY;
+		} else {
+			wr.wr.rdma.remote_addr = address + i * at->length;
+			wr.wr.rdma.rkey = rkey;
+		}
 		failed = ibv_post_send(peer->qp, &wr, &bad);
 		if (failed) {
 			error("ibv_post_send", failed);
@@ -211,6 +233,28 @@ static void word(struct peer *peer, uint64_t offset, const uint64_t *value)
 		memcpy(peer->memory + offset, value, sizeof(*value));
 	memcpy(&found, peer->memory + offset, sizeof(found));
 	printf("ok %" PRIu64 "\n", found);
+}
+
+/* NUMBER: LID, queue pair. */
+static void address_to(struct peer *peer, const uint64_t *number)
+{
+	struct ibv_ah_attr to = { .dlid = (uint16_t)number[0], .port_num = PORT };
+	struct ibv_qp_attr rtr = { .qp_state = IBV_QPS_RTR };
+	struct ibv_qp_attr rts = { .qp_state = IBV_QPS_RTS, .sq_psn = peer->psn };
+	int failed;
+
+	peer->remote_qpn = (uint32_t)number[1];
+	if (!(peer->ah = ibv_create_ah(peer->pd, &to))) {
+		error("ibv_create_ah", errno);
+		return;
+	}
+	failed = ibv_modify_qp(peer->qp, &rtr, IBV_QP_STATE);
+	if (!failed)
+		failed = ibv_modify_qp(peer->qp, &rts, IBV_QP_STATE | IBV_QP_SQ_PSN);
+	if (failed)
+		error("ibv_modify_qp of datagrams", failed);
+	else
+		printf("ok\n");
 }
 
 /* NUMBER: LID, queue pair, PSN, MTU, timeout, retries, RNR retries. */
@@ -273,7 +317,10 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
 
 	if (!strcmp(name, "connect") && numbers == 7) {
-		connect_to(peer, number);
+		if (datagrams(peer))
+			address_to(peer, number);
+		else
+			connect_to(peer, number);
 	} else if (!strcmp(name, "fetch_add") && numbers == 4) {
 		atomic(peer, IBV_WR_ATOMIC_FETCH_AND_ADD, number);
 	} else if (!strcmp(name, "compare_swap") && numbers == 5) {
@@ -285,7 +332,7 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 	} else if (!strcmp(name, "state") && numbers == 0) {
 		state(peer);
 	} else if (!strcmp(name, "received") && numbers == 2) {
-		if (completions(peer->recv_cq, number[1], number[0]) == 0)
+		if (completions(peer->recv_cq, number[1], number[0] + (datagrams(peer) ? GRH_BYTES : 0)) == 0)
 			printf("ok\n");
 	} else if (!strcmp(name, "fill") && numbers == 3) {
 		if (inside(peer, &at) == 0)
@@ -358,7 +405,7 @@ static int make(struct peer *peer, const char *device, enum ibv_qp_type type)
 		.qp_type = type,
 	};
 	struct ibv_qp_attr init = {
-		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT,
+		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT, .qkey = QKEY,
 		/* UC has neither reads nor atomics. */
 		.qp_access_flags = type == IBV_QPT_RC ? access : IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
 	};
@@ -379,7 +426,8 @@ static int make(struct peer *peer, const char *device, enum ibv_qp_type type)
 	if (!(peer->qp = ibv_create_qp(peer->pd, &wanted)))
 		return error("ibv_create_qp", errno);
 	errno = ibv_modify_qp(peer->qp, &init,
-			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT |
+				      (type == IBV_QPT_UD ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS));
 	return errno ? error("ibv_modify_qp to INIT", errno) : 0;
 }
 
@@ -389,6 +437,7 @@ static int give_back(struct peer *peer)
 	int failed = 0;
 
 	failed |= peer->qp && ibv_destroy_qp(peer->qp);
+	failed |= peer->ah && ibv_destroy_ah(peer->ah);
 	failed |= peer->send_cq && ibv_destroy_cq(peer->send_cq);
 	failed |= peer->recv_cq && ibv_destroy_cq(peer->recv_cq);
 	failed |= peer->mr && ibv_dereg_mr(peer->mr);
@@ -410,6 +459,16 @@ static int announce(const struct peer *peer)
 	return 0;
 }
 
+/* The type of a service's name; IBV_QPT_DRIVER if it is none. */
+static enum ibv_qp_type service(const char *name)
+{
+	if (!strcmp(name, "rc"))
+		return IBV_QPT_RC;
+	if (!strcmp(name, "uc"))
+		return IBV_QPT_UC;
+	return strcmp(name, "ud") ? IBV_QPT_DRIVER : IBV_QPT_UD;
+}
+
 int main(int arguments, char **argument)
 {
 	struct peer peer = { .psn = 0xfffff0 }; /* so that it wraps soon */
@@ -417,12 +476,12 @@ int main(int arguments, char **argument)
 	int failed;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (arguments != 4 || (strcmp(argument[3], "rc") && strcmp(argument[3], "uc"))) {
-		fprintf(stderr, "usage: verbs-peer DEVICE BYTES rc|uc\n");
+	if (arguments != 4 || service(argument[3]) == IBV_QPT_DRIVER) {
+		fprintf(stderr, "usage: verbs-peer DEVICE BYTES rc|uc|ud\n");
 		return EXIT_FAILURE;
 	}
 	peer.bytes = strtoull(argument[2], NULL, 10);
-	failed = make(&peer, argument[1], strcmp(argument[3], "rc") ? IBV_QPT_UC : IBV_QPT_RC) || announce(&peer);
+	failed = make(&peer, argument[1], service(argument[3])) || announce(&peer);
 	while (!failed && fgets(line, sizeof(line), stdin))
 		command(&peer, line);
 	failed |= give_back(&peer);

@@ -45,6 +45,13 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
         }
     }
 
+    let (mut theirs, mut ours) = both(Service::Ud);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let messages = peer::exchange(&mut theirs, &mut ours, Service::Ud).unwrap();
+    assert_eq!(messages, Service::Ud.exchange_messages());
+    apart((theirs, ours));
+    println!("ok     Ud: {messages} messages");
+
     // Each of these ends a connection.
     for stock_is_at_fault in [true, false] {
         let (mut theirs, mut ours) = both(Service::Rc);
