@@ -40,6 +40,8 @@ pub struct Machine {
     /// Whether a virtual IOMMU stands between the devices and the memory. A Linux guest uses it only
     /// with `intel_iommu=on` on its command line.
     pub iommu: bool,
+    /// Whether a reset by the guest boots it again; if not, it ends the VMM, as a guest's panic then does.
+    pub reboots: bool,
     /// The devices, in the order in which they are plugged in.
     pub devices: Vec<Device>,
 }

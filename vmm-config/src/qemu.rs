@@ -27,7 +27,9 @@ impl Machine {
         args.option("-m", &format!("{}M", self.memory_mib));
         args.option("-smp", &self.cpus.to_string());
         args.flag("-nodefaults");
-        args.flag("-no-reboot");
+        if !self.reboots {
+            args.flag("-no-reboot");
+        }
         args.option("-display", "none");
         self.serial(&mut args);
         args.option("-kernel", &plain(&self.boot.kernel));
@@ -184,6 +186,7 @@ mod tests {
             },
             serial: Serial::Stdio,
             iommu: false,
+            reboots: false,
             devices: Vec::new(),
         }
     }
