@@ -9,7 +9,7 @@ use integration::Rig;
 
 /// The files in `integration/tests` whose tests boot VMs.
 const WITH_VMS: &[&str] =
-    &["boot", "driver_stock", "driver_vfio", "mlx4_pair", "mlx4_stock", "witness_guest"];
+    &["boot", "driver_stock", "driver_vfio", "mlx4_pair", "mlx4_stock", "vfio_daemon", "witness_guest"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
