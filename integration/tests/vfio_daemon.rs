@@ -33,21 +33,44 @@ impl Scene {
     fn new(rig: &Rig) -> Self {
         let model = Model::start(rig, 1, &[]).unwrap();
         let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
-        for (package, name) in
-            [("integration", "rig-driver"), ("paraverbsd", "paraverbsd"), ("paraverbs-verbs", "pverbs")]
-        {
+        for (package, name) in [
+            ("integration", "rig-driver"),
+            ("paraverbs-cli", "paraverbs"),
+            ("paraverbsd", "paraverbsd"),
+            ("paraverbs-verbs", "pverbs"),
+        ] {
             let program = integration::program(package, name).unwrap();
             vm.put(&format!("/bin/{name}"), 0o755, &std::fs::read(program).unwrap()).unwrap();
         }
         vm.check("ip link set lo up").unwrap();
-        vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
-        vm.check(&format!(
-            "echo vfio-pci > /sys/bus/pci/devices/{ADDRESS}/driver_override && \
-             echo {ADDRESS} > /sys/bus/pci/drivers_probe"
-        ))
-        .unwrap();
         let untouched = model.dump().unwrap();
         Self { vm, model, untouched }
+    }
+
+    /// Runs `paraverbs` with the card's address; gives its exit status and all its output.
+    fn tool(&self, command: &str) -> (i32, String) {
+        let output = self.vm.run_within(LIMIT, &format!("paraverbs {command} {ADDRESS}")).unwrap();
+        (output.status, output.stdout + &output.stderr)
+    }
+
+    /// Runs `paraverbs`, which must fail and say certain words.
+    fn fails(&self, command: &str, words: &[&str]) {
+        let (status, text) = self.tool(command);
+        assert_eq!(status, 1, "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?} in {text}");
+    }
+
+    /// Runs `paraverbs`, which must succeed, and gives what it says.
+    fn succeeds(&self, command: &str) -> String {
+        let (status, text) = self.tool(command);
+        assert_eq!(status, 0, "{text}");
+        text
+    }
+
+    /// Waits until the port is ACTIVE in the kernel's own driver.
+    fn kernel_s_port_is_active(&self) {
+        let state = "cat /sys/class/infiniband/*/ports/1/state";
+        until("the kernel's port", || Ok(self.vm.run(state)?.stdout.trim() == "4: ACTIVE")).unwrap();
     }
 
     /// Starts the daemon with guests a and b; returns when it serves both.
@@ -104,7 +127,59 @@ fn passed(name: &str, what: &str) {
 fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing() {
     let rig = Rig::prepare().unwrap();
     let scene = Scene::new(&rig);
+    card_moves_to_vfio(&scene);
+    traffic_flows(&scene);
+    daemon_is_killed(&scene);
+    assert_eq!(scene.count("refused_accesses"), 0);
+    passed("refused", "the IOMMU has refused the card no access in all of this");
+    memory_is_unmapped_on_purpose(&scene);
+    card_moves_back(&scene);
+    scene.vm.shutdown().unwrap();
+    scene.model.stop().unwrap();
+}
 
+fn card_moves_to_vfio(scene: &Scene) {
+    let vm = &scene.vm;
+    vm.check_within(LIMIT, "modprobe -a mlx4_ib ib_uverbs ib_ipoib").unwrap();
+    scene.kernel_s_port_is_active();
+    scene.fails(
+        "doctor",
+        &[
+            "ok      card      0000:01:00.0 is 15b3:1003",
+            "ok      iommu     on",
+            "FAILED  driver    bound to mlx4_core, not to vfio-pci",
+            "modprobe vfio-pci; paraverbs bind 0000:01:00.0",
+            "ok      group     viable",
+            "FAILED  files     /dev/vfio/vfio does not exist",
+            "-       firmware",
+        ],
+    );
+    passed("doctor", "what a card of the kernel's driver lacks is found");
+
+    scene.fails("bind", &["the driver vfio-pci is not loaded; run as root: modprobe vfio-pci"]);
+    vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
+    vm.check("ip link set ib0 up").unwrap();
+    let reader = vm.spawn("exec sleep 1000 < /dev/infiniband/uverbs0").unwrap();
+    let open = "ls -l /proc/*/fd/0 | grep -q /dev/infiniband/uverbs0";
+    until("the open file", || Ok(vm.run(open)?.status == 0)).unwrap();
+    scene.fails("bind", &["ib0 is up", "sleep (process ", "has /dev/infiniband/uverbs0 open"]);
+    reader.kill().unwrap();
+    vm.check("ip link set ib0 down").unwrap();
+    scene.kernel_s_port_is_active();
+    passed("users", "a card in use stays where it is, and who uses it is named");
+
+    assert_eq!(scene.succeeds("bind"), format!("{ADDRESS} moved from mlx4_core to vfio-pci\n"));
+    assert!(scene.is_untouched());
+    passed("bind", "moved to vfio-pci");
+    let text = scene.succeeds("doctor");
+    for words in ["ok      driver    bound to vfio-pci", "ok      firmware", "its link is up", "is ACTIVE"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert!(scene.is_untouched());
+    passed("doctor", "nothing is lacking: firmware, link and subnet manager are there");
+}
+
+fn traffic_flows(scene: &Scene) {
     let daemon = scene.daemon(LIMIT);
     let devinfo = scene.vm.check("pverbs devinfo --socket /run/a").unwrap();
     assert!(devinfo.contains("PORT_ACTIVE (4)"), "{devinfo}");
@@ -129,10 +204,15 @@ fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing()
     let interrupts = scene.interrupts();
     assert!(interrupts.iter().sum::<u64>() > 0, "{interrupts:?}");
     passed("msi-x", &format!("interrupts that came, by vector: {interrupts:?}"));
+    scene.fails("doctor", &["FAILED  files     in use: paraverbsd (process ", "has /dev/vfio/"]);
+    scene.fails("unbind", &["is in use, end that first: paraverbsd (process "]);
+    passed("in use", "while the daemon runs nobody can move the card");
     daemon.stop();
     assert!(scene.is_untouched());
     passed("exit", "after the daemon's end nothing is left in the card");
+}
 
+fn daemon_is_killed(scene: &Scene) {
     let daemon = scene.daemon(LIMIT);
     let before = scene.count("send_wqes");
     let guests = scene.ping("-s 65536 -n 100000000");
@@ -145,7 +225,7 @@ fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing()
     until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();
     passed("killed", "SIGKILL of the daemon while messages flow: guests end, the card is reset");
     let held_back = scene.count("held_back_accesses");
-    println!("       the kernel's turning off of bus mastering held {held_back} accesses back");
+    println!("       accesses that the kernel held back when it turned bus mastering off: {held_back}");
     let killed = Instant::now();
     let daemon = scene.daemon(RESTART);
     passed("restart", &format!("the next daemon serves after {:.1} s", killed.elapsed().as_secs_f64()));
@@ -155,15 +235,21 @@ fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing()
     }
     daemon.stop();
     assert!(scene.is_untouched());
-    assert_eq!(scene.count("refused_accesses"), 0);
-    passed("refused", "the IOMMU has refused the card no access in all of this");
+}
 
+fn memory_is_unmapped_on_purpose(scene: &Scene) {
     let output = scene.vm.check_within(LIMIT, &format!("rig-driver vfio:{ADDRESS} unmapped")).unwrap();
     assert!(output.contains("rdma write to unmapped memory: Failed"), "{output}");
     assert_eq!(scene.count("refused_accesses"), 1, "{output}");
     assert!(scene.is_untouched());
     passed("control", "memory unmapped on purpose: the card counts 1 refused access");
+}
 
-    scene.vm.shutdown().unwrap();
-    scene.model.stop().unwrap();
+fn card_moves_back(scene: &Scene) {
+    assert_eq!(scene.succeeds("unbind"), format!("{ADDRESS} moved from vfio-pci to mlx4_core\n"));
+    scene.kernel_s_port_is_active();
+    passed("unbind", "moved back to mlx4_core, whose port is ACTIVE");
+    scene.vm.check_within(LIMIT, "modprobe -r ib_ipoib mlx4_ib mlx4_core").unwrap();
+    assert!(scene.is_untouched());
+    assert_eq!(scene.count("refused_accesses"), 1);
 }
