@@ -17,6 +17,7 @@ const WITH_VMS: &[&str] = &[
     "stock_diags",
     "stock_life",
     "stock_speed",
+    "vfio_daemon",
     "witness_guest",
 ];
 
