@@ -84,7 +84,7 @@ impl DmaSpace {
     }
 
     /// Maps `len` bytes of a file, from `offset` on, at a bus address. The file is mapped into this process
-    /// once, whole, however many pieces of it are mapped for the device.
+    /// once, whole, however many pieces of it are mapped for the device. On return every view shows it.
     pub fn map_fd(
         &self,
         iova: u64,
@@ -102,7 +102,8 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Maps memory that this process has mapped already, all of it, at a bus address.
+    /// Maps memory that this process has mapped already, all of it, at a bus address. On return every view
+    /// shows it.
     pub fn map_host(&self, iova: u64, region: HostRegion, writable: bool) -> Result<(), DmaError> {
         let last = check_range(iova, region.len() as u64, region.address())?;
         let mut changes = self.lock();
@@ -210,6 +211,8 @@ impl DmaSpace {
             (now.table.insert(map), now.enabled)
         };
         self.publish(changes, table, enabled);
+        // A burst that is under way may come to work that uses this memory, and would not see it.
+        changes.wait_for_views();
     }
 
     /// Makes a changed state the current one.
