@@ -7,9 +7,10 @@
 //! An error is one line on stderr and exit status 1. RUST_LOG sets what is logged (`warn` if unset).
 
 mod bench;
+mod control;
 mod demo;
-mod dump;
 mod model;
+mod socket;
 
 use std::process::ExitCode;
 
