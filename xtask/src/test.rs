@@ -8,8 +8,16 @@ use cargo_metadata::MetadataCommand;
 use integration::Rig;
 
 /// The files in `integration/tests` whose tests boot VMs.
-const WITH_VMS: &[&str] =
-    &["boot", "driver_stock", "driver_vfio", "mlx4_pair", "mlx4_stock", "witness_guest"];
+const WITH_VMS: &[&str] = &[
+    "boot",
+    "driver_stock",
+    "driver_vfio",
+    "mlx4_pair",
+    "mlx4_stock",
+    "stock_cm",
+    "stock_opensm",
+    "witness_guest",
+];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
