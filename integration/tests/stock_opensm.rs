@@ -176,7 +176,9 @@ fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
     println!("ok     opensm: port ACTIVE, with its old LID, when the cable is back");
 }
 
-/// A second manager, of a higher priority, gets the subnet, and dies.
+/// A second manager, of a higher priority, gets the subnet, and dies. Linux's mlx4_ib tells programs nothing of
+/// another master's LID (it raises no SM_CHANGE, and only sends to that LID from then on), so the ports' own files
+/// show it, and that they are asked to register again.
 fn hands_over(hosts: &mut [Host; 2]) {
     let is_managed_by = |hosts: &[Host; 2], master: usize| {
         let lid = hosts[master].port("lid");
