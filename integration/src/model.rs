@@ -1,7 +1,7 @@
 //! The software HCA as a process: `paraverbs model`, one socket for each VM.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// How long it may take to answer for its resources.
 const DUMP_LIMIT: Duration = Duration::from_secs(10);
 const TAIL: usize = 40;
+/// The name of the control socket in the model's folder.
+const CONTROL: &str = "control";
 
 /// HCAs of the model, plugged into one fabric. Dropping it kills the process.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Model {
         let folder = tempfile::Builder::new().prefix("rig-").tempdir().context("create a folder")?;
         let sockets: Vec<PathBuf> =
             (0..hcas).map(|index| folder.path().join(format!("hca{index}"))).collect();
-        let dump = folder.path().join("dump");
+        let [dump, control] = ["dump", CONTROL].map(|name| folder.path().join(name));
         let mut command = Command::new(program);
         command.arg("model");
         for socket in &sockets {
@@ -52,9 +54,10 @@ impl Model {
         let name = paths::unused("model");
         let log = logs.join(format!("{name}.log"));
         let trace = logs.join(format!("{name}.trace"));
-        command.arg("--dump-socket").arg(&dump).arg("--trace").arg(&trace).args(args);
+        command.arg("--dump-socket").arg(&dump).arg("--control-socket").arg(&control);
+        command.arg("--trace").arg(&trace).args(args);
         let mut process = Child::spawn("paraverbs model", &command, &log)?;
-        process.wait_for_files(sockets.iter().chain([&dump]), LIMIT)?;
+        process.wait_for_files(sockets.iter().chain([&dump, &control]), LIMIT)?;
         Ok(Self { process, folder, sockets, trace })
     }
 
@@ -98,6 +101,24 @@ impl Model {
         let mut text = String::new();
         stream.read_to_string(&mut text).context("read the model's dump")?;
         serde_json::from_str(&text).with_context(|| format!("the model's dump is no JSON: {text}"))
+    }
+
+    /// Pulls the cable of a port of the switch, or puts it back. The HCAs' ports are plugged in in order, from
+    /// port 1.
+    ///
+    /// # Errors
+    /// The model doesn't answer, or hasn't such a port.
+    pub fn set_cable(&self, port: u8, plugged: bool) -> Result<()> {
+        let mut stream =
+            UnixStream::connect(self.folder.path().join(CONTROL)).context("connect to the model")?;
+        stream.set_read_timeout(Some(DUMP_LIMIT))?;
+        writeln!(stream, "{} {port}", if plugged { "plug" } else { "pull" })?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("read the model's answer")?;
+        match answer.trim() {
+            "ok" => Ok(()),
+            other => bail!("the model refuses: {other}"),
+        }
     }
 
     /// The model's log so far.

@@ -10,9 +10,10 @@
 
 mod bench;
 mod card;
+mod control;
 mod demo;
-mod dump;
 mod model;
+mod socket;
 
 use std::process::ExitCode;
 
