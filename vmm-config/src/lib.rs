@@ -99,6 +99,15 @@ pub enum Device {
         /// Size of the configuration space in bytes, at most 256.
         config_bytes: u16,
     },
+    /// One end of an Ethernet between two VMMs of a host (virtio-net), which exchange frames as datagrams.
+    Ethernet {
+        /// The Unix socket on which the VMM gets frames.
+        local: PathBuf,
+        /// The other VMM's; frames are lost until it is there.
+        remote: PathBuf,
+        /// The MAC address.
+        mac: [u8; 6],
+    },
     /// A byte channel between guest and host (virtio-serial), which the guest finds by its name. The
     /// host listens, the VMM connects.
     Channel {

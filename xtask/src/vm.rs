@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use integration::vm::Shell;
-use integration::{Kernel, Model, Rig, Vm, VmConfig};
+use integration::{Kernel, Model, Rig, Vm, VmConfig, stock};
 
 /// The time limit of one command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
@@ -36,11 +36,11 @@ enum Kind {
     Plain,
     /// One VM without devices, with a virtual IOMMU
     Iommu,
-    /// One VM with an HCA of the model
-    Mlx4,
-    /// One VM with an HCA of the model behind a virtual IOMMU
-    Mlx4Iommu,
-    /// Two VMs with an HCA of the model each, on one fabric
+    /// One VM whose stock mlx4 driver has an HCA of the model
+    Stock,
+    /// The same with the HCA behind a virtual IOMMU
+    StockIommu,
+    /// Two such VMs with an HCA each, on one fabric
     Pair,
 }
 
@@ -48,13 +48,13 @@ impl Kind {
     fn hcas(self) -> usize {
         match self {
             Self::Plain | Self::Iommu => 0,
-            Self::Mlx4 | Self::Mlx4Iommu => 1,
+            Self::Stock | Self::StockIommu => 1,
             Self::Pair => 2,
         }
     }
 
     fn has_iommu(self) -> bool {
-        matches!(self, Self::Iommu | Self::Mlx4Iommu)
+        matches!(self, Self::Iommu | Self::StockIommu)
     }
 }
 
@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let config = if args.newest_kernel { config.kernel(Kernel::Newest) } else { config };
         let config = if args.python { config.python() } else { config };
         match &model {
+            Some(model) if args.commands.is_empty() => with_driver(config.hca(model.socket(index))),
             Some(model) => config.hca(model.socket(index)),
             None => config,
         }
@@ -88,7 +89,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Shell::run_here(&rig, &first);
     }
     let first = rig.boot(first)?;
-    let _others = configs.map(|config| rig.boot(config)).collect::<Result<Vec<Vm>>>()?;
+    let others = configs.map(|config| rig.boot(config)).collect::<Result<Vec<Vm>>>()?;
+    if model.is_some() {
+        others.iter().chain([&first]).try_for_each(stock::bring_up)?;
+    }
     for command in &args.commands {
         let output = first.run_within(COMMAND_LIMIT, command)?;
         print!("{}", output.stdout);
@@ -98,4 +102,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     first.shutdown()
+}
+
+/// A VM that loads the stock driver before it gives a shell.
+fn with_driver(config: VmConfig) -> VmConfig {
+    config.kernel_args(&format!("rig.load={}", stock::MODULES.join(",")))
 }

@@ -1,6 +1,6 @@
 //! `paraverbs model` as a process: ready lines, sockets, dump, orderly end, and errors of one line.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -59,8 +59,13 @@ fn cards_are_served_until_the_process_is_terminated() {
     for _ in 0..2 {
         let mut text = String::new();
         UnixStream::connect(&dump).unwrap().read_to_string(&mut text).unwrap();
-        let cards: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(cards.as_array().map(Vec::len), Some(2));
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["cards"].as_array().map(Vec::len), Some(2));
+        let counters = answer["counters"].as_array().unwrap();
+        assert_eq!(counters.len(), 2);
+        for name in ["refused_accesses", "send_wqes"] {
+            assert!(counters.iter().all(|card| card[name] == 0), "{name} in {text}");
+        }
         assert!(guids.iter().all(|guid| text.contains(guid.as_str())), "{guids:?} in {text}");
     }
 
@@ -71,6 +76,30 @@ fn cards_are_served_until_the_process_is_terminated() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(sockets.iter().chain([&dump]).all(|path| !path.exists()));
     assert!(trace.exists());
+}
+
+#[test]
+fn control_socket_pulls_and_plugs_cables() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, control) = (folder.path().join("a"), folder.path().join("control"));
+    let mut command = paraverbs();
+    command.arg("--socket").arg(&socket).arg("--control-socket").arg(&control);
+    let mut child = command.args(["--no-sm"]).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("serving ConnectX-3"));
+    let ask = |line: &str| {
+        let mut stream = UnixStream::connect(&control).unwrap();
+        stream.write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert_eq!(ask("pull 1\n"), "ok\n");
+    assert_eq!(ask("plug 1\n"), "ok\n");
+    assert_eq!(ask("pull 37\n"), "the switch has no external port 37, only 1 to 36\n");
+    let output = terminate(child);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!control.exists());
 }
 
 #[test]
@@ -98,7 +127,16 @@ fn path_that_cannot_be_used_ends_in_one_line() {
 
 #[test]
 fn command_line_without_sense_is_a_usage_error() {
-    for args in [&["--ports", "3", "--socket", "x"][..], &[], &["--socket"]] {
+    let cases = [
+        &["--ports", "3", "--socket", "x"][..],
+        &[],
+        &["--socket"],
+        &["--socket", "x", "--pkey", "0x8000"],
+        &["--socket", "x", "--pkey", "0x7fff"],
+        &["--socket", "x", "--pkey", "0x10000"],
+        &["--socket", "x", "--pkey", "1", "--no-sm"],
+    ];
+    for args in cases {
         let output = paraverbs().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("--help"), "{args:?}");

@@ -16,6 +16,7 @@ for word in $(cat /proc/cmdline); do
     case $word in
         rig.name=*) hostname "${word#rig.name=}" ;;
         rig.shell) shell=1 ;;
+        rig.load=*) modprobe -a $(echo "${word#rig.load=}" | tr , ' ') ;;
     esac
 done
 

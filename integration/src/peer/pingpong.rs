@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Endpoint, Peer, Status, Stretch};
+use super::{Endpoint, Peer, Status, Stretch, Terms};
 use crate::vm::Vm;
 
 /// The program's port.
@@ -35,7 +35,7 @@ pub fn ping_pong(
     tcp.write(format!("{lid:04x}:{qpn:06x}:{psn:06x}:{:032x}\0", 0).as_bytes())?;
     let line = tcp.line(LIMIT)?;
     let theirs = endpoint(&line).with_context(|| format!("ibv_rc_pingpong says {line:?}"))?;
-    peer.connect(&theirs)?;
+    peer.connect(&theirs, &Terms::default())?;
     // A receive must be there before each message that the other end sends.
     peer.post_recv(at)?;
     tcp.write(b"done\0")?;

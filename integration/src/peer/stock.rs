@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Endpoint, Peer, Status, Stretch};
+use super::{Atomic, Endpoint, Peer, Service, Status, Stretch, Terms};
 use crate::Rig;
 use crate::fetch::Tree;
 use crate::process;
@@ -40,13 +40,13 @@ impl StockPeer {
     ///
     /// # Errors
     /// The guest can't run the program, or a verb fails.
-    pub fn start(rig: &Rig, vm: &Vm, device: &str, bytes: usize) -> Result<Self> {
+    pub fn start(rig: &Rig, vm: &Vm, device: &str, bytes: usize, service: Service) -> Result<Self> {
         if vm.run(&format!("test -x {PROGRAM}"))?.status != 0 {
             let program = rig.verbs_peer();
             let file = fs::read(program).with_context(|| format!("read {}", program.display()))?;
             vm.put(PROGRAM, 0o755, &file)?;
         }
-        let mut process = vm.spawn(&format!("exec {PROGRAM} {device} {bytes}"))?;
+        let mut process = vm.spawn(&format!("exec {PROGRAM} {device} {bytes} {}", service.name()))?;
         let line = process.line(ANSWER_LIMIT)?;
         let endpoint = endpoint(&line).with_context(|| format!("verbs-peer says {line:?}"))?;
         Ok(Self { process, endpoint })
@@ -92,8 +92,11 @@ impl Peer for StockPeer {
         self.endpoint
     }
 
-    fn connect(&mut self, to: &Endpoint) -> Result<()> {
-        self.done(&format!("connect {} {} {}", to.lid, to.qpn, to.psn)).map(drop)
+    fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
+        let Endpoint { lid, qpn, psn, .. } = to;
+        let Terms { mtu, timeout, retries, rnr_retries } = terms;
+        let mtu = mtu.ilog2() - 7;
+        self.done(&format!("connect {lid} {qpn} {psn} {mtu} {timeout} {retries} {rnr_retries}")).map(drop)
     }
 
     fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
@@ -122,6 +125,24 @@ impl Peer for StockPeer {
 
     fn read(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
         self.complete(&format!("read {} {} {} {address} {rkey}", at.offset, at.length, at.count))
+    }
+
+    fn atomic(&mut self, result: usize, address: u64, rkey: u32, operation: Atomic) -> Result<Status> {
+        match operation {
+            Atomic::FetchAdd { add } => self.complete(&format!("fetch_add {result} {address} {rkey} {add}")),
+            Atomic::CompareSwap { compare, swap } => {
+                self.complete(&format!("compare_swap {result} {address} {rkey} {compare} {swap}"))
+            }
+        }
+    }
+
+    fn put_word(&mut self, at: usize, value: u64) -> Result<()> {
+        self.done(&format!("put {at} {value}")).map(drop)
+    }
+
+    fn word(&mut self, at: usize) -> Result<u64> {
+        let word = self.done(&format!("get {at}"))?;
+        word.parse().with_context(|| format!("the word at {at} is {word:?}"))
     }
 
     fn state(&mut self) -> Result<String> {

@@ -1,18 +1,25 @@
 /*
- * verbs-peer: one RC queue pair on the stock libibverbs, driven by lines on standard input.
+ * verbs-peer: one RC, UC or UD queue pair on the stock libibverbs, driven by lines on standard input.
  *
- * Started as `verbs-peer DEVICE BYTES`, it opens the HCA, registers BYTES of memory, brings a queue pair to
+ * Started as `verbs-peer DEVICE BYTES rc` (or `uc`, `ud`), it opens the HCA, registers BYTES of memory, brings a queue pair to
  * INIT, and says how it can be reached. Each command then gets one line of answer: `ok ...`, `wc NUMBER TEXT`
  * for a work completion that isn't IBV_WC_SUCCESS, or `error TEXT`. Numbers are decimal. Offsets are relative
  * to the registered memory.
  *
- *   connect LID QPN PSN            to RTR and RTS, with the peer's LID, queue pair and first PSN
+ *   connect LID QPN PSN MTU TIMEOUT RETRIES RNR     to RTR and RTS, with the peer's LID, queue pair and first PSN,
+ *                                  the path MTU's code, and a requester's timeout and retries; of UD only LID and
+ *                                  queue pair count
  *   fill OFFSET LENGTH SEED        write the pattern of a seed
  *   verify OFFSET LENGTH SEED      compare with the pattern of a seed
- *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other
+ *   recv OFFSET LENGTH COUNT       post COUNT receives of LENGTH bytes, one behind the other; of UD with 40 bytes
+ *                                  before each, for a GRH, so only one at once
  *   send OFFSET LENGTH COUNT       post COUNT sends, then wait for all completions
  *   write OFFSET LENGTH COUNT ADDRESS RKEY      the same by RDMA write ...
  *   read OFFSET LENGTH COUNT ADDRESS RKEY       ... and by RDMA read
+ *   fetch_add OFFSET ADDRESS RKEY ADD               atomics; what was there goes to OFFSET
+ *   compare_swap OFFSET ADDRESS RKEY COMPARE SWAP
+ *   put OFFSET VALUE               write a word of 8 bytes
+ *   get OFFSET                     read it
  *   received LENGTH COUNT          wait for COUNT receive completions of LENGTH bytes
  *   state                          the queue pair's state, as the driver is asked for it
  *
@@ -27,7 +34,8 @@
 
 #include <infiniband/verbs.h>
 
-enum { PORT = 1, DEPTH = 64, MAX_INLINE = 64, WAIT_SECONDS = 60, MAX_WORDS = 8, LINE_BYTES = 256 };
+enum { PORT = 1, DEPTH = 64, MAX_INLINE = 64, WAIT_SECONDS = 60, MAX_WORDS = 8, LINE_BYTES = 256,
+       GRH_BYTES = 40, QKEY = 0x11111111 };
 
 struct peer {
 	struct ibv_context *context;
@@ -36,6 +44,8 @@ struct peer {
 	struct ibv_cq *send_cq;
 	struct ibv_cq *recv_cq;
 	struct ibv_qp *qp;
+	struct ibv_ah *ah; /* of UD: the way to the peer ... */
+	uint32_t remote_qpn; /* ... and its queue pair */
 	uint8_t *memory;
 	uint64_t bytes;
 	uint32_t psn;
@@ -120,12 +130,23 @@ static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
 	return 0;
 }
 
+static int datagrams(const struct peer *peer)
+{
+	return peer->qp->qp_type == IBV_QPT_UD;
+}
+
 static void post_recv(struct peer *peer, const struct stretch *at)
 {
+	const uint64_t grh = datagrams(peer) ? GRH_BYTES : 0;
+
+	if (grh && (at->offset < grh || at->count > 1)) {
+		error("the place of the GRH", EINVAL);
+		return;
+	}
 	for (uint64_t i = 0; i < at->count; i++) {
 		struct ibv_sge sge = {
-			.addr = (uintptr_t)peer->memory + at->offset + i * at->length,
-			.length = (uint32_t)at->length,
+			.addr = (uintptr_t)peer->memory + at->offset + i * at->length - grh,
+			.length = (uint32_t)(at->length + grh),
 			.lkey = peer->mr->lkey,
 		};
 		struct ibv_recv_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1 };
@@ -158,8 +179,14 @@ static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct
 
 		if (opcode != IBV_WR_RDMA_READ && at->length <= MAX_INLINE)
 			wr.send_flags |= IBV_SEND_INLINE;
-		wr.wr.rdma.remote_addr = address + i * at->length;
-		wr.wr.rdma.rkey = rkey;
+		if (datagrams(peer)) {
+			wr.wr.ud.ah = peer->ah;
+			wr.wr.ud.remote_qpn = peer->remote_qpn;
+			wr.wr.ud.remote_qkey = QKEY;
+		} else {
+			wr.wr.rdma.remote_addr = address + i * at->length;
+			wr.wr.rdma.rkey = rkey;
+		}
 		failed = ibv_post_send(peer->qp, &wr, &bad);
 		if (failed) {
 			error("ibv_post_send", failed);
@@ -170,36 +197,100 @@ static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct
 		printf("ok\n");
 }
 
-static void connect_to(struct peer *peer, uint16_t lid, uint32_t qpn, uint32_t psn)
+/* Posts an atomic whose result goes to OFFSET, and waits. */
+static void atomic(struct peer *peer, enum ibv_wr_opcode opcode, const uint64_t *number)
+{
+	struct stretch at = { .offset = number[0], .length = 8, .count = 1 };
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)peer->memory + at.offset, .length = 8, .lkey = peer->mr->lkey,
+	};
+	struct ibv_send_wr wr = {
+		.sg_list = &sge, .num_sge = 1, .opcode = opcode, .send_flags = IBV_SEND_SIGNALED,
+		.wr.atomic = { .remote_addr = number[1], .rkey = (uint32_t)number[2], .compare_add = number[3],
+			       .swap = number[4] },
+	};
+	struct ibv_send_wr *bad;
+	int failed;
+
+	if (inside(peer, &at) != 0)
+		return;
+	failed = ibv_post_send(peer->qp, &wr, &bad);
+	if (failed)
+		error("ibv_post_send", failed);
+	else if (completions(peer->send_cq, 1, 0) == 0)
+		printf("ok\n");
+}
+
+/* A word of the memory: written if VALUE is one, then told. */
+static void word(struct peer *peer, uint64_t offset, const uint64_t *value)
+{
+	struct stretch at = { .offset = offset, .length = 8, .count = 1 };
+	uint64_t found;
+
+	if (inside(peer, &at) != 0)
+		return;
+	if (value)
+		memcpy(peer->memory + offset, value, sizeof(*value));
+	memcpy(&found, peer->memory + offset, sizeof(found));
+	printf("ok %" PRIu64 "\n", found);
+}
+
+/* NUMBER: LID, queue pair. */
+static void address_to(struct peer *peer, const uint64_t *number)
+{
+	struct ibv_ah_attr to = { .dlid = (uint16_t)number[0], .port_num = PORT };
+	struct ibv_qp_attr rtr = { .qp_state = IBV_QPS_RTR };
+	struct ibv_qp_attr rts = { .qp_state = IBV_QPS_RTS, .sq_psn = peer->psn };
+	int failed;
+
+	peer->remote_qpn = (uint32_t)number[1];
+	if (!(peer->ah = ibv_create_ah(peer->pd, &to))) {
+		error("ibv_create_ah", errno);
+		return;
+	}
+	failed = ibv_modify_qp(peer->qp, &rtr, IBV_QP_STATE);
+	if (!failed)
+		failed = ibv_modify_qp(peer->qp, &rts, IBV_QP_STATE | IBV_QP_SQ_PSN);
+	if (failed)
+		error("ibv_modify_qp of datagrams", failed);
+	else
+		printf("ok\n");
+}
+
+/* NUMBER: LID, queue pair, PSN, MTU, timeout, retries, RNR retries. */
+static void connect_to(struct peer *peer, const uint64_t *number)
 {
 	struct ibv_qp_attr rtr = {
 		.qp_state = IBV_QPS_RTR,
-		.path_mtu = IBV_MTU_2048,
-		.dest_qp_num = qpn,
-		.rq_psn = psn,
+		.path_mtu = (enum ibv_mtu)number[3],
+		.dest_qp_num = (uint32_t)number[1],
+		.rq_psn = (uint32_t)number[2],
 		.max_dest_rd_atomic = 4,
 		.min_rnr_timer = 12,
-		.ah_attr = { .dlid = lid, .port_num = PORT },
+		.ah_attr = { .dlid = (uint16_t)number[0], .port_num = PORT },
 	};
 	struct ibv_qp_attr rts = {
 		.qp_state = IBV_QPS_RTS,
 		.sq_psn = peer->psn,
-		.timeout = 18,
-		.retry_cnt = 7,
-		.rnr_retry = 7,
+		.timeout = (uint8_t)number[4],
+		.retry_cnt = (uint8_t)number[5],
+		.rnr_retry = (uint8_t)number[6],
 		.max_rd_atomic = 4,
 	};
+	const int reliable = peer->qp->qp_type == IBV_QPT_RC;
 	int failed = ibv_modify_qp(peer->qp, &rtr,
 				   IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-					   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+					   (reliable ? IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER : 0));
 
 	if (failed) {
 		error("ibv_modify_qp to RTR", failed);
 		return;
 	}
 	failed = ibv_modify_qp(peer->qp, &rts,
-			       IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-				       IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+			       IBV_QP_STATE | IBV_QP_SQ_PSN |
+				       (reliable ? IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+							   IBV_QP_MAX_QP_RD_ATOMIC
+						 : 0));
 	if (failed)
 		error("ibv_modify_qp to RTS", failed);
 	else
@@ -225,12 +316,23 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 {
 	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
 
-	if (!strcmp(name, "connect") && numbers == 3) {
-		connect_to(peer, (uint16_t)number[0], (uint32_t)number[1], (uint32_t)number[2]);
+	if (!strcmp(name, "connect") && numbers == 7) {
+		if (datagrams(peer))
+			address_to(peer, number);
+		else
+			connect_to(peer, number);
+	} else if (!strcmp(name, "fetch_add") && numbers == 4) {
+		atomic(peer, IBV_WR_ATOMIC_FETCH_AND_ADD, number);
+	} else if (!strcmp(name, "compare_swap") && numbers == 5) {
+		atomic(peer, IBV_WR_ATOMIC_CMP_AND_SWP, number);
+	} else if (!strcmp(name, "put") && numbers == 2) {
+		word(peer, number[0], &number[1]);
+	} else if (!strcmp(name, "get") && numbers == 1) {
+		word(peer, number[0], NULL);
 	} else if (!strcmp(name, "state") && numbers == 0) {
 		state(peer);
 	} else if (!strcmp(name, "received") && numbers == 2) {
-		if (completions(peer->recv_cq, number[1], number[0]) == 0)
+		if (completions(peer->recv_cq, number[1], number[0] + (datagrams(peer) ? GRH_BYTES : 0)) == 0)
 			printf("ok\n");
 	} else if (!strcmp(name, "fill") && numbers == 3) {
 		if (inside(peer, &at) == 0)
@@ -293,16 +395,19 @@ static struct ibv_context *open_device(const char *name)
 }
 
 /* Makes what belongs to a queue pair in INIT; what is missing at a failure isn't there. */
-static int make(struct peer *peer, const char *device)
+static int make(struct peer *peer, const char *device, enum ibv_qp_type type)
 {
-	const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+	const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
+			   IBV_ACCESS_REMOTE_ATOMIC;
 	struct ibv_qp_init_attr wanted = {
 		.cap = { .max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 1, .max_recv_sge = 1,
 			 .max_inline_data = MAX_INLINE },
-		.qp_type = IBV_QPT_RC,
+		.qp_type = type,
 	};
 	struct ibv_qp_attr init = {
-		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT, .qp_access_flags = access,
+		.qp_state = IBV_QPS_INIT, .pkey_index = 0, .port_num = PORT, .qkey = QKEY,
+		/* UC has neither reads nor atomics. */
+		.qp_access_flags = type == IBV_QPT_RC ? access : IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
 	};
 
 	if (!(peer->context = open_device(device)))
@@ -321,7 +426,8 @@ static int make(struct peer *peer, const char *device)
 	if (!(peer->qp = ibv_create_qp(peer->pd, &wanted)))
 		return error("ibv_create_qp", errno);
 	errno = ibv_modify_qp(peer->qp, &init,
-			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT |
+				      (type == IBV_QPT_UD ? IBV_QP_QKEY : IBV_QP_ACCESS_FLAGS));
 	return errno ? error("ibv_modify_qp to INIT", errno) : 0;
 }
 
@@ -331,6 +437,7 @@ static int give_back(struct peer *peer)
 	int failed = 0;
 
 	failed |= peer->qp && ibv_destroy_qp(peer->qp);
+	failed |= peer->ah && ibv_destroy_ah(peer->ah);
 	failed |= peer->send_cq && ibv_destroy_cq(peer->send_cq);
 	failed |= peer->recv_cq && ibv_destroy_cq(peer->recv_cq);
 	failed |= peer->mr && ibv_dereg_mr(peer->mr);
@@ -352,6 +459,16 @@ static int announce(const struct peer *peer)
 	return 0;
 }
 
+/* The type of a service's name; IBV_QPT_DRIVER if it is none. */
+static enum ibv_qp_type service(const char *name)
+{
+	if (!strcmp(name, "rc"))
+		return IBV_QPT_RC;
+	if (!strcmp(name, "uc"))
+		return IBV_QPT_UC;
+	return strcmp(name, "ud") ? IBV_QPT_DRIVER : IBV_QPT_UD;
+}
+
 int main(int arguments, char **argument)
 {
 	struct peer peer = { .psn = 0xfffff0 }; /* so that it wraps soon */
@@ -359,12 +476,12 @@ int main(int arguments, char **argument)
 	int failed;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (arguments != 3) {
-		fprintf(stderr, "usage: verbs-peer DEVICE BYTES\n");
+	if (arguments != 4 || service(argument[3]) == IBV_QPT_DRIVER) {
+		fprintf(stderr, "usage: verbs-peer DEVICE BYTES rc|uc|ud\n");
 		return EXIT_FAILURE;
 	}
 	peer.bytes = strtoull(argument[2], NULL, 10);
-	failed = make(&peer, argument[1]) || announce(&peer);
+	failed = make(&peer, argument[1], service(argument[3])) || announce(&peer);
 	while (!failed && fgets(line, sizeof(line), stdin))
 		command(&peer, line);
 	failed |= give_back(&peer);

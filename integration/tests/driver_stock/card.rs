@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::peer::{Endpoint, Peer, Status, Stretch, compare, pattern};
+use integration::peer::{Atomic, Endpoint, Peer, Status, Stretch, Terms, compare, pattern};
 use mlx4::{
     Access, Attributes, CompletionQueue, Config, Event, EventSink, Hca, Path, PortEvent, QueuePair,
     QueuePairConfig, RegisteredMemory,
@@ -188,6 +188,12 @@ fn status(syndrome: Syndrome) -> Result<Status> {
     }
 }
 
+fn mtu(bytes: u32) -> Result<Mtu> {
+    let all = [Mtu::MTU_256, Mtu::MTU_512, Mtu::MTU_1024, Mtu::MTU_2048, Mtu::MTU_4096];
+    let found = all.into_iter().find(|mtu| mtu.bytes() == Some(bytes));
+    found.with_context(|| format!("there is no MTU of {bytes} bytes"))
+}
+
 impl Peer for DriverPeer {
     fn endpoint(&self) -> Endpoint {
         Endpoint {
@@ -199,10 +205,10 @@ impl Peer for DriverPeer {
         }
     }
 
-    fn connect(&mut self, to: &Endpoint) -> Result<()> {
+    fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
         let rtr = Attributes {
             path: Some(Path::local(PORT, to.lid, 0)),
-            mtu: Some(Mtu::MTU_2048),
+            mtu: Some(mtu(terms.mtu)?),
             remote_qpn: Some(to.qpn),
             receive_psn: Some(to.psn),
             responder_reads: Some(READS),
@@ -211,9 +217,9 @@ impl Peer for DriverPeer {
         };
         let rts = Attributes {
             send_psn: Some(PSN),
-            timeout: Some(18),
-            retry_count: Some(7),
-            rnr_retry: Some(7),
+            timeout: Some(terms.timeout),
+            retry_count: Some(terms.retries),
+            rnr_retry: Some(terms.rnr_retries),
             requester_reads: Some(READS),
             ..Attributes::default()
         };
@@ -258,6 +264,24 @@ impl Peer for DriverPeer {
 
     fn read(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
         self.request(at, false, |start| Operation::Read(Remote { address: address + start, rkey }))
+    }
+
+    fn atomic(&mut self, result: usize, address: u64, rkey: u32, operation: Atomic) -> Result<Status> {
+        let remote = Remote { address, rkey };
+        self.request(Stretch { offset: result, length: 8, count: 1 }, false, |_| match operation {
+            Atomic::FetchAdd { add } => Operation::FetchAdd { remote, add },
+            Atomic::CompareSwap { compare, swap } => Operation::CompareSwap { remote, compare, swap },
+        })
+    }
+
+    fn put_word(&mut self, at: usize, value: u64) -> Result<()> {
+        Ok(self.memory.write(at, &value.to_ne_bytes())?)
+    }
+
+    fn word(&mut self, at: usize) -> Result<u64> {
+        let mut word = [0; 8];
+        self.memory.read(at, &mut word)?;
+        Ok(u64::from_ne_bytes(word))
     }
 
     fn state(&mut self) -> Result<String> {

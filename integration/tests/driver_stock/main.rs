@@ -5,7 +5,7 @@
 
 mod card;
 
-use integration::peer::{self, EXCHANGE_BYTES, EXCHANGE_MESSAGES, Peer, Stretch};
+use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms};
 use integration::{Rig, StockPeer, VmConfig, stock};
 use mlx4_model::fabric::{Fabric, FabricConfig};
 use mlx4_model::hca::HcaConfig;
@@ -31,10 +31,13 @@ fn our_driver_and_the_stock_driver_exchange_verified_data() {
 
     // An intrusion ends a connection, so each of the two has one.
     for stock_intrudes in [true, false] {
-        let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES).unwrap();
+        let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES, Service::Rc).unwrap();
         let mut ours = card.peer(EXCHANGE_BYTES).unwrap();
-        peer::connect(&mut theirs, &mut ours).unwrap();
-        assert_eq!(peer::exchange(&mut theirs, &mut ours).unwrap(), EXCHANGE_MESSAGES);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        let messages = peer::exchange(&mut theirs, &mut ours, Service::Rc).unwrap();
+        assert_eq!(messages, Service::Rc.exchange_messages());
+        peer::count(&mut theirs, &mut ours).unwrap();
+        peer::count(&mut ours, &mut theirs).unwrap();
         if stock_intrudes {
             peer::intrude(&mut theirs, &mut ours).unwrap();
         } else {
@@ -44,7 +47,7 @@ fn our_driver_and_the_stock_driver_exchange_verified_data() {
         ours.destroy().unwrap();
     }
 
-    let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES).unwrap();
+    let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES, Service::Rc).unwrap();
     let at = Stretch { offset: 0, length: 4096, count: 1 };
     theirs.fill(at, 1).unwrap();
     let error = theirs.verify(at, 2).unwrap_err();

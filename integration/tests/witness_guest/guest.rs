@@ -1,13 +1,17 @@
 //! Our guest as a peer: verbs on a socket of the daemon, in this process.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use integration::peer::{Endpoint, Peer, Status, Stretch, compare, pattern};
+use integration::peer::{
+    Atomic, Endpoint, GRH_BYTES, Peer, QKEY, Service, Status, Stretch, Terms, compare, pattern,
+};
 use paraverbs_verbs::{
-    Access, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpCap, QpInit, RecvWr,
-    RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Wc, WcStatus,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpAttr, QpCap,
+    QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, UdDest, Wc,
+    WcStatus,
 };
 
 const PORT: u8 = 1;
@@ -74,13 +78,17 @@ pub(crate) struct GuestPeer {
     sent: Completions,
     received: Completions,
     lid: u16,
+    service: Service,
+    pd: Arc<Pd>,
+    /// Of datagrams: the way to the other end, and its queue pair.
+    destination: Option<(Ah, u32)>,
 }
 
 /// A guest of the daemon whose port is ACTIVE.
 #[derive(Debug)]
 pub(crate) struct Guest {
     context: Context,
-    pd: Pd,
+    pd: Arc<Pd>,
 }
 
 impl Guest {
@@ -93,14 +101,19 @@ impl Guest {
             ensure!(!left.is_zero(), "port {PORT} is not ACTIVE after {LIMIT:?}");
             context.get_async_event(left)?;
         }
-        let pd = context.alloc_pd()?;
+        let pd = Arc::new(context.alloc_pd()?);
         Ok(Self { context, pd })
     }
 
     /// A queue pair in INIT, with `bytes` bytes of memory.
-    pub(crate) fn peer(&self, bytes: usize) -> Result<GuestPeer> {
+    pub(crate) fn peer(&self, bytes: usize, service: Service) -> Result<GuestPeer> {
         let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
         let init = QpInit {
+            qp_type: match service {
+                Service::Rc => QpType::Rc,
+                Service::Uc => QpType::Uc,
+                Service::Ud => QpType::Ud,
+            },
             recv_cq: &received.cq,
             cap: QpCap {
                 max_send_wr: DEPTH,
@@ -112,15 +125,22 @@ impl Guest {
             ..QpInit::new(&sent.cq)
         };
         let qp = self.pd.create_qp(&init)?;
-        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        qp.to_init(PORT, access)?;
+        let unreliable = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let access = unreliable | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
+        match service {
+            Service::Rc => qp.to_init(PORT, access)?,
+            Service::Uc => qp.to_init(PORT, unreliable)?,
+            Service::Ud => qp.to_datagrams(PORT, QKEY)?,
+        }
         let mr = self.pd.alloc_mr(bytes, access)?;
-        Ok(GuestPeer { qp, mr, sent, received, lid: self.context.query_port(PORT)?.lid })
+        let (lid, pd) = (self.context.query_port(PORT)?.lid, Arc::clone(&self.pd));
+        Ok(GuestPeer { qp, mr, sent, received, lid, service, pd, destination: None })
     }
 
     /// Lets go of the device.
     pub(crate) fn close(self) -> Result<()> {
-        Ok(self.pd.dealloc()?)
+        let pd = Arc::into_inner(self.pd).context("a queue pair is left")?;
+        Ok(pd.dealloc()?)
     }
 
     /// Waits for the event of a queue pair that an intruder has come to.
@@ -150,6 +170,11 @@ impl GuestPeer {
         Ok(())
     }
 
+    /// What a receive has before its message.
+    fn grh_bytes(&self) -> usize {
+        if self.service == Service::Ud { GRH_BYTES } else { 0 }
+    }
+
     /// Posts a request for each message, `op` of its place in the stretch, and waits for all.
     fn request(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<Status> {
         let mut bytes = vec![0; if inline { at.length } else { 0 }];
@@ -163,9 +188,26 @@ impl GuestPeer {
                 SendData::Sges(&sge)
             };
             let wr = SendWr { wr_id: index as u64, op: op(start as u64), data, flags: SendFlags::SIGNALED };
-            self.qp.post_send(&wr)?;
+            match &self.destination {
+                None => self.qp.post_send(&wr)?,
+                Some((ah, qpn)) => {
+                    let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: QKEY };
+                    self.qp.post_send_ud(&wr, &to)?;
+                }
+            }
         }
         self.sent.wait(at.count, |_| Ok(()))
+    }
+}
+
+fn mtu(bytes: u32) -> Result<Mtu> {
+    match bytes {
+        256 => Ok(Mtu::B256),
+        512 => Ok(Mtu::B512),
+        1024 => Ok(Mtu::B1024),
+        2048 => Ok(Mtu::B2048),
+        4096 => Ok(Mtu::B4096),
+        other => bail!("there is no MTU of {other} bytes"),
     }
 }
 
@@ -185,11 +227,27 @@ impl Peer for GuestPeer {
         }
     }
 
-    fn connect(&mut self, to: &Endpoint) -> Result<()> {
-        let rtr = RtrAttr::new(AhAttr::to_lid(to.lid, PORT), to.qpn, to.psn, Mtu::B2048);
-        self.qp.to_rtr(RtrAttr { max_dest_rd_atomic: READS, ..rtr })?;
-        self.qp.to_rts(RtsAttr { max_rd_atomic: READS, timeout: 18, ..RtsAttr::new(PSN) })?;
-        Ok(())
+    fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
+        if self.service == Service::Ud {
+            self.destination = Some((self.pd.create_ah(&AhAttr::to_lid(to.lid, PORT))?, to.qpn));
+            return Ok(());
+        }
+        let mtu = mtu(terms.mtu)?;
+        let rtr = RtrAttr::new(AhAttr::to_lid(to.lid, PORT), to.qpn, to.psn, mtu);
+        let mut rtr = QpAttr::from(RtrAttr { max_dest_rd_atomic: READS, ..rtr });
+        let mut rts = QpAttr::from(RtsAttr {
+            max_rd_atomic: READS,
+            timeout: terms.timeout,
+            retry_cnt: terms.retries,
+            rnr_retry: terms.rnr_retries,
+            ..RtsAttr::new(PSN)
+        });
+        if self.service == Service::Uc {
+            rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
+            rts = QpAttr { sq_psn: rts.sq_psn, ..QpAttr::state(QpState::Rts) };
+        }
+        self.qp.modify(&rtr)?;
+        Ok(self.qp.modify(&rts)?)
     }
 
     fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
@@ -203,8 +261,9 @@ impl Peer for GuestPeer {
     }
 
     fn post_recv(&mut self, at: Stretch) -> Result<()> {
+        let grh = self.grh_bytes();
         for index in 0..at.count {
-            let sge = self.mr.sge(at.offset + index * at.length, u32::try_from(at.length)?);
+            let sge = self.mr.sge(at.offset + index * at.length - grh, u32::try_from(at.length + grh)?);
             self.qp.post_recv(&RecvWr { wr_id: index as u64, sges: &[sge] })?;
         }
         Ok(())
@@ -212,7 +271,11 @@ impl Peer for GuestPeer {
 
     fn received(&mut self, at: Stretch) -> Result<Status> {
         self.received.wait(at.count, |wc| {
-            ensure!(wc.byte_len as usize == at.length, "a message of {} bytes", wc.byte_len);
+            ensure!(
+                wc.byte_len as usize == at.length + self.grh_bytes(),
+                "a message of {} bytes",
+                wc.byte_len
+            );
             Ok(())
         })
     }
@@ -227,6 +290,25 @@ impl Peer for GuestPeer {
 
     fn read(&mut self, at: Stretch, address: u64, rkey: u32) -> Result<Status> {
         self.request(at, false, |start| SendOp::Read { remote_addr: address + start, rkey })
+    }
+
+    fn atomic(&mut self, result: usize, address: u64, rkey: u32, operation: Atomic) -> Result<Status> {
+        let remote_addr = address;
+        let at = Stretch { offset: result, length: 8, count: 1 };
+        self.request(at, false, |_| match operation {
+            Atomic::FetchAdd { add } => SendOp::FetchAdd { remote_addr, rkey, add },
+            Atomic::CompareSwap { compare, swap } => SendOp::CompareSwap { remote_addr, rkey, compare, swap },
+        })
+    }
+
+    fn put_word(&mut self, at: usize, value: u64) -> Result<()> {
+        Ok(self.mr.write(at, &value.to_ne_bytes())?)
+    }
+
+    fn word(&mut self, at: usize) -> Result<u64> {
+        let mut word = [0; 8];
+        self.mr.read(at, &mut word)?;
+        Ok(u64::from_ne_bytes(word))
     }
 
     fn state(&mut self) -> Result<String> {

@@ -6,10 +6,10 @@
 
 mod guest;
 
-use integration::peer::{self, EXCHANGE_BYTES, EXCHANGE_MESSAGES, Peer, Stretch};
+use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms};
 use integration::{Daemon, Rig, StockPeer, VmConfig, stock};
 
-use guest::Guest;
+use guest::{Guest, GuestPeer};
 
 #[test]
 fn our_guest_and_a_stock_guest_exchange_verified_data() {
@@ -19,25 +19,64 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     stock::bring_up(&vm).unwrap();
     let guest = Guest::connect(daemon.guest_socket(0)).unwrap();
 
-    // An intrusion ends a connection, so each of the two has one.
-    for stock_intrudes in [true, false] {
-        let mut theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES).unwrap();
-        let mut ours = guest.peer(EXCHANGE_BYTES).unwrap();
+    let both = |service| {
+        let theirs = StockPeer::start(&rig, &vm, "mlx4_0", EXCHANGE_BYTES, service).unwrap();
+        let ours = guest.peer(EXCHANGE_BYTES, service).unwrap();
         assert_ne!(theirs.endpoint().lid, ours.endpoint().lid, "each has a card of its own");
-        peer::connect(&mut theirs, &mut ours).unwrap();
-        assert_eq!(peer::exchange(&mut theirs, &mut ours).unwrap(), EXCHANGE_MESSAGES);
-        if stock_intrudes {
+        (theirs, ours)
+    };
+    let apart = |(theirs, ours): (StockPeer, GuestPeer)| {
+        theirs.stop().unwrap();
+        ours.destroy().unwrap();
+    };
+
+    for service in [Service::Rc, Service::Uc] {
+        for mtu in [256, 512, 1024, 2048, 4096] {
+            let (mut theirs, mut ours) = both(service);
+            peer::connect(&mut theirs, &mut ours, &Terms { mtu, ..Terms::default() }).unwrap();
+            let messages = peer::exchange(&mut theirs, &mut ours, service).unwrap();
+            assert_eq!(messages, service.exchange_messages());
+            if service == Service::Rc {
+                peer::count(&mut theirs, &mut ours).unwrap();
+                peer::count(&mut ours, &mut theirs).unwrap();
+            }
+            apart((theirs, ours));
+            println!("ok     {service:?}, MTU {mtu}: {messages} messages");
+        }
+    }
+
+    let (mut theirs, mut ours) = both(Service::Ud);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let messages = peer::exchange(&mut theirs, &mut ours, Service::Ud).unwrap();
+    assert_eq!(messages, Service::Ud.exchange_messages());
+    apart((theirs, ours));
+    println!("ok     Ud: {messages} messages");
+
+    // Each of these ends a connection.
+    for stock_is_at_fault in [true, false] {
+        let (mut theirs, mut ours) = both(Service::Rc);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        if stock_is_at_fault {
             peer::intrude(&mut theirs, &mut ours).unwrap();
             guest.wait_for_access_error(&ours).unwrap();
         } else {
             peer::intrude(&mut ours, &mut theirs).unwrap();
         }
-        theirs.stop().unwrap();
-        ours.destroy().unwrap();
+        apart((theirs, ours));
+        for fault in [peer::starve, peer::miss] {
+            let (mut theirs, mut ours) = both(Service::Rc);
+            if stock_is_at_fault {
+                fault(&mut theirs, &mut ours).unwrap();
+            } else {
+                fault(&mut ours, &mut theirs).unwrap();
+            }
+            apart((theirs, ours));
+        }
+        println!("ok     wrong key, no receive, nobody there; at fault: stock {stock_is_at_fault}");
     }
 
     for options in ["", "-e"] {
-        let mut ours = guest.peer(EXCHANGE_BYTES).unwrap();
+        let mut ours = guest.peer(EXCHANGE_BYTES, Service::Rc).unwrap();
         let at = Stretch { offset: 0, length: 4096, count: 1 };
         let told = peer::ping_pong(&vm, options, &mut ours, at, 1000).unwrap();
         assert!(told.contains("1000 iters in"), "{told}");

@@ -130,7 +130,8 @@ fn icm_grows_with_objects_and_shrinks_when_they_are_gone() {
 fn objects_run_out_and_come_back() {
     let fabric = fabric();
     let card = Card::new(&fabric, 0x0002_c903_0054_0000, 1);
-    let profile = Profile { log2_mpts: 9, log2_mtts: 10, log2_cqs: 8, ..config().profile };
+    let profile =
+        Profile { log2_qps: 9, log2_srqs: 8, log2_mpts: 9, log2_mtts: 10, log2_cqs: 8, ..config().profile };
     let hca = Hca::open(card.seam(), &Config { profile, ports: false, ..config() }).unwrap();
     let pd = hca.pd().unwrap();
     let mut all = Vec::new();

@@ -105,6 +105,9 @@ pub enum FabricError {
     /// The port isn't there, or is taken.
     #[error("port {0} of the switch doesn't exist or is taken")]
     PortTaken(u8),
+    /// The switch hasn't this port.
+    #[error("the switch has no external port {0}, only 1 to {1}")]
+    NoSuchPort(u8, u8),
 }
 
 /// A switch with its subnet manager. The manager stops when the fabric is dropped; the switch lives on as
@@ -144,6 +147,13 @@ impl Fabric {
             return Err(FabricError::PortTaken(port));
         }
         Ok(Plug::new(self.switch.clone(), port, self.training))
+    }
+
+    /// Pulls the cable out of a port of the switch (from 1), or puts it back, as a person would: both ends lose
+    /// their link, or get it at once if the far port is polling. The endpoint keeps its place.
+    pub fn set_cable(&self, port: u8, plugged: bool) -> Result<(), FabricError> {
+        let known = self.switch.set_cable(port, plugged);
+        known.then_some(()).ok_or_else(|| FabricError::NoSuchPort(port, self.switch.node().num_ports()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The cable at one external port of the switch: who is plugged in, and whether there is a link.
 //!
-//! There is a link while an endpoint is plugged in, its port is polling, and subnet management hasn't
-//! disabled the switch's side. Both ends hear of each change, in order, and never under a lock.
+//! There is a link while an endpoint is plugged in, its port is polling, the cable isn't pulled, and subnet
+//! management hasn't disabled the switch's side. Both ends hear of each change, in order, and never under a lock.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,7 @@ pub(super) struct Cable {
 struct Control {
     polling: bool,
     disabled: bool,
+    pulled: bool,
     up: bool,
     events: VecDeque<bool>,
     notifying: bool,
@@ -36,6 +37,8 @@ pub(super) enum Event {
     Polling(bool),
     /// Subnet management enabled or disabled the switch's side.
     Disabled(bool),
+    /// Somebody pulled the cable, or put it back.
+    Pulled(bool),
     /// Subnet management reset the link: it goes down and trains again.
     Reset,
 }
@@ -85,6 +88,10 @@ impl Cable {
                 control.disabled = disabled;
                 control.train(change)
             }
+            Event::Pulled(pulled) => {
+                control.pulled = pulled;
+                control.train(change)
+            }
             Event::Reset if control.up => {
                 control.set(false, &mut change);
                 control.train(change)
@@ -119,7 +126,7 @@ impl Cable {
 impl Control {
     /// Brings the link to what both ends want. Returns whether it changed.
     fn train(&mut self, mut change: impl FnMut(bool)) -> bool {
-        let up = self.polling && !self.disabled;
+        let up = self.polling && !self.disabled && !self.pulled;
         if up == self.up {
             return false;
         }
@@ -170,6 +177,20 @@ mod tests {
         assert_eq!(states, [true, false, true, false, true, false]);
         assert_eq!(*listener.0.lock().unwrap(), [true, false, true, false, true]);
         assert!(cable.plug(listener));
+    }
+
+    #[test]
+    fn pulled_cable_has_no_link_until_it_is_put_back() {
+        let (cable, listener) = (Cable::default(), Arc::new(Listener::default()));
+        assert!(cable.plug(listener.clone()));
+        assert!(cable.apply(Event::Polling(true), |_| ()));
+        assert!(cable.apply(Event::Pulled(true), |_| ()));
+        assert!(!cable.apply(Event::Pulled(true), |_| ()));
+        assert!(!cable.apply(Event::Reset, |_| ()));
+        assert!(!cable.apply(Event::Polling(false), |_| ()));
+        assert!(!cable.apply(Event::Polling(true), |_| ()));
+        assert!(cable.apply(Event::Pulled(false), |_| ()));
+        assert_eq!(*listener.0.lock().unwrap(), [true, false, true]);
     }
 
     struct Flapper(Arc<Cable>, Mutex<Vec<bool>>);

@@ -82,6 +82,12 @@ impl Switch {
         self.work_link(port, Event::Polling(polling));
     }
 
+    /// Pulls the cable out of an external port, or puts it back. False if there is no such port.
+    pub(super) fn set_cable(&self, port: u8, plugged: bool) -> bool {
+        self.work_link(port, Event::Pulled(!plugged));
+        self.cable(port).is_some()
+    }
+
     fn cable(&self, port: u8) -> Option<&Cable> {
         self.cables.get(usize::from(port).checked_sub(1)?)
     }

@@ -1,7 +1,7 @@
-//! A socket that answers each connection with a text, and closes it.
+//! A socket that serves one connection after the other, each for a short time: the model's dump and control.
 
-use std::io::{self, Write};
-use std::os::unix::net::UnixListener;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,31 +11,35 @@ use std::time::Duration;
 use mlx4_model::vfio_user::ServeError;
 use mlx4_model::vfio_user::socket::ServerSocket;
 
-/// How long a reader may keep the others waiting.
+/// How long a client may keep the others waiting, each time that it is read from or written to.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Pause after a connection that couldn't be accepted.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The socket and its thread. Dropping it stops the thread and removes the socket.
 #[derive(Debug)]
-pub(crate) struct DumpServer {
+pub(crate) struct SocketServer {
     socket: ServerSocket,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl DumpServer {
-    /// Listens on a path; `text` makes the answer, anew for each connection.
-    pub(crate) fn start(path: &Path, text: impl Fn() -> String + Send + 'static) -> Result<Self, ServeError> {
+impl SocketServer {
+    /// Listens on a path with a thread called `name`; `serve` is called for each connection.
+    pub(crate) fn start(
+        name: &str,
+        path: &Path,
+        serve: impl Fn(UnixStream) -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, ServeError> {
         let (socket, listener) = ServerSocket::bind(path)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stopping);
         let thread = thread::Builder::new()
-            .name("dump".into())
+            .name(name.to_owned())
             .spawn(move || {
                 while !stopped.load(Ordering::SeqCst) {
-                    if let Err(error) = answer(&listener, &text) {
-                        log::debug!("dump not delivered: {error}");
+                    if let Err(error) = accept(&listener).and_then(&serve) {
+                        log::debug!("connection not served: {error}");
                         thread::sleep(PAUSE);
                     }
                 }
@@ -45,20 +49,21 @@ impl DumpServer {
     }
 }
 
-impl Drop for DumpServer {
+impl Drop for SocketServer {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.socket.close();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("the thread of the dump socket panicked");
+            log::error!("the thread of {} panicked", self.socket.path().display());
         }
     }
 }
 
-fn answer(listener: &UnixListener, text: impl Fn() -> String) -> io::Result<()> {
-    let (mut stream, _) = listener.accept()?;
+fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
+    let (stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(text().as_bytes())
+    Ok(stream)
 }

@@ -1,0 +1,252 @@
+//! The kernel's RDMA connection manager and IP over InfiniBand on the model: two guests with stock drivers on one
+//! fabric run librdmacm's own programs, and exchange IP in datagram and connected mode, in two partitions.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::{Model, Process, Rig, Vm, VmConfig, stock};
+
+/// Guest code is translated, and two guests share the machine's processors with the model.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Of ib0 in the two guests, in the default partition.
+const ADDRESSES: [&str; 2] = ["10.9.8.1", "10.9.8.2"];
+/// Of ib0.8001, in the other partition.
+const OTHER_ADDRESSES: [&str; 2] = ["10.9.9.1", "10.9.9.2"];
+/// The multicast group of mckey: its address, and the MGID that ib_ipoib's rules make of it.
+const GROUP: (&str, &str) = ("239.1.2.3", "ff124001ffff0000000000000f010203");
+/// What ib_ipoib says, as warnings, whenever connected mode is turned on.
+const CONNECTED_MODE_WARNINGS: [&str; 2] =
+    ["enabling connected mode will cause multicast packet drops", "will cause multicast packet drops."];
+
+struct Pair {
+    model: Model,
+    vms: [Vm; 2],
+}
+
+impl Pair {
+    fn boot(rig: &Rig) -> Self {
+        let model = Model::start(rig, 2, &["--pkey", "0x8001"]).unwrap();
+        let config = |name, hca| VmConfig::new(name).hca(model.socket(hca));
+        let vms = thread::scope(|scope| {
+            let other = scope.spawn(|| rig.boot(config("b", 1)).unwrap());
+            let one = rig.boot(config("a", 0)).unwrap();
+            [one, other.join().unwrap()]
+        });
+        for vm in &vms {
+            stock::bring_up(vm).unwrap();
+            vm.check("modprobe rdma_ucm").unwrap();
+        }
+        Self { model, vms }
+    }
+
+    /// Gives both guests' interfaces their addresses, and waits until one reaches the other.
+    fn address(&self, interface: &str, addresses: [&str; 2]) {
+        for (vm, address) in self.vms.iter().zip(addresses) {
+            vm.check(&format!("ip link set {interface} up && ip addr add {address}/24 dev {interface}"))
+                .unwrap();
+        }
+        self.reach(addresses[1]);
+    }
+
+    fn reach(&self, address: &str) {
+        let wait =
+            format!("for i in $(seq 60); do ping -c 1 -W 1 {address} >/dev/null && exit 0; done; exit 1");
+        self.vms[0].check_within(LIMIT, &wait).unwrap();
+    }
+
+    /// Starts a server in the first guest, and returns when `listening` holds there.
+    fn serve(&self, program: &str, listening: &str) -> Process {
+        let server = self.vms[0].spawn(program).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while self.vms[0].run(listening).unwrap().status != 0 {
+            let waits = server.is_running() && Instant::now() < deadline;
+            assert!(waits, "{program} doesn't listen: {:?}", server.output());
+        }
+        server
+    }
+
+    fn connect(&self, program: &str, server: &Process) -> String {
+        let output = self.vms[1].check_within(LIMIT, program);
+        output.unwrap_or_else(|error| panic!("{error:#}\nthe server: {:?}", server.output()))
+    }
+
+    /// Runs a program at both ends until both end with success; gives what they printed.
+    fn both(&self, server: &str, client: &str) -> [String; 2] {
+        let process = self.serve(server, CM_LISTENS);
+        let client = self.connect(client, &process);
+        let served = process.wait(LIMIT).unwrap();
+        assert_eq!(served.status, 0, "{server}: {served}");
+        [served.stdout, client]
+    }
+
+    /// Waits until HCAs' multicast tables have been given a group `count` times.
+    fn wait_for_group(&self, mgid: &str, count: usize) {
+        let deadline = Instant::now() + LIMIT;
+        let is_written = |line: &&str| line.trim_start().starts_with("in hex") && line.contains(mgid);
+        while self.model.trace().unwrap().lines().filter(is_written).count() < count {
+            assert!(Instant::now() < deadline, "nobody attached to {mgid}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// The shell's test for a program that listens by the connection manager.
+const CM_LISTENS: &str = "rdma resource show cm_id | grep -q LISTEN";
+
+fn rping(pair: &Pair, address: &str) {
+    for size in [64, 65535] {
+        let options = format!("-a {address} -C 20 -S {size} -V");
+        pair.both(&format!("rping -s {options}"), &format!("rping -c {options}"));
+        println!("ok     rping of {size} bytes at {address}");
+    }
+}
+
+fn connection_manager(pair: &Pair) {
+    let server = ADDRESSES[0];
+    rping(pair, server);
+    for (program, options) in [("ucmatose", "-c 4 -C 20 -S 4096"), ("udaddy", "-c 2 -C 20 -S 1024")] {
+        let outputs = pair.both(&format!("{program} {options}"), &format!("{program} -s {server} {options}"));
+        for output in outputs {
+            assert!(output.contains("data transfers complete"), "{program}: {output}");
+            assert!(output.contains("return status 0"), "{program}: {output}");
+        }
+        println!("ok     {program} {options}");
+    }
+
+    // Its server goes on listening.
+    let process = pair.serve("cmtime -c 20", CM_LISTENS);
+    let times = pair.connect(&format!("cmtime -s {server} -c 20"), &process);
+    for step in ["resolve addr", "resolve route", "connect", "disconnect"] {
+        assert!(times.lines().any(|line| line.starts_with(step)), "no {step} in {times}");
+    }
+    process.kill().unwrap();
+    println!("ok     cmtime: 20 connections");
+
+    for size in ["1000", "65536"] {
+        let options = format!("-S {size} -C 50 -I 10");
+        for output in pair.both(&format!("rstream {options}"), &format!("rstream -s {server} {options}")) {
+            assert!(output.contains("usec/xfer"), "rstream: {output}");
+        }
+        println!("ok     rstream {options}");
+    }
+    // Its server goes on, too.
+    let process = pair.serve(&format!("udpong -b {server}"), "ss -lun | grep -q ':7174 '");
+    let output = pair.connect(&format!("udpong -s {server} -C 100 -S 512"), &process);
+    assert!(output.lines().any(|line| line.starts_with("custom")), "udpong: {output}");
+    process.kill().unwrap();
+    println!("ok     udpong: 100 datagrams");
+}
+
+/// mckey's receiver ends when it has all messages, so the sender starts when it is a member.
+fn multicast(pair: &Pair) {
+    let (address, mgid) = GROUP;
+    let options = format!("-m {address} -C 20 -S 512");
+    let receiver = pair.vms[0].spawn(&format!("mckey {options} -b {}", ADDRESSES[0])).unwrap();
+    pair.wait_for_group(mgid, 1);
+    let sent = pair.connect(&format!("mckey {options} -b {} -s", ADDRESSES[1]), &receiver);
+    let received = receiver.wait(LIMIT).unwrap();
+    assert_eq!(received.status, 0, "mckey: {received}");
+    for output in [sent, received.stdout] {
+        assert!(output.contains("data transfers complete"), "mckey: {output}");
+    }
+    println!("ok     mckey: 20 messages to {address}");
+}
+
+/// Pings of sizes up to the MTU, without fragments, and one that is too long.
+fn pings(pair: &Pair, address: &str, sizes: &[u32]) {
+    let longest = sizes.iter().max().unwrap();
+    let list: Vec<String> = sizes.iter().map(u32::to_string).collect();
+    let ping = format!(
+        "for size in {}; do ping -c 3 -i 0.2 -W 5 -M do -s $size {address} || exit 1; done",
+        list.join(" ")
+    );
+    let output = pair.vms[0].check_within(LIMIT, &ping).unwrap();
+    let complete = output.matches("3 packets transmitted, 3 received").count();
+    assert_eq!(complete, sizes.len(), "{output}");
+    let too_long = format!("ping -c 1 -W 1 -M do -s {} {address}", longest + 1);
+    assert_ne!(pair.vms[0].run(&too_long).unwrap().status, 0);
+    println!("ok     ping of {} sizes up to {longest} bytes at {address}", sizes.len());
+}
+
+/// TCP in both directions.
+fn iperf(pair: &Pair, address: &str) {
+    for reverse in ["", " -R"] {
+        let server = pair.serve(&format!("iperf3 -s -1 -B {address}"), "ss -ltn | grep -q ':5201 '");
+        let report = pair.connect(&format!("iperf3 -c {address} -n 32M{reverse}"), &server);
+        assert!(report.contains("iperf Done."), "{report}");
+        assert_eq!(server.wait(LIMIT).unwrap().status, 0);
+        println!("ok     iperf3{reverse} at {address}");
+    }
+}
+
+/// Every node of the link answers; both guests have to hear the other one.
+fn ping_all_nodes(pair: &Pair, interface: &str) {
+    let find = format!("ip -6 -o addr show dev {interface} scope link | sed 's/.*inet6 \\([^/]*\\).*/\\1/'");
+    for (from, to) in [(0, 1), (1, 0)] {
+        let address = pair.vms[to].check(&find).unwrap();
+        let answers = pair.vms[from].check(&format!("ping -6 -c 4 -i 0.5 -I {interface} ff02::1")).unwrap();
+        assert!(answers.contains(&format!("bytes from {}%", address.trim())), "no {address} in {answers}");
+    }
+    println!("ok     multicast ping on {interface}");
+}
+
+fn set_connected_mode(pair: &Pair, interface: &str, address: &str) {
+    for vm in &pair.vms {
+        let class = format!("/sys/class/net/{interface}");
+        vm.check(&format!("echo connected > {class}/mode && ip link set {interface} mtu 65520 up")).unwrap();
+        assert_eq!(vm.check(&format!("cat {class}/mode {class}/mtu")).unwrap(), "connected\n65520\n");
+    }
+    pair.reach(address);
+}
+
+/// The second partition has an interface of its own, whose packets bear its P_Key.
+fn second_partition(pair: &Pair) {
+    for vm in &pair.vms {
+        let table = vm.check("cat /sys/class/infiniband/mlx4_0/ports/1/pkeys/[01]").unwrap();
+        assert_eq!(table, "0xffff\n0x8001\n");
+        vm.check("echo 0x8001 > /sys/class/net/ib0/create_child").unwrap();
+        assert_eq!(vm.check("cat /sys/class/net/ib0.8001/pkey").unwrap().trim(), "0x8001");
+    }
+    pair.address("ib0.8001", OTHER_ADDRESSES);
+    pings(pair, OTHER_ADDRESSES[1], &[0, 56, 2016]);
+    ping_all_nodes(pair, "ib0.8001");
+    iperf(pair, OTHER_ADDRESSES[0]);
+    rping(pair, OTHER_ADDRESSES[0]);
+    set_connected_mode(pair, "ib0.8001", OTHER_ADDRESSES[1]);
+    pings(pair, OTHER_ADDRESSES[1], &[56, 2017, 65492]);
+    for vm in &pair.vms {
+        vm.check("echo 0x8001 > /sys/class/net/ib0/delete_child").unwrap();
+    }
+}
+
+#[test]
+fn connection_manager_and_ip_work_between_stock_drivers() {
+    let rig = Rig::prepare().unwrap();
+    let pair = Pair::boot(&rig);
+    pair.address("ib0", ADDRESSES);
+
+    connection_manager(&pair);
+    multicast(&pair);
+
+    pings(&pair, ADDRESSES[1], &[0, 1, 2, 3, 56, 255, 256, 1000, 1500, 2016]);
+    iperf(&pair, ADDRESSES[0]);
+    set_connected_mode(&pair, "ib0", ADDRESSES[1]);
+    pings(&pair, ADDRESSES[1], &[0, 1, 56, 1500, 2016, 2017, 4096, 9000, 32768, 65491, 65492]);
+    iperf(&pair, ADDRESSES[0]);
+    ping_all_nodes(&pair, "ib0");
+    rping(&pair, ADDRESSES[0]);
+    second_partition(&pair);
+
+    for vm in &pair.vms {
+        let problems = stock::problems(vm).unwrap();
+        let others: Vec<_> = problems
+            .iter()
+            .filter(|line| !CONNECTED_MODE_WARNINGS.iter().any(|known| line.contains(known)))
+            .collect();
+        assert!(others.is_empty(), "{others:?}");
+        vm.check("modprobe -r rdma_ucm").unwrap();
+        stock::unload(vm).unwrap();
+    }
+}

@@ -1,0 +1,230 @@
+//! Debian's OpenSM instead of the model's own subnet manager: in guests with stock drivers it brings the fabric
+//! up, sweeps again, hands over to another one, takes over from a dead one, and follows a cable that is pulled.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::thread;
+use std::time::Duration;
+
+use integration::{Model, Process, Rig, Vm, VmConfig, stock};
+
+/// Guest code is translated, and two guests share the machine's processors with the model.
+const LIMIT: Duration = Duration::from_secs(120);
+const SIGHUP: i32 = 1;
+const SIGTERM: i32 = 15;
+/// What OpenSM is told: to write its log at once, to be patient with guests that are translated, and to give up
+/// soon on another master that doesn't answer.
+const CONFIG: &str = "force_log_flush TRUE\ntransaction_timeout 1000\nsminfo_polling_timeout 1000\n\
+                      polling_retry_number 2\n";
+/// The default partition and another one, both with IP.
+const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL=full;\n";
+const LOG: &str = "/tmp/opensm.log";
+/// How a standby logs that its master is gone: the kernel of the guest answers in its place, that there is none.
+const MASTER_IS_GONE: &str = "ERR 3111: Received MAD with error status = 0xC";
+/// Where a port's own files are.
+const PORT: &str = "/sys/class/infiniband/mlx4_0/ports/1";
+
+/// A guest, and the asynchronous events of its HCA.
+struct Host {
+    vm: Vm,
+    events: Process,
+    address: &'static str,
+    other_address: &'static str,
+}
+
+impl Host {
+    fn start(rig: &Rig, config: VmConfig, addresses: [&'static str; 2]) -> Self {
+        let vm = rig.boot(config).unwrap();
+        stock::load(&vm).unwrap();
+        vm.check("mkdir -p /var/log /var/cache/opensm").unwrap();
+        vm.put("/tmp/opensm.conf", 0o644, CONFIG.as_bytes()).unwrap();
+        vm.put("/tmp/partitions.conf", 0o644, PARTITIONS.as_bytes()).unwrap();
+        let mut events = vm.spawn("ibv_asyncwatch").unwrap();
+        assert!(events.line(LIMIT).unwrap().contains("async event FD"));
+        Self { vm, events, address: addresses[0], other_address: addresses[1] }
+    }
+
+    fn start_opensm(&self, priority: u8) -> Process {
+        let files = format!("-F /tmp/opensm.conf -P /tmp/partitions.conf -f {LOG}");
+        self.vm.spawn(&format!("exec opensm {files} -p {priority}")).unwrap()
+    }
+
+    /// A file of the port, without the line's end.
+    fn port(&self, file: &str) -> String {
+        self.vm.check(&format!("cat {PORT}/{file}")).unwrap().trim().to_owned()
+    }
+
+    /// Waits until a condition of the shell holds.
+    fn wait(&self, condition: &str) {
+        let wait = format!("until {condition}; do sleep 0.1; done");
+        if let Err(error) = self.vm.check_within(LIMIT, &wait) {
+            panic!("{error:#}\n{}", self.vm.check(&format!("cat {LOG}; ibstat")).unwrap());
+        }
+    }
+
+    fn wait_for_state(&self, state: &str) {
+        self.wait(&format!("grep -q '{state}' {PORT}/state"));
+    }
+
+    /// Waits until OpenSM has logged a text `count` times.
+    fn wait_for_log(&self, text: &str, count: usize) {
+        self.wait(&format!("[ $(grep -c '{text}' {LOG}) -ge {count} ]"));
+    }
+
+    /// How often OpenSM has logged a text so far.
+    fn count_in_log(&self, text: &str) -> usize {
+        self.vm.check(&format!("grep -c '{text}' {LOG} || true")).unwrap().trim().parse().unwrap()
+    }
+
+    /// Waits for these asynchronous events, in any order; there may be no others among them. A manager may ask a
+    /// port more than once to register again.
+    fn expect(&mut self, expected: &[&str]) {
+        let mut missing = expected.to_vec();
+        while !missing.is_empty() {
+            let line = self.events.line(LIMIT).unwrap_or_else(|error| panic!("{error:#}, for {missing:?}"));
+            let event = line.trim().strip_prefix("event_type IBV_EVENT_").expect("an event");
+            let name = event.split(' ').next().unwrap();
+            assert!(event.ends_with("port 1"), "{event}");
+            match missing.iter().position(|wanted| *wanted == name) {
+                Some(at) => drop(missing.remove(at)),
+                None => assert_eq!(name, "CLIENT_REREGISTER", "instead of {missing:?}"),
+            }
+        }
+    }
+
+    fn reaches(&self, address: &str) {
+        let ping =
+            format!("for i in $(seq 60); do ping -c 1 -W 1 {address} >/dev/null && exit 0; done; exit 1");
+        self.vm.check_within(LIMIT, &ping).unwrap();
+    }
+
+    /// The errors that OpenSM has logged.
+    fn errors(&self) -> Vec<String> {
+        let lines = self.vm.check(&format!("grep 'ERR ' {LOG} || true")).unwrap();
+        lines.lines().map(str::to_owned).collect()
+    }
+}
+
+fn boot(rig: &Rig, model: &Model) -> [Host; 2] {
+    let start =
+        |name, hca, addresses| Host::start(rig, VmConfig::new(name).hca(model.socket(hca)), addresses);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| start("b", 1, ["10.9.8.2", "10.9.9.2"]));
+        let one = start("a", 0, ["10.9.8.1", "10.9.9.1"]);
+        [one, other.join().unwrap()]
+    })
+}
+
+fn comes_up(hosts: &mut [Host; 2]) -> Process {
+    for host in &*hosts {
+        host.wait_for_state("2: INIT");
+        assert_eq!([host.port("lid"), host.port("sm_lid")], ["0x0", "0x0"]);
+    }
+    let manager = hosts[0].start_opensm(3);
+    for host in &mut *hosts {
+        host.wait_for_state("4: ACTIVE");
+        host.expect(&["LID_CHANGE", "PKEY_CHANGE", "PORT_ACTIVE", "CLIENT_REREGISTER"]);
+    }
+    hosts[0].wait_for_log("SUBNET UP", 1);
+    let [one, other] = [&hosts[0], &hosts[1]];
+    assert_ne!(one.port("lid"), other.port("lid"));
+    assert!([one, other].iter().all(|host| host.port("sm_lid") == one.port("lid")));
+    println!("ok     opensm: both ports ACTIVE, with LIDs {} and {}", one.port("lid"), other.port("lid"));
+
+    for host in &*hosts {
+        assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[01] | sort")).unwrap(), "0x8001\n0xffff\n");
+        host.vm
+            .check(&format!("ip link set ib0 up && ip addr add {}/24 dev ib0", host.address))
+            .and_then(|_| host.vm.check("echo 0x8001 > /sys/class/net/ib0/create_child"))
+            .and_then(|_| {
+                let address = host.other_address;
+                host.vm.check(&format!("ip link set ib0.8001 up && ip addr add {address}/24 dev ib0.8001"))
+            })
+            .unwrap();
+    }
+    hosts[0].reaches(hosts[1].address);
+    hosts[0].reaches(hosts[1].other_address);
+    println!("ok     opensm: IP in both of its partitions");
+    manager
+}
+
+fn sweeps_again(hosts: &[Host; 2], manager: &Process) {
+    let sweeps = hosts[0].count_in_log("SUBNET UP");
+    manager.signal(SIGHUP).unwrap();
+    hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
+    assert!(hosts.iter().all(|host| host.port("state") == "4: ACTIVE"));
+    println!("ok     opensm: swept again after SIGHUP");
+}
+
+/// The second host's cable is pulled and put back.
+fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
+    let lid = hosts[1].port("lid");
+    let guid = hosts[1].port("gids/0").rsplit(':').next().unwrap().to_owned();
+    model.set_cable(2, false).unwrap();
+    hosts[1].expect(&["PORT_ERR"]);
+    hosts[1].wait_for_state("1: DOWN");
+    hosts[0].wait_for_log(&format!("Removed port with GUID:0x[0-9a-f]*{guid} "), 1);
+    assert_eq!(hosts[0].port("state"), "4: ACTIVE");
+    println!("ok     opensm: port DOWN when its cable is pulled");
+
+    model.set_cable(2, true).unwrap();
+    hosts[1].wait_for_state("4: ACTIVE");
+    hosts[1].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
+    hosts[0].wait_for_log(&format!("Discovered new port with GUID:0x[0-9a-f]*{guid} "), 1);
+    assert_eq!(hosts[1].port("lid"), lid);
+    hosts[0].reaches(hosts[1].address);
+    println!("ok     opensm: port ACTIVE, with its old LID, when the cable is back");
+}
+
+/// A second manager, of a higher priority, gets the subnet, and dies. Linux's mlx4_ib tells programs nothing of
+/// another master's LID (it raises no SM_CHANGE, and only sends to that LID from then on), so the ports' own files
+/// show it, and that they are asked to register again.
+fn hands_over(hosts: &mut [Host; 2]) {
+    let is_managed_by = |hosts: &[Host; 2], master: usize| {
+        let lid = hosts[master].port("lid");
+        for host in hosts {
+            host.wait(&format!("[ $(cat {PORT}/sm_lid) = {lid} ]"));
+        }
+        let info = hosts[1 - master].vm.check("sminfo").unwrap();
+        assert!(info.contains("SMINFO_MASTER"), "{info}");
+    };
+    let second = hosts[1].start_opensm(9);
+    hosts[1].wait_for_log("Entering MASTER state", 1);
+    hosts[0].wait_for_log("Entering STANDBY state", 1);
+    hosts[1].wait_for_log("SUBNET UP", 1);
+    is_managed_by(hosts, 1);
+    hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
+    hosts[0].reaches(hosts[1].address);
+    println!("ok     opensm: handed over to one of a higher priority");
+    assert_eq!(hosts.each_ref().map(Host::errors), [vec![], Vec::<String>::new()]);
+
+    let sweeps = hosts[0].count_in_log("SUBNET UP");
+    second.kill().unwrap();
+    hosts[0].wait_for_log("Entering MASTER state", 2);
+    hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
+    is_managed_by(hosts, 0);
+    hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
+    hosts[0].reaches(hosts[1].address);
+    println!("ok     opensm: the standby took over when the master was killed");
+    let errors = hosts[0].errors();
+    assert!(errors.iter().all(|line| line.contains(MASTER_IS_GONE)), "{errors:?}");
+}
+
+#[test]
+fn opensm_manages_the_fabric() {
+    let rig = Rig::prepare().unwrap();
+    let model = Model::start(&rig, 2, &["--no-sm"]).unwrap();
+    let mut hosts = boot(&rig, &model);
+    let manager = comes_up(&mut hosts);
+    sweeps_again(&hosts, &manager);
+    follows_a_cable(&mut hosts, &model);
+    hands_over(&mut hosts);
+
+    manager.signal(SIGTERM).unwrap();
+    assert_eq!(manager.wait(LIMIT).unwrap().status, 0);
+    for Host { vm, events, .. } in hosts {
+        events.kill().unwrap();
+        assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+        stock::unload(&vm).unwrap();
+    }
+}
