@@ -19,6 +19,7 @@ const WITH_VMS: &[&str] = &[
     "stock_diags",
     "stock_life",
     "stock_opensm",
+    "stock_perftest",
     "stock_speed",
     "vfio_daemon",
     "witness_guest",
