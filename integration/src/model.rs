@@ -79,6 +79,22 @@ impl Model {
     /// # Errors
     /// The model doesn't answer, or with something that isn't JSON.
     pub fn dump(&self) -> Result<Value> {
+        Ok(self.answer()?["cards"].take())
+    }
+
+    /// What HCA number `index`, from 0, has counted under a name since the model was started:
+    /// `refused_accesses`, `held_back_accesses` (by its bus-master bit), or one of its counters.
+    ///
+    /// # Errors
+    /// The model doesn't answer, or has no such counter.
+    pub fn count(&self, index: usize, name: &str) -> Result<u64> {
+        let answer = self.answer()?;
+        let count = answer["counters"][index][name].as_u64();
+        count.with_context(|| format!("the model has no counter {name} for card {index}: {answer}"))
+    }
+
+    /// What the model says of its HCAs.
+    fn answer(&self) -> Result<Value> {
         let mut stream =
             UnixStream::connect(self.folder.path().join("dump")).context("connect to the model's dump")?;
         stream.set_read_timeout(Some(DUMP_LIMIT))?;

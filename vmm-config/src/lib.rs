@@ -40,6 +40,8 @@ pub struct Machine {
     /// Whether a virtual IOMMU stands between the devices and the memory. A Linux guest uses it only
     /// with `intel_iommu=on` on its command line.
     pub iommu: bool,
+    /// Whether a reset by the guest boots it again; if not, it ends the VMM, as a guest's panic then does.
+    pub reboots: bool,
     /// The devices, in the order in which they are plugged in.
     pub devices: Vec<Device>,
 }
@@ -96,6 +98,15 @@ pub enum Device {
         queue_entries: u16,
         /// Size of the configuration space in bytes, at most 256.
         config_bytes: u16,
+    },
+    /// One end of an Ethernet between two VMMs of a host (virtio-net), which exchange frames as datagrams.
+    Ethernet {
+        /// The Unix socket on which the VMM gets frames.
+        local: PathBuf,
+        /// The other VMM's; frames are lost until it is there.
+        remote: PathBuf,
+        /// The MAC address.
+        mac: [u8; 6],
     },
     /// A byte channel between guest and host (virtio-serial), which the guest finds by its name. The
     /// host listens, the VMM connects.

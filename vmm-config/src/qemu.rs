@@ -27,7 +27,9 @@ impl Machine {
         args.option("-m", &format!("{}M", self.memory_mib));
         args.option("-smp", &self.cpus.to_string());
         args.flag("-nodefaults");
-        args.flag("-no-reboot");
+        if !self.reboots {
+            args.flag("-no-reboot");
+        }
         args.option("-display", "none");
         self.serial(&mut args);
         args.option("-kernel", &plain(&self.boot.kernel));
@@ -96,6 +98,21 @@ impl Device {
                          virtio-id={QEMU_VIRTIO_ID_RDMA},num_vqs={queues},vq_size={queue_entries},\
                          config_size={config_bytes},page-per-vq=on"
                     ),
+                );
+            }
+            Self::Ethernet { local, remote, mac } => {
+                let [local, remote] = [local, remote].map(|path| escape(&plain(path)));
+                args.option(
+                    "-netdev",
+                    &format!(
+                        "dgram,id=net{index},local.type=unix,local.path={local},remote.type=unix,remote.path={remote}"
+                    ),
+                );
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                // Without a ROM to boot from.
+                args.option(
+                    "-device",
+                    &format!("virtio-net-pci,id=dev{index},netdev=net{index},mac={mac},romfile="),
                 );
             }
             Self::Channel { name, socket } => {
@@ -169,6 +186,7 @@ mod tests {
             },
             serial: Serial::Stdio,
             iommu: false,
+            reboots: false,
             devices: Vec::new(),
         }
     }
@@ -257,6 +275,22 @@ mod tests {
         assert_eq!(
             values(&args, "-device"),
             ["virtio-serial-pci,id=dev0", "virtserialport,bus=dev0.0,chardev=chr0,name=agent"]
+        );
+    }
+
+    #[test]
+    fn ethernet_has_both_ends_and_no_rom() {
+        let mut machine = machine();
+        let mac = [0x52, 0x54, 0, 0, 0, 1];
+        machine.devices = vec![Device::Ethernet { local: "/run/a".into(), remote: "/run/b,c".into(), mac }];
+        let args = machine.qemu_args();
+        assert_eq!(
+            values(&args, "-netdev"),
+            ["dgram,id=net0,local.type=unix,local.path=/run/a,remote.type=unix,remote.path=/run/b,,c"]
+        );
+        assert_eq!(
+            values(&args, "-device"),
+            ["virtio-net-pci,id=dev0,netdev=net0,mac=52:54:00:00:00:01,romfile="]
         );
     }
 

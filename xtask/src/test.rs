@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the checks that need no build, the rig, every test of the workspace, and a minute of each fuzz
 //! target.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -15,7 +16,11 @@ const WITH_VMS: &[&str] = &[
     "mlx4_pair",
     "mlx4_stock",
     "stock_cm",
+    "stock_diags",
+    "stock_life",
     "stock_opensm",
+    "stock_speed",
+    "vfio_daemon",
     "witness_guest",
 ];
 
@@ -27,6 +32,9 @@ pub(crate) struct Args {
     /// Leave out the fuzz targets; with a filter they are left out too
     #[arg(long)]
     no_fuzz: bool,
+    /// Repeat what is slow as often as it ought to be: loading a driver 20 times, not 3
+    #[arg(long)]
+    all: bool,
     /// Run only tests with one of these in their own name or their file's
     filter: Vec<String>,
 }
@@ -43,7 +51,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let exe = std::env::current_exe().context("find this program")?;
     let programs = exe.parent().context("this program is in no folder")?;
-    let envs = [("PARAVERBS_BIN_DIR", programs)];
+    let mut envs = vec![("PARAVERBS_BIN_DIR", programs)];
+    if args.all {
+        envs.push(("PARAVERBS_ALL", Path::new("1")));
+    }
     if has_nextest() {
         let expression = expression(&args.filter, args.no_vm);
         crate::cargo(&["nextest", "run", "--workspace", "-E", &expression], &envs)?;

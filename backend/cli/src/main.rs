@@ -2,11 +2,14 @@
 //!
 //! - `paraverbs demo`: the daemon on a software ConnectX-3 and two guests, which exchange data by RDMA
 //! - `paraverbs bench`: latency and bandwidth of messages between guests, and what they are compared with
+//! - `paraverbs doctor`: what a card of this host needs before the daemon can have it, checked
+//! - `paraverbs bind`, `paraverbs unbind`: gives a card to the daemon, or back to the kernel
 //! - `paraverbs model`: software ConnectX-3 cards on one fabric, served to VMs over vfio-user
 //!
 //! An error is one line on stderr and exit status 1. RUST_LOG sets what is logged (`warn` if unset).
 
 mod bench;
+mod card;
 mod control;
 mod demo;
 mod model;
@@ -30,6 +33,12 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure messages between two guests, and compare them with the driver alone and with memcpy
     Bench(bench::BenchArgs),
+    /// Check what a card of this host needs before the daemon can have it, and say how to mend what is missing
+    Doctor(card::DoctorArgs),
+    /// Move a card from the kernel's driver to vfio-pci, for the daemon
+    Bind(card::BindArgs),
+    /// Move a card from vfio-pci back to the kernel's driver
+    Unbind(card::BindArgs),
     /// Serve software ConnectX-3 cards, all plugged into one fabric, to VMs over vfio-user
     Model(model::ModelArgs),
     /// A guest of the demo, which starts it by itself
@@ -46,6 +55,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => card::run_doctor(&args),
+        Command::Bind(args) => card::run_bind(&args).map(|()| ExitCode::SUCCESS),
+        Command::Unbind(args) => card::run_unbind(&args).map(|()| ExitCode::SUCCESS),
         Command::BenchPlayer(args) => bench::player::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Model(args) => model::run(&args).map(|()| ExitCode::SUCCESS),
         Command::DemoGuest(args) => demo::guest::run(&args).map(|()| ExitCode::SUCCESS),

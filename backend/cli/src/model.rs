@@ -42,7 +42,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
-    /// Unix socket that answers each connection with the cards' resources in use, as JSON
+    /// Unix socket that answers each connection with the cards' resources in use, and what they have counted, as JSON
     #[arg(long, value_name = "PATH")]
     dump_socket: Option<PathBuf>,
 
@@ -131,10 +131,19 @@ fn announce(guid: u64, path: &Path) {
     }
 }
 
-/// The resources of all cards, as one JSON list.
+/// The resources of all cards and what each has counted, as one JSON object of two lists.
 fn dump(hcas: &[Arc<Hca>]) -> String {
     let cards: Vec<_> = hcas.iter().map(|hca| hca.dump()).collect();
-    format!("[{}]\n", cards.join(","))
+    let counters: Vec<_> = hcas.iter().map(|hca| counters(hca)).collect();
+    format!("{{\"cards\":[{}],\"counters\":[{}]}}\n", cards.join(","), counters.join(","))
+}
+
+/// What a card has counted since it was made, the accesses to memory that were refused among it.
+fn counters(hca: &Hca) -> String {
+    let memory =
+        [("refused_accesses", hca.refused_accesses()), ("held_back_accesses", hca.held_back_accesses())];
+    let counts = hca.counters().iter().chain(memory).map(|(name, count)| format!("\"{name}\":{count}"));
+    format!("{{{}}}", counts.collect::<Vec<_>>().join(","))
 }
 
 fn open_trace(path: &Path) -> Result<Trace> {

@@ -59,8 +59,13 @@ fn cards_are_served_until_the_process_is_terminated() {
     for _ in 0..2 {
         let mut text = String::new();
         UnixStream::connect(&dump).unwrap().read_to_string(&mut text).unwrap();
-        let cards: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(cards.as_array().map(Vec::len), Some(2));
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["cards"].as_array().map(Vec::len), Some(2));
+        let counters = answer["counters"].as_array().unwrap();
+        assert_eq!(counters.len(), 2);
+        for name in ["refused_accesses", "send_wqes"] {
+            assert!(counters.iter().all(|card| card[name] == 0), "{name} in {text}");
+        }
         assert!(guids.iter().all(|guid| text.contains(guid.as_str())), "{guids:?} in {text}");
     }
 

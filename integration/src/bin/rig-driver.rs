@@ -3,6 +3,9 @@
 //! Brings the card up, waits until port 1 is ACTIVE, writes memory from one queue pair of the card to
 //! another by RDMA, and gives everything back. Each step is a line on standard output; the first that fails
 //! is one on standard error, and the exit status is 1.
+//!
+//! With `unmapped` as its second argument it takes the memory that is written to from the card first, as no
+//! driver should: the IOMMU must refuse the card's access, and the write ends with an error.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,17 +15,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use mlx4::{
     Access, Attributes, CompletionQueue, Config, Event, EventSink, Hca, Path, Pd, PortEvent, QueuePair,
-    QueuePairConfig, Uar,
+    QueuePairConfig, RegionConfig, Uar,
 };
-use mlx4_pci::VfioPci;
+use mlx4_pci::{PciDevice as _, VfioPci};
 use mlx4_queue::Completed;
 use mlx4_queue::geometry::{SendSize, Service};
-use mlx4_queue::request::{Data, Operation, Remote, SendFlags, SendRequest};
+use mlx4_queue::request::{Data, Operation, Remote, SendFlags, SendRequest, Sge};
 use mlx4_wire::ctx::qp::{Mtu, QpState};
 
 /// A guest's code is translated, and its subnet manager is outside.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BYTES: usize = 64 << 10;
+const PAGE: usize = 4096;
+/// Number of the one request that is posted.
+const WRITE: u64 = 42;
 /// PSNs of the two directions, chosen to wrap early.
 const PSNS: [u32; 2] = [0xff_fff0, 7];
 
@@ -41,7 +47,8 @@ fn main() -> ExitCode {
         eprintln!("rig-driver: name the card, for instance vfio:0000:01:00.0");
         return ExitCode::FAILURE;
     };
-    match run(&path) {
+    let unmapped = std::env::args().nth(2).is_some_and(|word| word == "unmapped");
+    match run(&path, unmapped) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rig-driver: {error:#}");
@@ -50,17 +57,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(path: &str) -> Result<()> {
+fn run(path: &str, unmapped: bool) -> Result<()> {
     let device = Arc::new(VfioPci::open(path)?);
     let (sender, events) = channel();
     let config = Config { events: Arc::new(Events(sender)), completion_eqs: 1, ..Config::default() };
-    let hca = Hca::open(device, &config)?;
+    let hca = Hca::open(Arc::<VfioPci>::clone(&device), &config)?;
     println!("firmware {:?}", hca.firmware());
     wait_for_active(&events)?;
     let port = hca.port(1)?;
     println!("port 1 ACTIVE lid {} sm_lid {}", port.lid, port.sm_lid);
-    let bytes = exchange(&hca, port.lid)?;
-    println!("rdma write of {bytes} bytes verified");
+    if unmapped {
+        let outcome = write_to_unmapped(&hca, &device, port.lid)?;
+        println!("rdma write to unmapped memory: {outcome}");
+    } else {
+        let bytes = exchange(&hca, port.lid)?;
+        println!("rdma write of {bytes} bytes verified");
+    }
     hca.close()?;
     println!("closed");
     Ok(())
@@ -91,14 +103,9 @@ fn exchange(hca: &Hca, lid: u16) -> Result<usize> {
 
     let length = u32::try_from(BYTES)?;
     let target = Remote { address: to.address(0), rkey: to.region().rkey() };
-    pair[0].post_send(&[SendRequest {
-        wr_id: 42,
-        operation: Operation::Write(target),
-        data: Data::Pieces(&[from.piece(0, length)]),
-        flags: SendFlags { signalled: true, ..SendFlags::default() },
-        destination: None,
-    }])?;
-    completion(&cq, 42)?;
+    pair[0].post_send(&[write(target, &[from.piece(0, length)])])?;
+    let outcome = completion(&cq)?;
+    ensure!(matches!(outcome, Completed::Sent { .. }), "the write completes as {outcome:?}");
     let mut arrived = vec![0; BYTES];
     to.read(0, &mut arrived)?;
     ensure!(arrived == pattern, "other data has arrived than was sent");
@@ -110,6 +117,39 @@ fn exchange(hca: &Hca, lid: u16) -> Result<usize> {
     from.destroy()?;
     to.destroy()?;
     Ok(BYTES)
+}
+
+/// Writes one packet to memory that the card could reach when it was registered, and no longer can. Says how
+/// that ends.
+fn write_to_unmapped(hca: &Hca, device: &VfioPci, lid: u16) -> Result<String> {
+    let (pd, uar) = (hca.pd()?, hca.uar()?);
+    let from = hca.memory(&pd, PAGE, Access::LOCAL)?;
+    let to = device.dma().allocate(PAGE, 1)?;
+    let region = hca.region(&RegionConfig {
+        pd: &pd,
+        address: to.iova(),
+        length: u64::try_from(PAGE)?,
+        pages: &[to.iova()],
+        log2_page: 12,
+        access: Access::ALL,
+        bind: false,
+    })?;
+    let target = Remote { address: to.iova(), rkey: region.rkey() };
+    to.release()?;
+    let cq = hca.completion_queue(64, &uar, 0, || {})?;
+    let pair = [queue_pair(hca, &pd, &uar, &cq)?, queue_pair(hca, &pd, &uar, &cq)?];
+    connect(&pair[0], pair[1].number(), lid, PSNS)?;
+    connect(&pair[1], pair[0].number(), lid, [PSNS[1], PSNS[0]])?;
+    pair[0].post_send(&[write(target, &[from.piece(0, u32::try_from(PAGE)?)])])?;
+    let outcome = format!("{:?}", completion(&cq)?);
+
+    for qp in pair {
+        qp.destroy()?;
+    }
+    cq.destroy()?;
+    region.destroy()?;
+    from.destroy()?;
+    Ok(outcome)
 }
 
 fn queue_pair(hca: &Hca, pd: &Pd, uar: &Uar, cq: &CompletionQueue) -> Result<QueuePair> {
@@ -152,19 +192,27 @@ fn connect(qp: &QueuePair, remote_qpn: u32, lid: u16, [send_psn, receive_psn]: [
     Ok(())
 }
 
-fn completion(cq: &CompletionQueue, wr_id: u64) -> Result<()> {
+/// A write that reports its end.
+fn write(target: Remote, pieces: &[Sge]) -> SendRequest<'_> {
+    SendRequest {
+        wr_id: WRITE,
+        operation: Operation::Write(target),
+        data: Data::Pieces(pieces),
+        flags: SendFlags { signalled: true, ..SendFlags::default() },
+        destination: None,
+    }
+}
+
+/// How the write ends.
+fn completion(cq: &CompletionQueue) -> Result<Completed> {
     let deadline = Instant::now() + PATIENCE;
     let mut found = None;
     while found.is_none() {
-        ensure!(Instant::now() < deadline, "request {wr_id} doesn't complete");
+        ensure!(Instant::now() < deadline, "the write doesn't complete");
         cq.poll(1, |completion| found = Some(completion))?;
     }
     match found {
-        Some(completion)
-            if completion.wr_id == wr_id && matches!(completion.outcome, Completed::Sent { .. }) =>
-        {
-            Ok(())
-        }
-        other => bail!("request {wr_id} completes as {other:?}"),
+        Some(completion) if completion.wr_id == WRITE => Ok(completion.outcome),
+        other => bail!("a request that was not posted completes: {other:?}"),
     }
 }

@@ -61,7 +61,7 @@ impl Image {
         let vmlinuz = vmlinuz(kernel, &release)?;
         let agent_bytes = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
         let mut key = DefaultHasher::new();
-        (LAYOUT, INIT, modules::ROOTS).hash(&mut key);
+        (LAYOUT, INIT, modules::ROOTS, modules::ASKED_FOR).hash(&mut key);
         (kernel.manifest(), guest.manifest(), &agent_bytes).hash(&mut key);
         let kind = format!("initrd-{release}-{programs:?}-").to_lowercase();
         let initrd = folder.join(format!("{kind}{:016x}.cpio", key.finish()));

@@ -36,6 +36,9 @@ pub(super) const ROOTS: &[&str] = &[
     "virtio_net",
 ];
 
+/// Modules that others ask for by an alias, in kernels that have them: rdma_rxe's checksum.
+pub(super) const ASKED_FOR: &[&str] = &["crc32_generic"];
+
 /// The release of the one kernel in a tree.
 pub(super) fn release(kernel: &Tree) -> Result<String> {
     let folder = kernel.path("usr/lib/modules");
@@ -64,7 +67,10 @@ pub(super) fn add(archive: &mut Archive, kernel: &Tree, guest: &Tree, release: &
         fs::copy(source.join(index), staged.join(index)).with_context(|| format!("copy {index}"))?;
     }
 
-    let mut wanted: Vec<(String, bool)> = ROOTS.iter().map(|&root| (root.to_owned(), true)).collect();
+    let named = |names: &[&str], needed| -> Vec<(String, bool)> {
+        names.iter().map(|&name| (name.to_owned(), needed)).collect()
+    };
+    let mut wanted = [named(ROOTS, true), named(ASKED_FOR, false)].concat();
     let mut taken = BTreeSet::new();
     while let Some((module, needed)) = wanted.pop() {
         if builtin.contains(&module) || !taken.insert(module.clone()) {

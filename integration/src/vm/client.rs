@@ -109,6 +109,13 @@ impl Client {
         Ok(Self { shared, reader: Some(reader) })
     }
 
+    /// Forgets that the agent has answered, and the commands that end with the guest.
+    pub(super) fn expect_hello(&self) {
+        let mut state = self.shared.lock();
+        state.hello = false;
+        state.commands.clear();
+    }
+
     pub(super) fn wait_for_hello(&self, limit: Duration) -> Result<()> {
         self.shared.wait_until(limit, |state| state.hello.then_some(()))?.context("the agent didn't come up")
     }

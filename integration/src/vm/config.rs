@@ -18,6 +18,7 @@ pub struct VmConfig {
     pub(super) kernel: Kernel,
     pub(super) programs: Programs,
     pub(super) iommu: bool,
+    pub(super) reboots: bool,
     pub(super) devices: Vec<Device>,
     pub(super) kernel_args: String,
     pub(super) boot_limit: Duration,
@@ -37,6 +38,7 @@ impl VmConfig {
             kernel: Kernel::default(),
             programs: Programs::default(),
             iommu: false,
+            reboots: false,
             devices: Vec::new(),
             kernel_args: String::new(),
             boot_limit: Duration::from_secs(180),
@@ -75,6 +77,12 @@ impl VmConfig {
     /// Puts a virtual IOMMU between devices and memory, and has the guest use it.
     pub fn iommu(mut self) -> Self {
         self.iommu = true;
+        self
+    }
+
+    /// Has a reset by the guest boot it again ([`Vm::reboot`](crate::Vm::reboot)); otherwise it ends the VM.
+    pub fn reboots(mut self) -> Self {
+        self.reboots = true;
         self
     }
 

@@ -156,6 +156,18 @@ impl Vm {
         tail(&self.console, usize::MAX)
     }
 
+    /// Resets the guest by `reboot -f`, with what it holds of its devices left as it is, and waits until its agent
+    /// answers again. The VM must have been configured for it.
+    ///
+    /// # Errors
+    /// The guest doesn't come up in time, or QEMU ends.
+    pub fn reboot(&self, limit: Duration) -> Result<()> {
+        self.client.expect_hello();
+        // The answer to this never comes.
+        self.spawn("reboot -f")?.forget();
+        self.client.wait_for_hello(limit).with_context(|| self.console_report())
+    }
+
     /// Stops the guest in order, and waits for QEMU's end.
     ///
     /// # Errors
@@ -215,6 +227,7 @@ fn machine(rig: &Rig, config: &VmConfig, devices: Vec<Device>, serial: Serial) -
         },
         serial,
         iommu: config.iommu,
+        reboots: config.reboots,
         devices,
     })
 }

@@ -30,6 +30,17 @@ impl Hca {
         out.push('}');
         out
     }
+
+    /// Accesses to memory that the HCA tried and was refused since it was made; those aside that came while bus
+    /// mastering was off, which a card doesn't send to the bus.
+    pub fn refused_accesses(&self) -> u64 {
+        self.dma.refused()
+    }
+
+    /// Accesses to memory that came while bus mastering was off, since it was made.
+    pub fn held_back_accesses(&self) -> u64 {
+        self.dma.held_back()
+    }
 }
 
 fn dump_objects(out: &mut String, running: &Arc<Running>) {

@@ -7,8 +7,9 @@
 //!
 //! - taking a view and accessing memory through it never blocks, takes no lock and allocates nothing;
 //! - [`DmaSpace::unmap`] publishes a table without the mapping and then waits for the views of older
-//!   tables, so nothing is accessed after it returned. Hold a view for a burst of work, never for good,
-//!   and hold none while calling `unmap`, `unmap_all` or `set_enabled`: the call would wait for itself.
+//!   tables, so nothing is accessed after it returned. Maps wait likewise, so that whatever is told of the
+//!   memory after that finds it. Hold a view for a burst of work, never for good, and hold none while calling
+//!   what maps or unmaps, or `set_enabled`: the call would wait for itself.
 //!
 //! An access that the table doesn't allow (unmapped, read-only, bus mastering off) is refused with a
 //! [`DmaFault`] and counted. Memory is shared with a hostile guest: it is only ever copied, or read and

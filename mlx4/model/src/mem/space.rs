@@ -23,20 +23,28 @@ const NAP: Duration = Duration::from_micros(50);
 /// How long views may take before it is worth a line in the log, and between two lines.
 const SLOW: Duration = Duration::from_millis(500);
 
+/// Accesses that didn't happen, in all states of a space together.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// Those that the table doesn't allow.
+    pub(super) refused: AtomicU64,
+    /// Those that came while bus mastering was off.
+    pub(super) held_back: AtomicU64,
+}
+
 /// One state of the space.
 pub(super) struct Snapshot {
     pub(super) table: Table,
     /// Whether bus mastering is on.
     pub(super) enabled: bool,
-    /// Accesses refused by the space, all its states together.
-    pub(super) refused: Arc<AtomicU64>,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// The bus-address space of one device; see the [module](super).
 pub struct DmaSpace {
     current: ArcSwap<Snapshot>,
     changes: Mutex<Changes>,
-    refused: Arc<AtomicU64>,
+    refusals: Arc<Refusals>,
 }
 
 /// What whoever changes the space needs.
@@ -65,9 +73,9 @@ impl Default for DmaSpace {
 impl DmaSpace {
     /// An empty space with bus mastering off, as after power-on.
     pub fn new() -> Self {
-        let refused = Arc::new(AtomicU64::new(0));
-        let first = Snapshot { table: Table::default(), enabled: false, refused: Arc::clone(&refused) };
-        Self { current: ArcSwap::from_pointee(first), changes: Mutex::default(), refused }
+        let refusals = Arc::<Refusals>::default();
+        let first = Snapshot { table: Table::default(), enabled: false, refusals: Arc::clone(&refusals) };
+        Self { current: ArcSwap::from_pointee(first), changes: Mutex::default(), refusals }
     }
 
     /// The space as it is now. Never blocks.
@@ -76,7 +84,7 @@ impl DmaSpace {
     }
 
     /// Maps `len` bytes of a file, from `offset` on, at a bus address. The file is mapped into this process
-    /// once, whole, however many pieces of it are mapped for the device.
+    /// once, whole, however many pieces of it are mapped for the device. On return every view shows it.
     pub fn map_fd(
         &self,
         iova: u64,
@@ -94,7 +102,8 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Maps memory that this process has mapped already, all of it, at a bus address.
+    /// Maps memory that this process has mapped already, all of it, at a bus address. On return every view
+    /// shows it.
     pub fn map_host(&self, iova: u64, region: HostRegion, writable: bool) -> Result<(), DmaError> {
         let last = check_range(iova, region.len() as u64, region.address())?;
         let mut changes = self.lock();
@@ -165,9 +174,14 @@ impl DmaSpace {
         changes.wait_for_views();
     }
 
-    /// Accesses that were refused so far.
+    /// Accesses that were refused so far by the table: an IOMMU would report each as a fault.
     pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+        self.refusals.refused.load(Ordering::Relaxed)
+    }
+
+    /// Accesses that were refused so far as bus mastering was off: a card then sends none to the bus.
+    pub fn held_back(&self) -> u64 {
+        self.refusals.held_back.load(Ordering::Relaxed)
     }
 
     /// Number of mappings.
@@ -197,11 +211,13 @@ impl DmaSpace {
             (now.table.insert(map), now.enabled)
         };
         self.publish(changes, table, enabled);
+        // A burst that is under way may come to work that uses this memory, and would not see it.
+        changes.wait_for_views();
     }
 
     /// Makes a changed state the current one.
     fn publish(&self, changes: &mut Changes, table: Table, enabled: bool) {
-        let next = Snapshot { table, enabled, refused: Arc::clone(&self.refused) };
+        let next = Snapshot { table, enabled, refusals: Arc::clone(&self.refusals) };
         changes.retired.push(self.current.swap(Arc::new(next)));
         changes.drop_unseen();
     }

@@ -182,7 +182,9 @@ impl DmaView {
     /// Counts a refused access.
     #[cold]
     fn fault(&self, iova: u64, len: u64, access: Access, cause: FaultCause) -> DmaFault {
-        self.snapshot.refused.fetch_add(1, Ordering::Relaxed);
+        let refusals = &self.snapshot.refusals;
+        let counter = if cause == FaultCause::Disabled { &refusals.held_back } else { &refusals.refused };
+        counter.fetch_add(1, Ordering::Relaxed);
         let fault = DmaFault { iova, len, access, cause };
         log::trace!("{fault}");
         fault

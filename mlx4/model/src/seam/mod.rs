@@ -58,9 +58,9 @@ impl ModelDevice {
         &self.hca
     }
 
-    /// Accesses to memory that the card tried and was refused, since it was made.
+    /// Accesses to memory that the card tried and was refused since it was made, for whatever cause.
     pub fn refused(&self) -> u64 {
-        self.memory.refused()
+        self.memory.refused() + self.memory.held_back()
     }
 
     /// Checks that a register is inside BAR0, and aligned.
