@@ -14,6 +14,9 @@ pub const MODULES: &[&str] = &["mlx4_core", "mlx4_ib", "ib_uverbs", "ib_umad", "
 /// what the kernel itself may have added.
 const UNLOADED: &str = "ib_ipoib ib_umad mlx4_ib mlx4_en ib_uverbs mlx4_core";
 
+/// A part of ib_uverbs in newer kernels (7.x), which modprobe leaves behind if rdma_ucm went before.
+const LEFT_BEHIND: &str = "ib_uverbs_support";
+
 /// Whose lines in a kernel's log are the driver's.
 pub const LOG_NAMES: &[&str] = &["mlx4", "ib_", "infiniband", "ib0", "ib1", "ibp", "umad", "uverbs", "vfio"];
 
@@ -39,6 +42,7 @@ pub fn load(vm: &Vm) -> Result<()> {
 /// A module is in use, or doesn't end in time.
 pub fn unload(vm: &Vm) -> Result<()> {
     vm.check_within(LOAD_LIMIT, &format!("modprobe -r -a {UNLOADED}"))?;
+    vm.run(&format!("modprobe -r {LEFT_BEHIND}"))?;
     let left = vm.check("lsmod | grep -E '^(mlx4_|ib_ipoib|ib_umad|ib_uverbs)' || true")?;
     if !left.is_empty() {
         bail!("on {}: still loaded: {left}", vm.name());

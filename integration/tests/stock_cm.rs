@@ -1,12 +1,13 @@
-//! The kernel's RDMA connection manager and IP over InfiniBand on the model: two guests with stock drivers on one
-//! fabric run librdmacm's own programs, and exchange IP in datagram and connected mode, in two partitions.
+//! The kernel's RDMA connection manager and IP over InfiniBand on the model: two guests with stock drivers, of
+//! two kernels, on one fabric run librdmacm's own programs, and exchange IP in datagram and connected mode, in
+//! two partitions.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Model, Process, Rig, Vm, VmConfig, stock};
+use integration::{Kernel, Model, Process, Rig, Vm, VmConfig, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,10 +29,11 @@ struct Pair {
 impl Pair {
     fn boot(rig: &Rig) -> Self {
         let model = Model::start(rig, 2, &["--pkey", "0x8001"]).unwrap();
-        let config = |name, hca| VmConfig::new(name).hca(model.socket(hca));
+        let boot =
+            |name, hca, kernel| rig.boot(VmConfig::new(name).hca(model.socket(hca)).kernel(kernel)).unwrap();
         let vms = thread::scope(|scope| {
-            let other = scope.spawn(|| rig.boot(config("b", 1)).unwrap());
-            let one = rig.boot(config("a", 0)).unwrap();
+            let other = scope.spawn(|| boot("b", 1, Kernel::Newest));
+            let one = boot("a", 0, Kernel::Stable);
             [one, other.join().unwrap()]
         });
         for vm in &vms {
@@ -214,11 +216,28 @@ fn second_partition(pair: &Pair) {
     ping_all_nodes(pair, "ib0.8001");
     iperf(pair, OTHER_ADDRESSES[0]);
     rping(pair, OTHER_ADDRESSES[0]);
+    partitions_are_apart(pair);
     set_connected_mode(pair, "ib0.8001", OTHER_ADDRESSES[1]);
     pings(pair, OTHER_ADDRESSES[1], &[56, 2017, 65492]);
     for vm in &pair.vms {
         vm.check("echo 0x8001 > /sys/class/net/ib0/delete_child").unwrap();
     }
+}
+
+/// Queue pairs of one partition reach each other, those of two don't.
+fn partitions_are_apart(pair: &Pair) {
+    const LISTENS: &str = "ss -ltn | grep -q ':18515 '";
+    let program = "ib_send_lat -d mlx4_0 -F -s 8 -n 100 --pkey_index";
+    let server = pair.serve(&format!("{program} 1"), LISTENS);
+    pair.connect(&format!("{program} 1 {}", ADDRESSES[0]), &server);
+    assert_eq!(server.wait(LIMIT).unwrap().status, 0);
+    let server = pair.serve(&format!("{program} 0"), LISTENS);
+    let refused = pair.vms[1].run_within(LIMIT, &format!("{program} 1 {}", ADDRESSES[0])).unwrap();
+    assert_ne!(refused.status, 0, "{refused}");
+    let text = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(text.contains("status 12"), "no retry exceeded: {refused}");
+    server.kill().unwrap();
+    println!("ok     queue pairs of two partitions don't reach each other");
 }
 
 #[test]

@@ -21,6 +21,8 @@ const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL
 const LOG: &str = "/tmp/opensm.log";
 /// How a standby logs that its master is gone: the kernel of the guest answers in its place, that there is none.
 const MASTER_IS_GONE: &str = "ERR 3111: Received MAD with error status = 0xC";
+/// What ib_ipoib says of a join while there is no master to answer it.
+const JOIN_WITHOUT_MASTER: &str = "multicast join failed";
 /// Where a port's own files are.
 const PORT: &str = "/sys/class/infiniband/mlx4_0/ports/1";
 
@@ -196,7 +198,10 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
     hosts[0].reaches(hosts[1].address);
     println!("ok     opensm: handed over to one of a higher priority");
-    assert_eq!(hosts.each_ref().map(Host::errors), [vec![], Vec::<String>::new()]);
+    for host in hosts.iter() {
+        let errors = host.errors();
+        assert!(errors.iter().all(|line| is_unanswered_notice(line)), "{errors:?}");
+    }
 
     let sweeps = hosts[0].count_in_log("SUBNET UP");
     second.kill().unwrap();
@@ -207,7 +212,17 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts[0].reaches(hosts[1].address);
     println!("ok     opensm: the standby took over when the master was killed");
     let errors = hosts[0].errors();
-    assert!(errors.iter().all(|line| line.contains(MASTER_IS_GONE)), "{errors:?}");
+    assert!(
+        errors.iter().all(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line)),
+        "{errors:?}"
+    );
+}
+
+/// Whether a line of OpenSM's log is about a notice of its own that nobody has answered in time: it tells the master of
+/// itself, and while the subnet changes hands (or the guests are slow) nobody need be there. Such a failure has two lines.
+fn is_unanswered_notice(line: &str) -> bool {
+    line.contains("ERR 5410: Send completed with error (IB_TIMEOUT)")
+        || line.contains("(IB_TIMEOUT): SubnTrap(Notice)")
 }
 
 #[test]
@@ -220,11 +235,15 @@ fn opensm_manages_the_fabric() {
     follows_a_cable(&mut hosts, &model);
     hands_over(&mut hosts);
 
+    for host in &hosts {
+        let problems = stock::problems(&host.vm).unwrap();
+        let others: Vec<_> = problems.iter().filter(|line| !line.contains(JOIN_WITHOUT_MASTER)).collect();
+        assert!(others.is_empty(), "{others:?}");
+    }
     manager.signal(SIGTERM).unwrap();
     assert_eq!(manager.wait(LIMIT).unwrap().status, 0);
     for Host { vm, events, .. } in hosts {
         events.kill().unwrap();
-        assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
         stock::unload(&vm).unwrap();
     }
 }
