@@ -20,6 +20,7 @@ const WITH_VMS: &[&str] = &[
     "stock_life",
     "stock_opensm",
     "stock_perftest",
+    "stock_pyverbs",
     "stock_speed",
     "vfio_daemon",
     "witness_guest",

@@ -1,13 +1,17 @@
-# Runs rdma-core's Python tests as its run_tests.py does, and prints a line for each: outcome, name, reason, between tabs.
+# Runs rdma-core's Python tests as its run_tests.py does, and prints a line for each: outcome, name and reason,
+# between tabs.
 import os
+import random
 import sys
 import unittest
 from importlib.machinery import SourceFileLoader
 
 FOLDER = '/usr/share/pyverbs/tests'
-sys.path[:0] = [FOLDER, os.path.dirname(FOLDER)]
+sys.path[:0] = [os.path.dirname(FOLDER), FOLDER]
 from args_parser import parser
 
+# Tests choose sizes, ports and sequence numbers by this.
+random.seed(4)
 tests = SourceFileLoader('tests', os.path.join(FOLDER, '__init__.py')).load_module()
 parser.parse_args()
 
@@ -29,11 +33,16 @@ class Lines(unittest.TestResult):
 
     def addFailure(self, test, err):
         super().addFailure(test, err)
-        self.tell('failed', test, err[1])
+        self.tell('failed', test, repr(err[1]))
 
     def addError(self, test, err):
         super().addError(test, err)
         self.tell('failed', test, repr(err[1]))
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err is not None:
+            self.tell('failed', subtest, repr(err[1]))
 
 
 result = Lines()
