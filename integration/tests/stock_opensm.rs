@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::thread;
 use std::time::Duration;
 
-use integration::{Model, Process, Rig, Vm, VmConfig, stock};
+use integration::pair::{Pair, reach};
+use integration::{Kernel, Model, Process, Rig, Vm, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,6 +21,12 @@ const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL
 const LOG: &str = "/tmp/opensm.log";
 /// How a standby logs that its master is gone: the kernel of the guest answers in its place, that there is none.
 const MASTER_IS_GONE: &str = "ERR 3111: Received MAD with error status = 0xC";
+/// How the manager logs that a packet to the switch is lost, until it knows that its own port is down.
+const CABLE_IS_PULLED: [&str; 3] = [
+    "ERR 5411: DR SMP Send completed with error (IB_TIMEOUT)",
+    "(IB_TIMEOUT): SubnGet(",
+    "ERR 3120: Timeout",
+];
 /// What ib_ipoib says of a join while there is no master to answer it.
 const JOIN_WITHOUT_MASTER: &str = "multicast join failed";
 /// Where a port's own files are.
@@ -32,18 +38,19 @@ struct Host {
     events: Process,
     address: &'static str,
     other_address: &'static str,
+    /// Errors in OpenSM's log that were looked at.
+    errors_seen: usize,
 }
 
 impl Host {
-    fn start(rig: &Rig, config: VmConfig, addresses: [&'static str; 2]) -> Self {
-        let vm = rig.boot(config).unwrap();
+    fn start(vm: Vm, addresses: [&'static str; 2]) -> Self {
         stock::load(&vm).unwrap();
         vm.check("mkdir -p /var/log /var/cache/opensm").unwrap();
         vm.put("/tmp/opensm.conf", 0o644, CONFIG.as_bytes()).unwrap();
         vm.put("/tmp/partitions.conf", 0o644, PARTITIONS.as_bytes()).unwrap();
         let mut events = vm.spawn("ibv_asyncwatch").unwrap();
         assert!(events.line(LIMIT).unwrap().contains("async event FD"));
-        Self { vm, events, address: addresses[0], other_address: addresses[1] }
+        Self { vm, events, address: addresses[0], other_address: addresses[1], errors_seen: 0 }
     }
 
     fn start_opensm(&self, priority: u8) -> Process {
@@ -94,27 +101,19 @@ impl Host {
         }
     }
 
-    fn reaches(&self, address: &str) {
-        let ping =
-            format!("for i in $(seq 60); do ping -c 1 -W 1 {address} >/dev/null && exit 0; done; exit 1");
-        self.vm.check_within(LIMIT, &ping).unwrap();
-    }
-
-    /// The errors that OpenSM has logged.
-    fn errors(&self) -> Vec<String> {
+    /// The errors that OpenSM has logged since the last look.
+    fn new_errors(&mut self) -> Vec<String> {
         let lines = self.vm.check(&format!("grep 'ERR ' {LOG} || true")).unwrap();
-        lines.lines().map(str::to_owned).collect()
+        let new: Vec<String> = lines.lines().skip(self.errors_seen).map(str::to_owned).collect();
+        self.errors_seen += new.len();
+        new
     }
-}
 
-fn boot(rig: &Rig, model: &Model) -> [Host; 2] {
-    let start =
-        |name, hca, addresses| Host::start(rig, VmConfig::new(name).hca(model.socket(hca)), addresses);
-    thread::scope(|scope| {
-        let other = scope.spawn(|| start("b", 1, ["10.9.8.2", "10.9.9.2"]));
-        let one = start("a", 0, ["10.9.8.1", "10.9.9.1"]);
-        [one, other.join().unwrap()]
-    })
+    /// Expects that OpenSM has logged no errors since the last look but those that `excused` knows.
+    fn no_errors_but(&mut self, excused: impl Fn(&str) -> bool) {
+        let errors = self.new_errors();
+        assert!(errors.iter().all(|line| excused(line)), "on {}: {errors:?}", self.vm.name());
+    }
 }
 
 fn comes_up(hosts: &mut [Host; 2]) -> Process {
@@ -144,8 +143,8 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
             })
             .unwrap();
     }
-    hosts[0].reaches(hosts[1].address);
-    hosts[0].reaches(hosts[1].other_address);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    reach(&hosts[0].vm, hosts[1].other_address).unwrap();
     println!("ok     opensm: IP in both of its partitions");
     manager
 }
@@ -174,8 +173,27 @@ fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
     hosts[1].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
     hosts[0].wait_for_log(&format!("Discovered new port with GUID:0x[0-9a-f]*{guid} "), 1);
     assert_eq!(hosts[1].port("lid"), lid);
-    hosts[0].reaches(hosts[1].address);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
     println!("ok     opensm: port ACTIVE, with its old LID, when the cable is back");
+}
+
+/// The cable of the manager's own host is pulled and put back.
+fn loses_the_fabric(hosts: &mut [Host; 2], model: &Model) {
+    let lids = hosts.each_ref().map(|host| host.port("lid"));
+    let sweeps = hosts[0].count_in_log("SUBNET UP");
+    model.set_cable(1, false).unwrap();
+    hosts[0].expect(&["PORT_ERR"]);
+    hosts[0].wait_for_log("SM port is down", 1);
+    assert_eq!(hosts[1].port("state"), "4: ACTIVE");
+    println!("ok     opensm: tells that its own port is DOWN");
+
+    model.set_cable(1, true).unwrap();
+    hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
+    hosts[0].wait_for_state("4: ACTIVE");
+    hosts[0].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
+    assert_eq!(hosts.each_ref().map(|host| host.port("lid")), lids);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    println!("ok     opensm: manages the fabric again when its own cable is back");
 }
 
 /// A second manager, of a higher priority, gets the subnet, and dies. Linux's mlx4_ib tells programs nothing of
@@ -196,12 +214,9 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts[1].wait_for_log("SUBNET UP", 1);
     is_managed_by(hosts, 1);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
-    hosts[0].reaches(hosts[1].address);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
     println!("ok     opensm: handed over to one of a higher priority");
-    for host in hosts.iter() {
-        let errors = host.errors();
-        assert!(errors.iter().all(|line| is_unanswered_notice(line)), "{errors:?}");
-    }
+    hosts.iter_mut().for_each(|host| host.no_errors_but(is_unanswered_notice));
 
     let sweeps = hosts[0].count_in_log("SUBNET UP");
     second.kill().unwrap();
@@ -209,13 +224,9 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
     is_managed_by(hosts, 0);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
-    hosts[0].reaches(hosts[1].address);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
     println!("ok     opensm: the standby took over when the master was killed");
-    let errors = hosts[0].errors();
-    assert!(
-        errors.iter().all(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line)),
-        "{errors:?}"
-    );
+    hosts[0].no_errors_but(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line));
 }
 
 /// Whether a line of OpenSM's log is about a notice of its own that nobody has answered in time: it tells the master of
@@ -228,11 +239,20 @@ fn is_unanswered_notice(line: &str) -> bool {
 #[test]
 fn opensm_manages_the_fabric() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &["--no-sm"]).unwrap();
-    let mut hosts = boot(&rig, &model);
+    let kernels = [Kernel::Stable, Kernel::Newest];
+    let Pair { model, vms: [one, other] } =
+        Pair::boot(&rig, &["--no-sm"], |config, place| config.kernel(kernels[place])).unwrap();
+    let mut hosts =
+        [Host::start(one, ["10.9.8.1", "10.9.9.1"]), Host::start(other, ["10.9.8.2", "10.9.9.2"])];
     let manager = comes_up(&mut hosts);
     sweeps_again(&hosts, &manager);
     follows_a_cable(&mut hosts, &model);
+    hosts[0].no_errors_but(|_| false);
+    loses_the_fabric(&mut hosts, &model);
+    hosts[0].no_errors_but(|line| CABLE_IS_PULLED.iter().any(|text| line.contains(text)));
+    for host in &hosts {
+        assert_eq!(stock::problems(&host.vm).unwrap(), [""; 0]);
+    }
     hands_over(&mut hosts);
 
     for host in &hosts {
