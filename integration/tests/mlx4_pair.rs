@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use integration::pair::{Pair, listens};
 use integration::trace::{self, Behaviour};
-use integration::{Model, Rig};
+use integration::{Model, Rig, passed};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
@@ -25,6 +25,7 @@ fn ping_pong(pair: &Pair, program: &str) {
     for output in both(pair, program) {
         assert!(output.contains("1000 iters in"), "{program}: {output}");
     }
+    passed(program);
 }
 
 /// Runs a program of perftest; it ends with a table whose last row has the size and the number of messages.
@@ -37,6 +38,7 @@ fn perftest(pair: &Pair, program: &str, size: u32, iterations: u32) {
         .flat_map(str::split_whitespace)
         .collect();
     assert_eq!(row.get(1), Some(&iterations.to_string().as_str()), "{program}: {client}");
+    passed(program);
 }
 
 fn ip_over_infiniband(pair: &Pair) {
@@ -60,6 +62,7 @@ fn ip_over_infiniband(pair: &Pair) {
         vms[1].check(&format!("printf {text} | timeout 10 busybox nc {} 5000", ADDRESSES[0])).unwrap();
         assert_eq!(server.wait(PROGRAM_LIMIT).unwrap().stdout, text);
     }
+    passed("IP over InfiniBand: ping, multicast ping, TCP segments of 1 to 7 bytes");
 }
 
 /// What the driver gave the model on the day when golden bytes were taken from it.
@@ -109,6 +112,7 @@ fn two_stock_drivers_exchange_data() {
         for output in both(&pair, &program) {
             assert!(output.contains("success"), "{program}: {output}");
         }
+        passed(program);
     }
     for test in ["send", "write", "read"] {
         perftest(&pair, &format!("ib_{test}_lat"), 8, 1000);
@@ -118,4 +122,5 @@ fn two_stock_drivers_exchange_data() {
 
     pair.unload().unwrap();
     behaves_as_recorded(&rig, &pair.model);
+    passed("stock driver: the same commands and fields as recorded for golden bytes");
 }

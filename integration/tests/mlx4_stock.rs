@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use integration::{Model, Rig, VmConfig, stock};
+use integration::{Model, Rig, VmConfig, passed, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
 fn field<'a>(text: &'a str, key: &str) -> &'a str {
@@ -56,6 +56,7 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
     // The subnet manager took the port through the states, by MADs that the driver answered.
     let states = reported_states(&model.trace().unwrap());
     assert!(states.ends_with(&[2, 3, 4]), "{states:?}");
+    passed("stock driver: the port goes from INIT to ACTIVE; ibv_devinfo and ibstat describe it");
 
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
     vm.shutdown().unwrap();
@@ -76,6 +77,7 @@ fn stock_driver_of_two_ports_unloaded_and_loaded_again_leaves_nothing_behind() {
         stock::unload(&vm).unwrap();
         assert_eq!(model.dump().unwrap(), untouched);
     }
+    passed("stock driver: two ports, loaded and unloaded twice, nothing left in the model");
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
 }
 
@@ -86,4 +88,5 @@ fn stock_driver_comes_up_behind_an_iommu() {
     let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
     stock::bring_up(&vm).unwrap();
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+    passed("stock driver: ACTIVE behind a virtual IOMMU");
 }

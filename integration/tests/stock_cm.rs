@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use integration::pair::{Pair, reach};
 use integration::patience::until;
-use integration::{Kernel, Model, Rig, stock};
+use integration::{Kernel, Model, Rig, all, passed, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -40,7 +40,7 @@ fn rping(pair: &Pair, address: &str) {
     for size in [64, 65535] {
         let options = format!("-a {address} -C 20 -S {size} -V");
         both(pair, &format!("rping -s {options}"), &format!("rping -c {options}"));
-        println!("ok     rping of {size} bytes at {address}");
+        passed(format_args!("rping of {size} bytes at {address}"));
     }
 }
 
@@ -54,7 +54,7 @@ fn connection_manager(pair: &Pair) {
             assert!(output.contains("data transfers complete"), "{program}: {output}");
             assert!(output.contains("return status 0"), "{program}: {output}");
         }
-        println!("ok     {program} {options}");
+        passed(format_args!("{program} {options}"));
     }
 
     // Its server goes on listening.
@@ -64,21 +64,21 @@ fn connection_manager(pair: &Pair) {
         assert!(times.lines().any(|line| line.starts_with(step)), "no {step} in {times}");
     }
     process.kill().unwrap();
-    println!("ok     cmtime: 20 connections");
+    passed("cmtime: 20 connections");
 
     for size in ["1000", "65536"] {
         let options = format!("-S {size} -C 50 -I 10");
         for output in both(pair, &format!("rstream {options}"), &format!("rstream -s {server} {options}")) {
             assert!(output.contains("usec/xfer"), "rstream: {output}");
         }
-        println!("ok     rstream {options}");
+        passed(format_args!("rstream {options}"));
     }
     // Its server goes on, too.
     let process = pair.serve(&format!("udpong -b {server}"), "ss -lun | grep -q ':7174 '").unwrap();
     let output = pair.connect(&format!("udpong -s {server} -C 100 -S 512"), &process).unwrap();
     assert!(output.lines().any(|line| line.starts_with("custom")), "udpong: {output}");
     process.kill().unwrap();
-    println!("ok     udpong: 100 datagrams");
+    passed("udpong: 100 datagrams");
 }
 
 /// mckey's receiver ends when it has all messages, so the sender starts when it is a member.
@@ -93,7 +93,7 @@ fn multicast(pair: &Pair) {
     for output in [sent, received.stdout] {
         assert!(output.contains("data transfers complete"), "mckey: {output}");
     }
-    println!("ok     mckey: 20 messages to {address}");
+    passed(format_args!("mckey: 20 messages to {address}"));
 }
 
 /// Pings of sizes up to the MTU, without fragments, and one that is too long.
@@ -109,7 +109,17 @@ fn pings(pair: &Pair, address: &str, sizes: &[u32]) {
     assert_eq!(complete, sizes.len(), "{output}");
     let too_long = format!("ping -c 1 -W 1 -M do -s {} {address}", longest + 1);
     assert_ne!(pair.vms[0].run(&too_long).unwrap().status, 0);
-    println!("ok     ping of {} sizes up to {longest} bytes at {address}", sizes.len());
+    passed(format_args!("ping of {} sizes up to {longest} bytes at {address}", sizes.len()));
+}
+
+/// A ping of each `step`th size up to the longest, whole or in fragments of IP as the MTU has it.
+fn pings_by_step(pair: &Pair, address: &str, longest: u32, step: usize) {
+    let ping = format!(
+        "n=0; for size in $(seq 0 {step} {longest}); do ping -q -c 1 -W 10 -s $size {address} >/dev/null \
+         || {{ echo $size bytes are lost; exit 1; }}; n=$((n + 1)); done; echo $n"
+    );
+    let answered = pair.vms[1].check_within(LIMIT * 10, &ping).unwrap();
+    passed(format_args!("ping of each {step}. size to {longest} bytes at {address}: {}", answered.trim()));
 }
 
 /// TCP in both directions.
@@ -119,7 +129,7 @@ fn iperf(pair: &Pair, address: &str) {
         let report = pair.connect(&format!("iperf3 -c {address} -n 32M{reverse}"), &server).unwrap();
         assert!(report.contains("iperf Done."), "{report}");
         assert_eq!(server.wait(LIMIT).unwrap().status, 0);
-        println!("ok     iperf3{reverse} at {address}");
+        passed(format_args!("iperf3{reverse} at {address}"));
     }
 }
 
@@ -143,7 +153,7 @@ fn second_partition(pair: &Pair) {
     pair.address("ib0.8001", OTHER_ADDRESSES).unwrap();
     pings(pair, OTHER_ADDRESSES[1], &[0, 56, 2016]);
     pair.ping_all_nodes("ib0.8001").unwrap();
-    println!("ok     multicast ping on ib0.8001");
+    passed("multicast ping on ib0.8001");
     iperf(pair, OTHER_ADDRESSES[0]);
     rping(pair, OTHER_ADDRESSES[0]);
     partitions_are_apart(pair);
@@ -167,7 +177,7 @@ fn partitions_are_apart(pair: &Pair) {
     let text = format!("{}{}", refused.stdout, refused.stderr);
     assert!(text.contains("status 12"), "no retry exceeded: {refused}");
     server.kill().unwrap();
-    println!("ok     queue pairs of two partitions don't reach each other");
+    passed("queue pairs of two partitions don't reach each other");
 }
 
 #[test]
@@ -186,12 +196,15 @@ fn connection_manager_and_ip_work_between_stock_drivers() {
     multicast(&pair);
 
     pings(&pair, ADDRESSES[1], &[0, 1, 2, 3, 56, 255, 256, 1000, 1500, 2016]);
+    pings_by_step(&pair, ADDRESSES[0], 2016, if all() { 1 } else { 31 });
+    pings_by_step(&pair, ADDRESSES[0], 65507, if all() { 101 } else { 6007 });
     iperf(&pair, ADDRESSES[0]);
     set_connected_mode(&pair, "ib0", ADDRESSES[1]);
+    pings_by_step(&pair, ADDRESSES[0], 65492, if all() { 101 } else { 3001 });
     pings(&pair, ADDRESSES[1], &[0, 1, 56, 1500, 2016, 2017, 4096, 9000, 32768, 65491, 65492]);
     iperf(&pair, ADDRESSES[0]);
     pair.ping_all_nodes("ib0").unwrap();
-    println!("ok     multicast ping on ib0");
+    passed("multicast ping on ib0");
     rping(&pair, ADDRESSES[0]);
     second_partition(&pair);
 

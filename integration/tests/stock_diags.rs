@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use integration::pair::{Pair, listens};
-use integration::{Rig, Vm, patience};
+use integration::{Rig, Vm, passed, patience};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
@@ -25,10 +25,6 @@ struct End {
     port_guid: String,
     node_guid: String,
     description: String,
-}
-
-fn passed(name: &str) {
-    println!("ok     {name}");
 }
 
 /// The value of the line `key: value` or `key:....value`; libibmad and saquery fill with dots.

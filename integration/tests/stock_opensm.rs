@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use integration::pair::{Pair, reach};
-use integration::{Kernel, Model, Process, Rig, Vm, stock};
+use integration::{Kernel, Model, Process, Rig, Vm, passed, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -130,7 +130,11 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
     let [one, other] = [&hosts[0], &hosts[1]];
     assert_ne!(one.port("lid"), other.port("lid"));
     assert!([one, other].iter().all(|host| host.port("sm_lid") == one.port("lid")));
-    println!("ok     opensm: both ports ACTIVE, with LIDs {} and {}", one.port("lid"), other.port("lid"));
+    passed(format_args!(
+        "opensm: both ports ACTIVE, with LIDs {} and {}",
+        one.port("lid"),
+        other.port("lid")
+    ));
 
     for host in &*hosts {
         assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[01] | sort")).unwrap(), "0x8001\n0xffff\n");
@@ -145,7 +149,7 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
     }
     reach(&hosts[0].vm, hosts[1].address).unwrap();
     reach(&hosts[0].vm, hosts[1].other_address).unwrap();
-    println!("ok     opensm: IP in both of its partitions");
+    passed("opensm: IP in both of its partitions");
     manager
 }
 
@@ -154,7 +158,7 @@ fn sweeps_again(hosts: &[Host; 2], manager: &Process) {
     manager.signal(SIGHUP).unwrap();
     hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
     assert!(hosts.iter().all(|host| host.port("state") == "4: ACTIVE"));
-    println!("ok     opensm: swept again after SIGHUP");
+    passed("opensm: swept again after SIGHUP");
 }
 
 /// The second host's cable is pulled and put back.
@@ -166,7 +170,7 @@ fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
     hosts[1].wait_for_state("1: DOWN");
     hosts[0].wait_for_log(&format!("Removed port with GUID:0x[0-9a-f]*{guid} "), 1);
     assert_eq!(hosts[0].port("state"), "4: ACTIVE");
-    println!("ok     opensm: port DOWN when its cable is pulled");
+    passed("opensm: port DOWN when its cable is pulled");
 
     model.set_cable(2, true).unwrap();
     hosts[1].wait_for_state("4: ACTIVE");
@@ -174,7 +178,7 @@ fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
     hosts[0].wait_for_log(&format!("Discovered new port with GUID:0x[0-9a-f]*{guid} "), 1);
     assert_eq!(hosts[1].port("lid"), lid);
     reach(&hosts[0].vm, hosts[1].address).unwrap();
-    println!("ok     opensm: port ACTIVE, with its old LID, when the cable is back");
+    passed("opensm: port ACTIVE, with its old LID, when the cable is back");
 }
 
 /// The cable of the manager's own host is pulled and put back.
@@ -185,7 +189,7 @@ fn loses_the_fabric(hosts: &mut [Host; 2], model: &Model) {
     hosts[0].expect(&["PORT_ERR"]);
     hosts[0].wait_for_log("SM port is down", 1);
     assert_eq!(hosts[1].port("state"), "4: ACTIVE");
-    println!("ok     opensm: tells that its own port is DOWN");
+    passed("opensm: tells that its own port is DOWN");
 
     model.set_cable(1, true).unwrap();
     hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
@@ -193,7 +197,7 @@ fn loses_the_fabric(hosts: &mut [Host; 2], model: &Model) {
     hosts[0].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
     assert_eq!(hosts.each_ref().map(|host| host.port("lid")), lids);
     reach(&hosts[0].vm, hosts[1].address).unwrap();
-    println!("ok     opensm: manages the fabric again when its own cable is back");
+    passed("opensm: manages the fabric again when its own cable is back");
 }
 
 /// A second manager, of a higher priority, gets the subnet, and dies. Linux's mlx4_ib tells programs nothing of
@@ -215,7 +219,7 @@ fn hands_over(hosts: &mut [Host; 2]) {
     is_managed_by(hosts, 1);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
     reach(&hosts[0].vm, hosts[1].address).unwrap();
-    println!("ok     opensm: handed over to one of a higher priority");
+    passed("opensm: handed over to one of a higher priority");
     hosts.iter_mut().for_each(|host| host.no_errors_but(is_unanswered_notice));
 
     let sweeps = hosts[0].count_in_log("SUBNET UP");
@@ -225,7 +229,7 @@ fn hands_over(hosts: &mut [Host; 2]) {
     is_managed_by(hosts, 0);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
     reach(&hosts[0].vm, hosts[1].address).unwrap();
-    println!("ok     opensm: the standby took over when the master was killed");
+    passed("opensm: the standby took over when the master was killed");
     hosts[0].no_errors_but(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line));
 }
 

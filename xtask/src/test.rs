@@ -101,7 +101,7 @@ fn commands(filter: &[String], no_vm: bool, files: &[String]) -> Vec<Vec<String>
             .map(ToString::to_string)
             .collect();
         command.extend(files.iter().flat_map(|file| ["--test".to_owned(), (*file).clone()]));
-        command.push("--".to_owned());
+        command.extend(["--", "--show-output"].map(str::to_owned));
         command.extend_from_slice(names);
         command
     };
@@ -157,8 +157,10 @@ mod tests {
         assert_eq!(expression(&filter, false), "test(~mlx4_stock) | binary(~mlx4_stock)");
         let files = ["demo".to_owned(), "mlx4_stock".to_owned()];
         let commands = super::commands(&filter, false, &files);
-        assert!(commands[0].ends_with(&["--test".into(), "demo".into(), "--".into(), "mlx4_stock".into()]));
-        assert!(commands[1].ends_with(&["--test".into(), "mlx4_stock".into(), "--".into()]));
+        let wanted = ["--test", "demo", "--", "--show-output", "mlx4_stock"].map(str::to_owned);
+        assert!(commands[0].ends_with(&wanted));
+        let wanted = ["--test", "mlx4_stock", "--", "--show-output"].map(str::to_owned);
+        assert!(commands[1].ends_with(&wanted));
     }
 
     #[test]

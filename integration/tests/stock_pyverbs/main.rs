@@ -52,6 +52,9 @@ fn python_tests_of_rdma_core_pass_or_are_skipped_for_a_known_reason() {
         panic!("docs/pyverbs.md differs from what became of the tests; the new page is {}", file.display());
     }
 
+    for test in &tests {
+        println!("{:<6} {}", if test.outcome == "passed" { "ok" } else { "-" }, test.name);
+    }
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
     vm.check("modprobe -r rdma_ucm").unwrap();
     stock::unload(&vm).unwrap();
