@@ -22,6 +22,7 @@ const WITH_VMS: &[&str] = &[
     "stock_perftest",
     "stock_pyverbs",
     "stock_speed",
+    "stock_storage",
     "vfio_daemon",
     "witness_guest",
 ];
