@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use integration::{Model, Rig, VmConfig, passed, stock};
+use integration::{Model, Rig, Vm, VmConfig, passed, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
 fn field<'a>(text: &'a str, key: &str) -> &'a str {
@@ -59,8 +59,24 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
     passed("stock driver: the port goes from INIT to ACTIVE; ibv_devinfo and ibstat describe it");
 
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+    becomes_no_ethernet_port(&vm);
     vm.shutdown().unwrap();
     model.stop().unwrap();
+}
+
+/// The port stays an InfiniBand one, and says why.
+fn becomes_no_ethernet_port(vm: &Vm) {
+    const TYPE: &str = "/sys/bus/pci/devices/0000:01:00.0/mlx4_port1";
+    for kind in ["eth", "auto"] {
+        let refused = vm.run(&format!("bash -c 'echo {kind} > {TYPE}'")).unwrap();
+        assert!(refused.status != 0 && refused.stderr.contains("Operation not supported"), "{refused}");
+        assert_eq!(vm.check(&format!("cat {TYPE}")).unwrap().trim(), "ib");
+    }
+    let problems = stock::problems(vm).unwrap();
+    let reason = "Requested port type for port 1 is not supported on this HCA";
+    assert!(problems.len() == 2 && problems.iter().all(|line| line.contains(reason)), "{problems:?}");
+    let devinfo = vm.check("ibv_devinfo").unwrap();
+    assert_eq!([field(&devinfo, "state"), field(&devinfo, "link_layer")], ["PORT_ACTIVE (4)", "InfiniBand"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use integration::pair::{Pair, reach};
+use integration::pair::{Pair, listens, reach};
 use integration::{Kernel, Model, Process, Rig, Vm, passed, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
@@ -16,8 +16,12 @@ const SIGTERM: i32 = 15;
 /// soon on another master that doesn't answer.
 const CONFIG: &str = "force_log_flush TRUE\ntransaction_timeout 1000\nsminfo_polling_timeout 1000\n\
                       polling_retry_number 2\n";
-/// The default partition and another one, both with IP.
-const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL=full;\n";
+/// The default partition and another one, both with IP; one of limited members only, and one with a full member,
+/// whose port's GUID follows.
+const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL=full;\nLimited=0x0002:ALL=limited;\n\
+                          Mixed=0x0003:ALL=limited,0x";
+/// The P_Keys of the first guest, which has the full member, and of the second one.
+const P_KEYS: [&str; 2] = ["0x0002\n0x8001\n0x8003\n0xffff\n", "0x0002\n0x0003\n0x8001\n0xffff\n"];
 const LOG: &str = "/tmp/opensm.log";
 /// How a standby logs that its master is gone: the kernel of the guest answers in its place, that there is none.
 const MASTER_IS_GONE: &str = "ERR 3111: Received MAD with error status = 0xC";
@@ -47,7 +51,6 @@ impl Host {
         stock::load(&vm).unwrap();
         vm.check("mkdir -p /var/log /var/cache/opensm").unwrap();
         vm.put("/tmp/opensm.conf", 0o644, CONFIG.as_bytes()).unwrap();
-        vm.put("/tmp/partitions.conf", 0o644, PARTITIONS.as_bytes()).unwrap();
         let mut events = vm.spawn("ibv_asyncwatch").unwrap();
         assert!(events.line(LIMIT).unwrap().contains("async event FD"));
         Self { vm, events, address: addresses[0], other_address: addresses[1], errors_seen: 0 }
@@ -61,6 +64,17 @@ impl Host {
     /// A file of the port, without the line's end.
     fn port(&self, file: &str) -> String {
         self.vm.check(&format!("cat {PORT}/{file}")).unwrap().trim().to_owned()
+    }
+
+    /// The GUID of the port, as its first GID has it.
+    fn guid(&self) -> String {
+        self.port("gids/0").split(':').skip(4).collect()
+    }
+
+    /// The index of a P_Key in the port's table.
+    fn index_of(&self, pkey: &str) -> String {
+        let find = format!("cd {PORT}/pkeys && grep -l {pkey} *");
+        self.vm.check(&find).unwrap().trim().to_owned()
     }
 
     /// Waits until a condition of the shell holds.
@@ -121,6 +135,10 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
         host.wait_for_state("2: INIT");
         assert_eq!([host.port("lid"), host.port("sm_lid")], ["0x0", "0x0"]);
     }
+    let partitions = format!("{PARTITIONS}{}=full;\n", hosts[0].guid());
+    for host in &*hosts {
+        host.vm.put("/tmp/partitions.conf", 0o644, partitions.as_bytes()).unwrap();
+    }
     let manager = hosts[0].start_opensm(3);
     for host in &mut *hosts {
         host.wait_for_state("4: ACTIVE");
@@ -136,8 +154,8 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
         other.port("lid")
     ));
 
-    for host in &*hosts {
-        assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[01] | sort")).unwrap(), "0x8001\n0xffff\n");
+    for (host, pkeys) in hosts.iter().zip(P_KEYS) {
+        assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[0-3] | sort")).unwrap(), pkeys);
         host.vm
             .check(&format!("ip link set ib0 up && ip addr add {}/24 dev ib0", host.address))
             .and_then(|_| host.vm.check("echo 0x8001 > /sys/class/net/ib0/create_child"))
@@ -151,6 +169,36 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
     reach(&hosts[0].vm, hosts[1].other_address).unwrap();
     passed("opensm: IP in both of its partitions");
     manager
+}
+
+/// Limited members of a partition reach its full member and not each other; the port that refuses counts it.
+fn limited_members_are_apart(hosts: &[Host; 2]) {
+    let [one, other] = hosts;
+    let run = |pkeys: [&str; 2], options: &str| {
+        let program = format!("ib_send_lat -d mlx4_0 -F -s 8 -n 100 {options} --pkey_index");
+        let server = one.vm.spawn(&format!("{program} {}", one.index_of(pkeys[0]))).unwrap();
+        one.wait(&listens(18515));
+        let client = format!("{program} {} {}", other.index_of(pkeys[1]), one.address);
+        (server, other.vm.run_within(LIMIT, &client).unwrap())
+    };
+    let violations = || {
+        let info = one.vm.check(&format!("smpquery portinfo {}", one.port("lid"))).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("PkeyViolations:")).expect("a counter");
+        line.trim_matches('.').parse::<u32>().unwrap()
+    };
+    let before = violations();
+    for options in ["-c RC", "-c UD"] {
+        let (server, client) = run(["0x8003", "0x0003"], options);
+        assert_eq!(client.status, 0, "{client}");
+        assert_eq!(server.wait(LIMIT).unwrap().status, 0);
+    }
+    assert_eq!(violations(), before);
+    let (server, client) = run(["0x0002", "0x0002"], "-c RC");
+    let text = format!("{}{}", client.stdout, client.stderr);
+    assert!(client.status != 0 && text.contains("status 12"), "no retry exceeded: {client}");
+    server.kill().unwrap();
+    assert!(violations() > before, "no P_Key violation counted");
+    passed("opensm: limited members reach a full one and not each other, which the port counts");
 }
 
 fn sweeps_again(hosts: &[Host; 2], manager: &Process) {
@@ -249,6 +297,7 @@ fn opensm_manages_the_fabric() {
     let mut hosts =
         [Host::start(one, ["10.9.8.1", "10.9.9.1"]), Host::start(other, ["10.9.8.2", "10.9.9.2"])];
     let manager = comes_up(&mut hosts);
+    limited_members_are_apart(&hosts);
     sweeps_again(&hosts, &manager);
     follows_a_cable(&mut hosts, &model);
     hosts[0].no_errors_but(|_| false);
