@@ -11,10 +11,9 @@ const UNCHANGED: &str = "unchanged 4194304";
 
 pub(crate) fn daemon_is_killed(scene: &Scene) {
     let daemon = scene.daemon(LIMIT);
-    let before = scene.count("send_wqes");
     let mut guests = scene.vm.spawn("exec rig-guest guarded /run/a /run/b").unwrap();
     assert_eq!(guests.line(LIMIT).unwrap(), "busy");
-    until("messages", || Ok(scene.model.count(0, "send_wqes")? > before + 100)).unwrap();
+    scene.data_flow(100);
     daemon.0.kill().unwrap();
     assert_eq!(guests.line(LIMIT).unwrap(), "ended");
     until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();

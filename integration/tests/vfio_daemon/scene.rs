@@ -70,16 +70,29 @@ impl Scene {
 
     /// Starts the daemon with guests a and b; returns when it serves both.
     pub(crate) fn daemon(&self, limit: Duration) -> Daemon {
-        let mut process = self
-            .vm
-            .spawn(&format!(
-                "exec paraverbsd --device vfio:{ADDRESS} --kind process --guest a=/run/a --guest b=/run/b"
-            ))
-            .unwrap();
-        for guest in ["a", "b"] {
+        self.daemon_of("", &["a", "b"], limit)
+    }
+
+    /// Starts the daemon by a program that becomes it, with these guests; returns when it serves all.
+    pub(crate) fn daemon_of(&self, by: &str, guests: &[&str], limit: Duration) -> Daemon {
+        let mut process = self.vm.spawn(&command(by, guests)).unwrap();
+        for guest in guests {
             assert_eq!(process.line(limit).unwrap(), format!("serving guest {guest} on /run/{guest}"));
         }
         Daemon(process)
+    }
+
+    /// Guests a and b begin to exchange data.
+    pub(crate) fn play(&self) -> Players {
+        let mut process = self.vm.spawn("exec rig-guest playing /run/a /run/b").unwrap();
+        assert_eq!(process.line(LIMIT).unwrap(), "playing");
+        Players(process)
+    }
+
+    /// Waits until so many more requests have gone through the card.
+    pub(crate) fn data_flow(&self, requests: u64) {
+        let before = self.count("send_wqes");
+        until("requests", || Ok(self.model.count(0, "send_wqes")? >= before + requests)).unwrap();
     }
 
     /// Guest a waits for guest b, and both have such options.
@@ -112,6 +125,26 @@ impl Daemon {
         let output = self.0.wait(LIMIT).unwrap();
         assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{output}");
     }
+}
+
+/// Guests a and b, which exchange data.
+pub(crate) struct Players(Process);
+
+impl Players {
+    /// Ends it: no data were wrong, and no request has failed. Answers what they say of it.
+    pub(crate) fn stop(mut self) -> String {
+        self.0.write(b"\n").unwrap();
+        let said = self.0.line(LIMIT).unwrap();
+        let output = self.0.wait(LIMIT).unwrap();
+        assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{output}");
+        said
+    }
+}
+
+/// The command that becomes the daemon.
+pub(crate) fn command(by: &str, guests: &[&str]) -> String {
+    let guests: String = guests.iter().map(|guest| format!(" --guest {guest}=/run/{guest}")).collect();
+    format!("exec {by} paraverbsd --device vfio:{ADDRESS} --kind process{guests}")
 }
 
 pub(crate) fn passed(name: &str, what: &str) {
