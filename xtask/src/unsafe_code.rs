@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "backend/rdma/src/mapping.rs",
     "guest-shim/verbs/src/event_fd.rs",
     "guest-shim/verbs/src/memory.rs",
+    "integration/src/bin/rig-guest/doorbell.rs",
     "integration/tests/busy_path/allocator.rs",
     "mlx4/model/src/mem/host.rs",
     "mlx4/model/src/seam/iommu.rs",

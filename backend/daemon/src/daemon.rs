@@ -9,7 +9,7 @@ use mlx4_model::hca::Hca as ModelHca;
 use mlx4_model::vfio_user::ServedCard;
 use paraverbs_hca::{Mlx4Config, Mlx4Hca};
 use paraverbs_rdma::{Doorbells as Granted, GuestSocket, GuestSocketConfig, RdmaHost, RelayConfig};
-use paraverbs_tenant::hca::{DeviceInfo, Hca};
+use paraverbs_tenant::hca::{DeviceInfo, DmaInfo, Hca};
 use paraverbs_tenant::{GuestConfig, Host};
 
 use crate::config::{Config, Device, Doorbells, GuestEntry};
@@ -84,7 +84,8 @@ impl Daemon {
 
     fn serve(&mut self, config: &Config) -> Result<(), StartError> {
         let info = self.hca.device();
-        let grant = |guest| grant(guest, &config.device, &info);
+        let dma = self.hca.dma();
+        let grant = |guest| grant(guest, &config.device, &info, &dma);
         let grants = config.guests.iter().map(grant).collect::<Result<Vec<_>, _>>()?;
         if let Some(model) = &self.model {
             self.cards = model.serve(&config.fabric_sockets)?;
@@ -173,9 +174,16 @@ fn hca_config(is_model: bool) -> Mlx4Config {
 }
 
 /// What a guest's socket is to be on a certain HCA.
-fn grant(guest: &GuestEntry, device: &Device, info: &DeviceInfo) -> Result<GuestSocketConfig, StartError> {
-    let limits =
-        guest.limits.on(info).map_err(|source| StartError::Limit { guest: guest.name.clone(), source })?;
+fn grant(
+    guest: &GuestEntry,
+    device: &Device,
+    info: &DeviceInfo,
+    dma: &DmaInfo,
+) -> Result<GuestSocketConfig, StartError> {
+    let limits = guest
+        .limits
+        .on(info, dma)
+        .map_err(|source| StartError::Limit { guest: guest.name.clone(), source })?;
     Ok(GuestSocketConfig {
         name: guest.name.clone(),
         path: guest.socket.clone(),

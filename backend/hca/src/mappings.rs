@@ -66,7 +66,8 @@ impl Mappings {
     }
 
     pub(crate) fn info(&self) -> DmaInfo {
-        DmaInfo { ranges: self.guests.clone() }
+        let mappings = self.space.limits().map_or(u64::MAX, |limits| limits.left);
+        DmaInfo { ranges: self.guests.clone(), mappings }
     }
 
     /// Maps a piece at an address of a guest's window.
@@ -270,6 +271,13 @@ mod tests {
             assert_eq!(map(&mappings, &other, 0), Err(HcaError::Refused));
         }
         assert_eq!(mappings.state().files.len(), 1);
+    }
+
+    #[test]
+    fn mappings_left_are_those_that_the_host_tells() {
+        let geometry = Geometry { ranges: vec![0..=(1 << 48) - 1], granule: PAGE };
+        let mappings = Mappings::new(&DmaSpace::new(geometry, Box::new(Handle(Arc::default()))));
+        assert_eq!(mappings.info().mappings, 1);
     }
 
     type Bounds = Vec<(u64, u64)>;

@@ -27,5 +27,5 @@ pub use dma::{
 };
 pub use doorbell::{Doorbell, DoorbellKind, DoorbellPlace};
 pub use vectors::Vectors;
-pub use vfio::{OpenError, PciAddress, VfioPci};
+pub use vfio::{Holder, OpenError, PciAddress, VfioPci, holders};
 pub use vmm_sys_util::eventfd::EventFd;

@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mlx4_pci::PciAddress;
+use mlx4_pci::{Holder, PciAddress, holders};
 
-use super::bind::Bus;
+use super::bind::{Bus, Driver};
 
 /// The vendor's number.
 const MELLANOX: u32 = 0x15b3;
@@ -28,15 +28,15 @@ pub(crate) struct Sysfs {
 pub(crate) enum User {
     /// A network interface that is up.
     Interface(String),
-    /// A process that has one of the card's files open.
-    Process { pid: u32, name: String, file: String },
+    /// A process.
+    Process(Holder),
 }
 
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interface(name) => write!(f, "network interface {name} is up (ip link set {name} down)"),
-            Self::Process { pid, name, file } => write!(f, "{name} (process {pid}) has {file} open"),
+            Self::Process(holder) => holder.fmt(f),
         }
     }
 }
@@ -110,12 +110,19 @@ impl Sysfs {
                 users.push(User::Interface(name));
             }
         }
+        let group = self.group();
+        let for_programs = self.driver().as_deref() == Some(Driver::Vfio.name());
         let mut files: Vec<_> = CLASSES
             .iter()
             .flat_map(|class| names(&self.folder().join(class)))
             .map(|name| format!("/dev/infiniband/{name}"))
             .collect();
-        files.extend(self.group().map(|group| format!("/dev/vfio/{group}")));
+        match group {
+            Some(group) if for_programs => {
+                users.extend(holders(&self.root, group).into_iter().map(User::Process));
+            }
+            group => files.extend(group.map(|group| format!("/dev/vfio/{group}"))),
+        }
         users.extend(self.openers(&files));
         users.sort();
         users
@@ -135,7 +142,9 @@ impl Sysfs {
             targets.sort();
             targets.dedup();
             let name = self.text(&format!("proc/{pid}/comm")).unwrap_or_else(|| "a process".into());
-            targets.into_iter().map(move |file| User::Process { pid, name: name.clone(), file })
+            targets.into_iter().map(move |file| {
+                User::Process(Holder { pid, name: name.clone(), does: format!("has {file} open") })
+            })
         };
         pids.flat_map(open).collect()
     }

@@ -1,7 +1,7 @@
 //! Limits of one guest, as an operator writes them.
 
 use paraverbs_tenant::Limits;
-use paraverbs_tenant::hca::DeviceInfo;
+use paraverbs_tenant::hca::{DeviceInfo, DmaInfo};
 use serde::Deserialize;
 
 /// Without being told otherwise a guest may have one part in so many of what the HCA has.
@@ -49,13 +49,14 @@ macro_rules! limits {
                 Ok(())
             }
 
-            /// The limits on a certain HCA.
+            /// The limits on a certain HCA, of which the host maps memory in so many pieces.
             ///
             /// # Errors
             /// One that is 0, or more than the HCA has.
-            pub fn on(&self, info: &DeviceInfo) -> Result<Limits, LimitError> {
+            pub fn on(&self, info: &DeviceInfo, dma: &DmaInfo) -> Result<Limits, LimitError> {
                 self.check()?;
                 let mut limits = Limits::default();
+                limits.chunks = limits.chunks.min(pieces(dma.mappings));
                 $( $( limits.$limit = limits.$limit.min(share(info.$max)); )? )*
                 $( if let Some(value) = self.$name {
                     $( at_most(stringify!($name), value.into(), info.$max.into())?; )?
@@ -98,6 +99,11 @@ fn share(all: u32) -> u32 {
     (all / PARTS).max(1)
 }
 
+/// How many pieces of a guest's memory may be mapped where the host still maps so many: no guest takes them all.
+fn pieces(all: u64) -> usize {
+    usize::try_from(all / u64::from(PARTS)).unwrap_or(usize::MAX).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +111,7 @@ mod tests {
     #[test]
     fn guest_may_have_a_quarter_and_at_least_one() {
         assert_eq!([1 << 15, 5, 4, 3, 0].map(share), [1 << 13, 1, 1, 1, 1]);
+        assert_eq!([65_535, 100, 0].map(pieces), [16_383, 25, 1]);
+        assert!(pieces(u64::MAX) >= Limits::default().chunks);
     }
 }

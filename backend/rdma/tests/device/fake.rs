@@ -147,7 +147,7 @@ impl Hca for FakeHca {
     }
 
     fn dma(&self) -> DmaInfo {
-        DmaInfo { ranges: vec![RANGES] }
+        DmaInfo { ranges: vec![RANGES], mappings: u64::MAX }
     }
 
     fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError> {

@@ -230,4 +230,6 @@ pub struct PortInfo {
 pub struct DmaInfo {
     /// Bus addresses that may be used, clear of what is reserved and of what the HCA's owner uses himself.
     pub ranges: Vec<Range<u64>>,
+    /// Pieces of memory that can still be mapped, by all guests together; `u64::MAX` if the host doesn't tell.
+    pub mappings: u64,
 }

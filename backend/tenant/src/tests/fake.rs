@@ -240,7 +240,7 @@ impl Hca for FakeHca {
     }
 
     fn dma(&self) -> DmaInfo {
-        DmaInfo { ranges: vec![0x1000..0xfee0_0000, 0x1_0000_0000..1 << 46] }
+        DmaInfo { ranges: vec![0x1000..0xfee0_0000, 0x1_0000_0000..1 << 46], mappings: u64::MAX }
     }
 
     fn map(&self, iova: Iova, piece: &GuestPiece<'_>) -> Result<(), HcaError> {

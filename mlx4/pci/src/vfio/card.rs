@@ -181,7 +181,7 @@ fn explain(address: PciAddress, host: &Host, group: u32, error: VfioError) -> Op
     let open = |path: String, source: io::Error| match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => OpenError::NoModule { path },
         Some(libc::EACCES | libc::EPERM) => OpenError::Permission { path },
-        Some(libc::EBUSY) => OpenError::InUse { path },
+        Some(libc::EBUSY) => OpenError::InUse { path, holders: host.holders(group) },
         _ => OpenError::Kernel { address, what: "open its VFIO files", source },
     };
     match error {
@@ -204,6 +204,7 @@ mod tests {
 
     use vmm_sys_util::errno;
 
+    use super::super::Holder;
     use super::*;
 
     fn explained(error: VfioError) -> String {
@@ -224,6 +225,9 @@ mod tests {
         assert!(error.starts_with("no permission to open /dev/vfio/7; run as root"), "{error}");
         let error = explained(VfioError::OpenGroup(os(libc::EBUSY), "7".into()));
         assert!(error.starts_with("/dev/vfio/7 is in use; stop the program"), "{error}");
+        let holder = Holder { pid: 5, name: "other".into(), does: "has /dev/vfio/7 open".into() };
+        let error = OpenError::InUse { path: "/dev/vfio/7".into(), holders: vec![holder] }.to_string();
+        assert_eq!(error, "/dev/vfio/7 is in use: other (process 5) has /dev/vfio/7 open; end that first");
     }
 
     #[test]

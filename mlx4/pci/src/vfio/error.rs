@@ -4,7 +4,7 @@ use std::io;
 
 use vfio_ioctls::VfioError;
 
-use super::PciAddress;
+use super::{Holder, PciAddress};
 
 /// Why a card can't be opened. Each message is one line: what, which, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +73,12 @@ pub enum OpenError {
         path: String,
     },
     /// Another program has it.
-    #[error("{path} is in use; stop the program that has the card (`fuser -v {path}` names it)")]
+    #[error("{path} is in use{}", in_use(.path, .holders))]
     InUse {
         /// The device file.
         path: String,
+        /// Who has the card, as far as that shows.
+        holders: Vec<Holder>,
     },
     /// The platform can't keep a device from forging interrupts.
     #[error(
@@ -115,6 +117,15 @@ pub enum OpenError {
         #[source]
         source: VfioError,
     },
+}
+
+/// Who has the card, and what to do.
+fn in_use(path: &str, holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return format!("; stop the program that has the card (as root `fuser -v {path}` names it)");
+    }
+    let holders: Vec<_> = holders.iter().map(ToString::to_string).collect();
+    format!(": {}; end that first", holders.join("; "))
 }
 
 /// The commands that bind a device to vfio-pci on any Linux.

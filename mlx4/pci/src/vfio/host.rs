@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{OpenError, PciAddress};
+use super::{Holder, OpenError, PciAddress, holders};
 
 /// Drivers that leave a device to VFIO's users, besides `*vfio_pci` and `*vfio-pci`: the kernel lets a group
 /// be used while its other devices are bound to these.
@@ -75,6 +75,11 @@ impl Host {
     /// The NUMA node that the device is near to, if the kernel knows.
     pub(super) fn numa_node(&self) -> Option<u32> {
         fs::read_to_string(self.folder().join("numa_node")).ok()?.trim().parse().ok()
+    }
+
+    /// Who keeps an IOMMU group in use.
+    pub(super) fn holders(&self, group: u32) -> Vec<Holder> {
+        holders(&self.root, group)
     }
 
     /// The file of an IOMMU group.

@@ -4,6 +4,7 @@
 //! here, on its descriptor. Registers and doorbells are reached by mmap.
 //!
 //! - `address`, `host`, `error`: which card, what sysfs says of it, and what to do if it can't be used
+//! - `holder`: who else has the card
 //! - `card`, `bar`: the opened device, its configuration space and BARs
 //! - `info`, `iommu`: addresses for DMA
 //! - `reset`: ways of resetting
@@ -16,6 +17,7 @@ mod address;
 mod bar;
 mod card;
 mod error;
+mod holder;
 mod host;
 mod info;
 mod ioctl;
@@ -37,6 +39,7 @@ pub use address::PciAddress;
 use bar::Bar;
 use card::Card;
 pub use error::OpenError;
+pub use holder::{Holder, holders};
 use host::Host;
 
 use crate::{

@@ -1,0 +1,58 @@
+//! The daemon is killed in the middle of DMA.
+
+use std::time::Instant;
+
+use integration::patience::until;
+
+use crate::scene::{ADDRESS, Daemon, LIMIT, RESTART, Scene, passed};
+
+/// Bytes that the guests look at: one MiB on either side of two regions.
+const UNCHANGED: &str = "unchanged 4194304";
+
+pub(crate) fn daemon_is_killed(scene: &Scene) {
+    let daemon = scene.daemon(LIMIT);
+    let mut guests = scene.vm.spawn("exec rig-guest guarded /run/a /run/b").unwrap();
+    assert_eq!(guests.line(LIMIT).unwrap(), "busy");
+    scene.data_flow(100);
+    daemon.0.kill().unwrap();
+    assert_eq!(guests.line(LIMIT).unwrap(), "ended");
+    until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();
+    passed("killed", "SIGKILL of the daemon while messages flow: guests see it, the card is reset");
+    let held_back = scene.count("held_back_accesses");
+    println!("       accesses that the kernel held back when it turned bus mastering off: {held_back}");
+
+    let killed = Instant::now();
+    let daemon = scene.daemon(RESTART);
+    passed("restart", &format!("the next daemon serves after {:.1} s", killed.elapsed().as_secs_f64()));
+    for process in scene.ping("-c -n 200") {
+        let output = process.wait(LIMIT).unwrap();
+        assert_eq!(output.status, 0, "{output}");
+    }
+    guests.write(b"\n").unwrap();
+    assert_eq!(guests.line(LIMIT).unwrap(), UNCHANGED);
+    guests.feed(b"").unwrap();
+    let output = guests.wait(LIMIT).unwrap();
+    assert_eq!(output.status, 0, "{output}");
+    passed("memory", "what lies around the guests' regions is as it was, also under the next daemon");
+    doorbell_page_outlives_the_daemon(scene, daemon);
+}
+
+/// A doorbell page that another process has mapped keeps the card from the next daemon.
+fn doorbell_page_outlives_the_daemon(scene: &Scene, daemon: Daemon) {
+    let vm = &scene.vm;
+    let mut holder = vm.spawn("exec rig-guest doorbell $(pidof paraverbsd)").unwrap();
+    assert_eq!(holder.line(LIMIT).unwrap(), "mapped");
+    daemon.0.kill().unwrap();
+    let pid = vm.check("pidof rig-guest").unwrap();
+    let named =
+        format!("rig-guest (process {}) has doorbell pages (BAR2) of a VFIO device mapped", pid.trim());
+    let next = vm.run_within(LIMIT, &format!("paraverbsd --device vfio:{ADDRESS} --guest a=/run/a")).unwrap();
+    assert_eq!(next.status, 1, "{next}");
+    assert!(next.stderr.contains("is in use: ") && next.stderr.contains(&named), "{next}");
+    scene.fails("doctor", &["FAILED  files     in use: ", &named, "end that to have the card"]);
+    passed("doorbell", "a page still mapped by another process: daemon and doctor say which");
+    holder.kill().unwrap();
+    until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();
+    scene.daemon(RESTART).stop();
+    assert!(scene.is_untouched());
+}
