@@ -44,8 +44,6 @@ struct State {
     consumer: u32,
     /// Index behind the last solicited or error entry, and whether there was one.
     solicited: Option<u32>,
-    /// What has come since the last event.
-    untold: Untold,
     armed: Armed,
     /// When the event that moderation holds back must go out.
     due: Option<Instant>,
@@ -58,14 +56,6 @@ enum Armed {
     No,
     Solicited,
     Next,
-}
-
-/// Entries that no event has told of, so that arming for them is answered at once. An entry is told of once, also if
-/// it isn't read before the queue is armed again: a consumer may arm first and read then.
-#[derive(Clone, Copy, Debug, Default)]
-struct Untold {
-    any: bool,
-    solicited: bool,
 }
 
 /// The queue can't take entries: it has overrun or could not be written. Says whether it happened just now.
@@ -112,7 +102,6 @@ impl Cq {
                 producer: consumer,
                 consumer,
                 solicited: None,
-                untold: Untold::default(),
                 armed: match context.flags.state() {
                     CqState::ARMED => Armed::Next,
                     CqState::ARMED_SOLICITED => Armed::Solicited,
@@ -142,10 +131,8 @@ impl Cq {
         if state.write(burst, self.format, cqe).is_err() {
             return Err(fail(&mut state, CqStatus::WRITE_FAILURE, CqErrorSyndrome::ACCESS_VIOLATION));
         }
-        state.untold.any = true;
         if solicited {
             state.solicited = Some(state.producer);
-            state.untold.solicited = true;
         }
         let fires = match state.armed {
             Armed::Next => true,
@@ -184,15 +171,10 @@ impl Cq {
             let entries = end.wrapping_sub(record.consumer_index()) & INDEX_MASK;
             (1..=INDEX_MASK / 2).contains(&entries)
         };
-        let untold = state.untold;
         let (armed, pending) = match record.command() {
-            CqArmCommand::NEXT | CqArmCommand::MULTIPLE => {
-                (Armed::Next, untold.any && unread(state.producer))
-            }
+            CqArmCommand::NEXT | CqArmCommand::MULTIPLE => (Armed::Next, unread(state.producer)),
             CqArmCommand::SOLICITED if state.armed == Armed::Next => (Armed::Next, false),
-            CqArmCommand::SOLICITED => {
-                (Armed::Solicited, untold.solicited && state.solicited.is_some_and(unread))
-            }
+            CqArmCommand::SOLICITED => (Armed::Solicited, state.solicited.is_some_and(unread)),
             _ => return false,
         };
         state.armed = armed;
@@ -228,7 +210,6 @@ impl Cq {
     /// Sends the event. True as for [`Eq::push`].
     fn notify(&self, burst: &Burst, state: &mut State) -> bool {
         state.armed = Armed::No;
-        state.untold = Untold::default();
         state.due = None;
         state.context.last_notified_index = Number24::wrapping(state.producer);
         let event = || Eqe::new(EventType::COMPLETION, 0, CqEvent::new(self.cqn));

@@ -54,41 +54,6 @@ fn entries_of_64_bytes_hold_theirs_in_the_upper_half() {
     assert!(lower.iter().all(|byte| *byte == CQE_FILL));
 }
 
-#[test]
-fn entry_is_told_of_once_whether_the_consumer_arms_before_it_reads_or_after() {
-    let lab = Lab::new(1);
-    let machine = &lab.machines[0];
-    let queue = TestCq::new(machine, 4);
-    queue.arm(machine, CqArmCommand::NEXT);
-    machine.take_events();
-    push(machine, &queue);
-    assert_eq!(events(machine, &queue), 1);
-    // Told of and not read; the next one is told of when it comes.
-    queue.arm(machine, CqArmCommand::NEXT);
-    assert_eq!(events(machine, &queue), 0);
-    queue.poll(machine).unwrap();
-    push(machine, &queue);
-    assert_eq!(events(machine, &queue), 1);
-    // One that came while the queue wasn't armed.
-    push(machine, &queue);
-    queue.poll(machine).unwrap();
-    assert_eq!(events(machine, &queue), 0);
-    queue.arm(machine, CqArmCommand::NEXT);
-    assert_eq!(events(machine, &queue), 1);
-    // Solicited ones likewise.
-    for told in [true, false] {
-        let armed = if told { CqArmCommand::SOLICITED } else { CqArmCommand::NEXT };
-        queue.arm(machine, armed);
-        queue.cq(machine).push(&machine.burst(), &Cqe::new_zeroed(), true).unwrap();
-        assert_eq!(events(machine, &queue), 1);
-        queue.arm(machine, CqArmCommand::SOLICITED);
-        assert_eq!(events(machine, &queue), 0);
-        queue.arm(machine, CqArmCommand::NEXT);
-        push(machine, &queue);
-        assert_eq!(events(machine, &queue), 1);
-    }
-}
-
 /// The consumer of a ring of two goes on reading, and requests go on completing, before its doorbell is here.
 #[test]
 fn doorbell_that_comes_late_finds_entries_that_came_since() {
