@@ -29,7 +29,7 @@ pub mod stock;
 pub mod trace;
 pub mod vm;
 
-pub use cargo::program;
+pub use cargo::{program, test_program};
 pub use daemon::Daemon;
 pub use model::Model;
 pub use pair::Pair;

@@ -67,6 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             crate::cargo(&command, &envs)?;
         }
     }
+    again_through_vfio_user(args, &envs)?;
     // nextest doesn't run the examples of the documentation, and they have no names to filter by.
     if args.filter.is_empty() {
         crate::cargo(&["test", "--quiet", "--workspace", "--doc"], &envs)?;
@@ -77,6 +78,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The driver's own tests once more, with a socket between driver and card: nothing in them or in the driver
+/// knows the difference.
+fn again_through_vfio_user(args: &Args, envs: &[(&str, &Path)]) -> Result<()> {
+    println!("test: the driver's tests again, through vfio-user (PARAVERBS_SEAM=vfio-user)");
+    if !args.all {
+        println!("test: but not its answers to lies of the device, which take minutes (--all runs them too)");
+    }
+    let mut envs = envs.to_vec();
+    envs.push(("PARAVERBS_SEAM", Path::new("vfio-user")));
+    if has_nextest() {
+        let lies = if args.all { "none()" } else { "binary(=corrupt)" };
+        let wanted = expression(&args.filter, false);
+        let wanted = format!("(package(mlx4) & kind(test) & ({wanted})) - {lies}");
+        let none = if args.filter.is_empty() { "fail" } else { "pass" };
+        return crate::cargo(&["nextest", "run", "--workspace", "--no-tests", none, "-E", &wanted], &envs);
+    }
+    let mut command = vec!["test", "--package", "mlx4", "--no-fail-fast", "--test", "*", "--"];
+    command.extend(args.filter.iter().map(String::as_str));
+    crate::cargo(&command, &envs)
 }
 
 /// nextest's expression for the tests that are wanted.

@@ -12,7 +12,7 @@ use super::server::Server;
 use crate::{DmaAccess, DmaError, DmaSpace, Geometry, HostMemory, Iommu, Limits};
 
 /// Above what a process or a guest uses for itself, so that an address of theirs is none of the function's.
-const FIRST: u64 = 1 << 48;
+const FIRST: u64 = 1 << 50;
 const LAST: u64 = (1 << 51) - 0x1001;
 /// Granule of mappings in bytes.
 const PAGE: u64 = 4096;
