@@ -112,6 +112,7 @@ impl Check {
 pub(crate) struct Report {
     passed: usize,
     failed: usize,
+    left_out: usize,
 }
 
 impl Report {
@@ -128,24 +129,35 @@ impl Report {
                 ("FAILED", detail)
             }
         };
-        let line = format!("{word:<6} {:<13} {}", check.name(), check.sentence());
-        if detail.is_empty() { line } else { format!("{line}\n{:20} {detail}", "") }
+        line(word, check, detail)
+    }
+
+    /// Notes that a check can't be made, and why, and says it in a line.
+    pub(crate) fn leave_out(&mut self, check: Check, why: &str) -> String {
+        self.left_out += 1;
+        line("-", check, &format!("not checked: {why}"))
     }
 
     /// Notes that the checks that were not made have failed.
     pub(crate) fn finish(&mut self) {
-        self.failed = Check::ALL.len().saturating_sub(self.passed);
+        self.failed = Check::ALL.len().saturating_sub(self.passed + self.left_out);
     }
 
-    /// Whether all checks were made, and passed.
+    /// Whether all checks that can be made were made, and passed.
     pub(crate) fn is_good(&self) -> bool {
-        self.passed == Check::ALL.len() && self.failed == 0
+        self.passed + self.left_out == Check::ALL.len() && self.failed == 0
     }
 
     /// The last line of the demo.
     pub(crate) fn summary(&self) -> String {
-        format!("demo: {} checks passed, {} failed", self.passed, self.failed)
+        let summary = format!("demo: {} checks passed, {} failed", self.passed, self.failed);
+        if self.left_out == 0 { summary } else { format!("{summary}, {} can't be made", self.left_out) }
     }
+}
+
+fn line(word: &str, check: Check, detail: &str) -> String {
+    let line = format!("{word:<6} {:<13} {}", check.name(), check.sentence());
+    if detail.is_empty() { line } else { format!("{line}\n{:20} {detail}", "") }
 }
 
 #[cfg(test)]
@@ -176,5 +188,21 @@ mod tests {
         report.finish();
         assert!(!report.is_good());
         assert_eq!(report.summary(), "demo: 1 checks passed, 17 failed");
+    }
+
+    #[test]
+    fn checks_that_can_not_be_made_are_neither_passed_nor_failed() {
+        let mut report = Report::default();
+        for check in Check::ALL {
+            if [Check::Payload, Check::Teardown].contains(&check) {
+                let text = report.leave_out(check, "it is dark");
+                assert!(text.starts_with("-      ") && text.ends_with("not checked: it is dark"), "{text}");
+            } else {
+                report.note(check, &Ok(String::new()));
+            }
+        }
+        report.finish();
+        assert!(report.is_good());
+        assert_eq!(report.summary(), "demo: 16 checks passed, 0 failed, 2 can't be made");
     }
 }

@@ -1,4 +1,4 @@
-//! The host's side of the demo: the daemon on the model, in a folder that goes with it.
+//! The host's side of the demo: the daemon, in a folder that goes with it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,8 +44,9 @@ impl Counts {
 }
 
 impl Host {
-    /// Starts the daemon with two sockets for each guest, one for each kind of doorbells.
-    pub(crate) fn start() -> Result<Self> {
+    /// Starts the daemon with two sockets for each guest, one for each kind of doorbells; a card has relayed ones
+    /// only.
+    pub(crate) fn start(device: &Device) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("paraverbs-demo-")
             .tempdir()
@@ -63,14 +64,13 @@ impl Host {
             ..GuestEntry::new(name, socket, GuestKind::Process)
         };
         let [a, b] = NAMES;
-        let guests = vec![
-            guest(a, &relayed[0], Granted::Relayed),
-            guest(b, &relayed[1], Granted::Relayed),
-            guest(&format!("{a}-direct"), &direct[0], Granted::Direct),
-            guest(&format!("{b}-direct"), &direct[1], Granted::Direct),
-        ];
-        let config =
-            Config { device: Device::default(), fabric_sockets: Vec::new(), guests, spin: Some(SPIN) };
+        let mut guests =
+            vec![guest(a, &relayed[0], Granted::Relayed), guest(b, &relayed[1], Granted::Relayed)];
+        if !device.is_card() {
+            guests.push(guest(&format!("{a}-direct"), &direct[0], Granted::Direct));
+            guests.push(guest(&format!("{b}-direct"), &direct[1], Granted::Direct));
+        }
+        let config = Config { device: device.clone(), fabric_sockets: Vec::new(), guests, spin: Some(SPIN) };
         let daemon = Daemon::start(&config)?;
         Ok(Self { daemon, relayed, direct, folder })
     }
@@ -83,19 +83,19 @@ impl Host {
         }
     }
 
-    /// What the model has counted so far.
-    pub(crate) fn counts(&self) -> Counts {
-        Counts(self.daemon.model().map(|model| model.counters().iter().collect()).unwrap_or_default())
+    /// What the model has counted so far; `None` of a card, into which the daemon can't look.
+    pub(crate) fn counts(&self) -> Option<Counts> {
+        self.daemon.model().map(|model| Counts(model.counters().iter().collect()))
     }
 
-    /// What is in the model, as text.
-    pub(crate) fn dump(&self) -> String {
-        self.daemon.model().map(|model| model.dump()).unwrap_or_default()
+    /// What is in the model, as text; `None` of a card.
+    pub(crate) fn dump(&self) -> Option<String> {
+        self.daemon.model().map(|model| model.dump())
     }
 
     /// Waits until the daemon has noticed that the guests have gone, and has taken from the HCA what they had.
     /// Answers the dump then, or how many guests are left.
-    pub(crate) fn wait_alone(&self) -> Result<String, usize> {
+    pub(crate) fn wait_alone(&self) -> Result<Option<String>, usize> {
         let deadline = Instant::now() + TEARDOWN;
         loop {
             let connected = self.daemon.status().guests.iter().filter(|guest| guest.connected).count();

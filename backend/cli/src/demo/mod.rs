@@ -1,4 +1,4 @@
-//! `paraverbs demo`: the daemon on the model and two guests, which exchange data by RDMA.
+//! `paraverbs demo`: the daemon on the model, or on a card, and two guests, which exchange data by RDMA.
 //!
 //! - `checks`: what is checked; `run`: how, step by step
 //! - `host`: the daemon; `guests`: the processes; `protocol`: what they are told, and what they answer
@@ -21,6 +21,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use paraverbsd::config::Device;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -38,6 +39,10 @@ pub(crate) struct DemoArgs {
     /// Only list what is checked
     #[arg(long)]
     list: bool,
+    /// The HCA: model (in this process), vfio:ADDRESS (a card that is bound to vfio-pci), or vfio-user:PATH (a
+    /// card that another process serves, e.g. `paraverbs model`)
+    #[arg(long, default_value_t = Device::default())]
+    device: Device,
 }
 
 /// Runs the demo; the status is 0 only if every check has passed.
@@ -59,7 +64,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
         }
     });
     let waiting = waiting.context("can't wait for signals")?;
-    let result = Demo::new(guests, &screen).run();
+    let result = Demo::new(guests, &screen, &args.device).run();
     handle.close();
     if waiting.join().is_err() {
         log::error!("the thread that waits for signals has panicked");
