@@ -16,6 +16,8 @@ use serde_json::Value;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the demo may take, of a debug build on a busy machine.
+const DEMO: Duration = Duration::from_secs(300);
 
 struct Scene {
     folder: tempfile::TempDir,
@@ -90,7 +92,7 @@ impl Scene {
         let client = process::run(&self.ping(from, port, &["localhost"]), PATIENCE).unwrap();
         assert!(String::from_utf8(client).unwrap().contains(" usec/iter\n"));
         assert!(server.wait(PATIENCE).unwrap().success(), "{}", server.tail(9));
-        println!("ok     ping {from} to {to}  200 messages of 10000 bytes each way, compared");
+        integration::passed(format!("ping {from} to {to}: 200 messages of 10000 bytes each way, compared"));
     }
 
     fn dump(&self) -> Value {
@@ -129,14 +131,14 @@ fn guests_talk_through_a_card_of_another_process_and_either_process_may_be_kille
     drop(daemon);
     drop(guest);
     wait_for("the card's reset", || scene.dump()["cards"] == untouched);
-    println!("ok     daemon killed  the card is as it was");
+    integration::passed("daemon killed: the card is as it was");
 
     let mut daemon = scene.daemon();
     scene.exchange("a", "b");
     assert_eq!(scene.dump()["counters"][0]["refused_accesses"], 0);
     assert!(daemon.terminate(PATIENCE).unwrap().success(), "{}", daemon.tail(20));
     assert_eq!(scene.dump()["cards"], untouched);
-    println!("ok     daemon again  0 accesses refused, nothing left in the card");
+    integration::passed("daemon again: 0 accesses refused, nothing left in the card");
 
     let mut daemon = scene.daemon();
     drop(model);
@@ -146,7 +148,7 @@ fn guests_talk_through_a_card_of_another_process_and_either_process_may_be_kille
     assert!(log.contains("the HCA has failed"), "{log}");
     assert!(log.contains("is gone"), "{log}");
     assert!(daemon.terminate(PATIENCE).unwrap().success(), "{}", daemon.tail(20));
-    println!("ok     model killed  the daemon says so, and ends when it is told to");
+    integration::passed("model killed: the daemon says so, and ends when it is told to");
 
     let mut left = left(scene.folder.path());
     left.sort();
@@ -155,5 +157,23 @@ fn guests_talk_through_a_card_of_another_process_and_either_process_may_be_kille
     let daemon = scene.daemon();
     scene.exchange("b", "a");
     drop(daemon);
-    println!("ok     model again  both start over");
+    integration::passed("model again: both start over");
+}
+
+#[test]
+fn demo_passes_on_a_card_of_another_process() {
+    let scene = Scene::new();
+    let _model = scene.model();
+    let untouched = scene.dump()["cards"].clone();
+    let mut command = Command::new(integration::program("paraverbs-cli", "paraverbs").unwrap());
+    command.arg("demo").arg("--device").arg(format!("vfio-user:{}", scene.path("card").display()));
+    let mut demo = Child::spawn("demo", &command, &scene.path("demo.log")).unwrap();
+    let status = demo.wait(DEMO).unwrap();
+    let text = demo.tail(1000);
+    assert!(status.success(), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert_eq!(last, "demo: 13 checks passed, 0 failed, 5 can't be made", "{text}");
+    assert_eq!(scene.dump()["counters"][0]["refused_accesses"], 0);
+    assert_eq!(scene.dump()["cards"], untouched);
+    integration::passed(format!("demo through vfio-user: {last}"));
 }
