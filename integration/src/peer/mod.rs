@@ -47,6 +47,10 @@ pub struct Endpoint {
     pub address: u64,
     /// The key of its memory.
     pub rkey: u32,
+    /// The queue pair whose requests come from there: `qpn` itself, but for XRC.
+    pub requester: u32,
+    /// Of XRC: where its sends are received.
+    pub srqn: u32,
 }
 
 /// The service of a connection.
@@ -58,6 +62,11 @@ pub enum Service {
     Uc,
     /// Datagrams: sends of at most 4096 bytes.
     Ud,
+    /// Reliable, with a shared receive queue.
+    RcShared,
+    /// Extended reliable: each end has a queue pair for its requests, one for the other end's, and a shared receive
+    /// queue.
+    Xrc,
 }
 
 impl Service {
@@ -66,12 +75,19 @@ impl Service {
             Self::Rc => "rc",
             Self::Uc => "uc",
             Self::Ud => "ud",
+            Self::RcShared => "rc-srq",
+            Self::Xrc => "xrc",
         }
+    }
+
+    /// Whether its messages are acknowledged, so that it has reads and atomics.
+    pub fn is_reliable(self) -> bool {
+        !matches!(self, Self::Uc | Self::Ud)
     }
 
     fn operations(self) -> &'static [Operation] {
         match self {
-            Self::Rc => &[Operation::Send, Operation::Write, Operation::Read],
+            Self::Rc | Self::RcShared | Self::Xrc => &[Operation::Send, Operation::Write, Operation::Read],
             Self::Uc => &[Operation::Send, Operation::Write],
             Self::Ud => &[Operation::Send],
         }

@@ -93,10 +93,12 @@ impl Peer for StockPeer {
     }
 
     fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
-        let Endpoint { lid, qpn, psn, .. } = to;
+        let Endpoint { lid, qpn, psn, requester, srqn, .. } = to;
         let Terms { mtu, timeout, retries, rnr_retries } = terms;
         let mtu = mtu.ilog2() - 7;
-        self.done(&format!("connect {lid} {qpn} {psn} {mtu} {timeout} {retries} {rnr_retries}")).map(drop)
+        let command =
+            format!("connect {lid} {qpn} {psn} {mtu} {timeout} {retries} {rnr_retries} {requester} {srqn}");
+        self.done(&command).map(drop)
     }
 
     fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
@@ -172,7 +174,7 @@ fn answer(line: &str) -> Result<Answer> {
 /// What the program says of itself when it is ready.
 fn endpoint(line: &str) -> Result<Endpoint> {
     let words: Vec<&str> = line.split(' ').collect();
-    let ["ok", lid, qpn, psn, address, rkey] = words[..] else {
+    let ["ok", lid, qpn, psn, address, rkey, requester, srqn] = words[..] else {
         bail!("that isn't where it can be reached");
     };
     Ok(Endpoint {
@@ -181,6 +183,8 @@ fn endpoint(line: &str) -> Result<Endpoint> {
         psn: psn.parse()?,
         address: address.parse()?,
         rkey: rkey.parse()?,
+        requester: requester.parse()?,
+        srqn: srqn.parse()?,
     })
 }
 
@@ -216,12 +220,24 @@ mod tests {
 
     #[test]
     fn endpoint_of_anything_but_the_announcement_is_an_error() {
-        let read = endpoint("ok 2 71 16777200 140000000000000 257").unwrap();
-        let expected = Endpoint { lid: 2, qpn: 71, psn: 0xff_fff0, address: 140_000_000_000_000, rkey: 257 };
+        let read = endpoint("ok 2 71 16777200 140000000000000 257 72 5").unwrap();
+        let expected = Endpoint {
+            lid: 2,
+            qpn: 71,
+            psn: 0xff_fff0,
+            address: 140_000_000_000_000,
+            rkey: 257,
+            requester: 72,
+            srqn: 5,
+        };
         assert_eq!(read, expected);
-        for line in
-            ["error ibv_open_device: No such device", "ok", "ok 1 2 3 4", "ok 1 2 3 4 x", "ok 65536 2 3 4 5"]
-        {
+        for line in [
+            "error ibv_open_device: No such device",
+            "ok",
+            "ok 1 2 3 4 5",
+            "ok 1 2 3 4 5 6 x",
+            "ok 65536 2 3 4 5 6 7",
+        ] {
             assert!(endpoint(line).is_err(), "{line}");
         }
     }

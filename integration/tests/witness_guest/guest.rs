@@ -10,8 +10,8 @@ use integration::peer::{
 };
 use paraverbs_verbs::{
     Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpAttr, QpCap,
-    QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, UdDest, Wc,
-    WcStatus,
+    QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, SrqInit,
+    UdDest, Wc, WcStatus, XrcRecvQp, Xrcd,
 };
 
 const PORT: u8 = 1;
@@ -74,6 +74,12 @@ impl Completions {
 #[derive(Debug)]
 pub(crate) struct GuestPeer {
     qp: Qp,
+    /// Where receives are posted, if it has one.
+    srq: Option<Srq>,
+    /// Of XRC: the queue pair for the other end's requests, and its domain.
+    target: Option<(XrcRecvQp, Xrcd)>,
+    /// Of XRC: the other end's SRQ.
+    remote_srqn: u32,
     mr: Mr,
     sent: Completions,
     received: Completions,
@@ -108,13 +114,26 @@ impl Guest {
     /// A queue pair in INIT, with `bytes` bytes of memory.
     pub(crate) fn peer(&self, bytes: usize, service: Service) -> Result<GuestPeer> {
         let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
+        let holds = SrqInit { max_wr: DEPTH, max_sge: 1 };
+        let (mut srq, mut target) = (None, None);
+        match service {
+            Service::RcShared => srq = Some(self.pd.create_srq(&holds)?),
+            Service::Xrc => {
+                let domain = self.context.open_xrcd()?;
+                srq = Some(domain.create_srq(&self.pd, &received.cq, &holds)?);
+                target = Some((domain.create_recv_qp()?, domain));
+            }
+            Service::Rc | Service::Uc | Service::Ud => {}
+        }
         let init = QpInit {
             qp_type: match service {
-                Service::Rc => QpType::Rc,
+                Service::Rc | Service::RcShared => QpType::Rc,
+                Service::Xrc => QpType::XrcSend,
                 Service::Uc => QpType::Uc,
                 Service::Ud => QpType::Ud,
             },
             recv_cq: &received.cq,
+            srq: srq.as_ref().filter(|_| service == Service::RcShared),
             cap: QpCap {
                 max_send_wr: DEPTH,
                 max_recv_wr: DEPTH,
@@ -128,13 +147,22 @@ impl Guest {
         let unreliable = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
         let access = unreliable | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
         match service {
-            Service::Rc => qp.to_init(PORT, access)?,
+            Service::Rc | Service::RcShared | Service::Xrc => qp.to_init(PORT, access)?,
             Service::Uc => qp.to_init(PORT, unreliable)?,
             Service::Ud => qp.to_datagrams(PORT, QKEY)?,
         }
+        if let Some((target, _)) = &target {
+            target.modify(&QpAttr {
+                qp_access_flags: Some(access),
+                pkey_index: Some(0),
+                port_num: Some(PORT),
+                ..QpAttr::state(QpState::Init)
+            })?;
+        }
         let mr = self.pd.alloc_mr(bytes, access)?;
         let (lid, pd) = (self.context.query_port(PORT)?.lid, Arc::clone(&self.pd));
-        Ok(GuestPeer { qp, mr, sent, received, lid, service, pd, destination: None })
+        let (remote_srqn, destination) = (0, None);
+        Ok(GuestPeer { qp, srq, target, remote_srqn, mr, sent, received, lid, service, pd, destination })
     }
 
     /// Lets go of the device.
@@ -164,6 +192,13 @@ impl GuestPeer {
     /// Gives everything back; a refusal is an error.
     pub(crate) fn destroy(self) -> Result<()> {
         self.qp.destroy()?;
+        if let Some(srq) = self.srq {
+            srq.destroy()?;
+        }
+        if let Some((target, domain)) = self.target {
+            target.destroy()?;
+            domain.close()?;
+        }
         self.sent.cq.destroy()?;
         self.received.cq.destroy()?;
         self.mr.dereg()?;
@@ -189,6 +224,7 @@ impl GuestPeer {
             };
             let wr = SendWr { wr_id: index as u64, op: op(start as u64), data, flags: SendFlags::SIGNALED };
             match &self.destination {
+                None if self.service == Service::Xrc => self.qp.post_send_xrc(&wr, self.remote_srqn)?,
                 None => self.qp.post_send(&wr)?,
                 Some((ah, qpn)) => {
                     let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: QKEY };
@@ -220,10 +256,12 @@ impl Peer for GuestPeer {
     fn endpoint(&self) -> Endpoint {
         Endpoint {
             lid: self.lid,
-            qpn: self.qp.qpn(),
+            qpn: self.target.as_ref().map_or(self.qp.qpn(), |(target, _)| target.qpn()),
             psn: PSN,
             address: self.mr.addr(),
             rkey: self.mr.rkey(),
+            requester: self.qp.qpn(),
+            srqn: self.srq.as_ref().filter(|_| self.service == Service::Xrc).map_or(0, Srq::srqn),
         }
     }
 
@@ -246,6 +284,13 @@ impl Peer for GuestPeer {
             rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
             rts = QpAttr { sq_psn: rts.sq_psn, ..QpAttr::state(QpState::Rts) };
         }
+        if let Some((target, _)) = &self.target {
+            target.modify(&QpAttr { dest_qp_num: Some(to.requester), ..rtr })?;
+            let (sq_psn, timeout) = (rts.sq_psn, rts.timeout);
+            target.modify(&QpAttr { sq_psn, timeout, ..QpAttr::state(QpState::Rts) })?;
+            self.remote_srqn = to.srqn;
+            rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
+        }
         self.qp.modify(&rtr)?;
         Ok(self.qp.modify(&rts)?)
     }
@@ -264,7 +309,11 @@ impl Peer for GuestPeer {
         let grh = self.grh_bytes();
         for index in 0..at.count {
             let sge = self.mr.sge(at.offset + index * at.length - grh, u32::try_from(at.length + grh)?);
-            self.qp.post_recv(&RecvWr { wr_id: index as u64, sges: &[sge] })?;
+            let (wr_id, sges) = (index as u64, &[sge][..]);
+            match &self.srq {
+                Some(srq) => srq.post_recv(&RecvWr { wr_id, sges })?,
+                None => self.qp.post_recv(&RecvWr { wr_id, sges })?,
+            }
         }
         Ok(())
     }

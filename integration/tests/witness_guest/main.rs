@@ -30,19 +30,37 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
         ours.destroy().unwrap();
     };
 
-    for service in [Service::Rc, Service::Uc] {
+    for service in [Service::Rc, Service::Uc, Service::Xrc] {
         for mtu in [256, 512, 1024, 2048, 4096] {
             let (mut theirs, mut ours) = both(service);
             peer::connect(&mut theirs, &mut ours, &Terms { mtu, ..Terms::default() }).unwrap();
             let messages = peer::exchange(&mut theirs, &mut ours, service).unwrap();
             assert_eq!(messages, service.exchange_messages());
-            if service == Service::Rc {
+            if service.is_reliable() {
                 peer::count(&mut theirs, &mut ours).unwrap();
                 peer::count(&mut ours, &mut theirs).unwrap();
             }
             apart((theirs, ours));
             println!("ok     {service:?}, MTU {mtu}: {messages} messages");
         }
+    }
+
+    let (mut theirs, mut ours) = both(Service::RcShared);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let messages = peer::exchange(&mut theirs, &mut ours, Service::RcShared).unwrap();
+    apart((theirs, ours));
+    println!("ok     RcShared: {messages} messages");
+    for service in [Service::RcShared, Service::Xrc] {
+        for stock_is_at_fault in [true, false] {
+            let (mut theirs, mut ours) = both(service);
+            if stock_is_at_fault {
+                peer::starve(&mut theirs, &mut ours).unwrap();
+            } else {
+                peer::starve(&mut ours, &mut theirs).unwrap();
+            }
+            apart((theirs, ours));
+        }
+        println!("ok     {service:?}: no receive in the shared queue of either end");
     }
 
     let (mut theirs, mut ours) = both(Service::Ud);
