@@ -3,8 +3,9 @@
 //! A [`Peer`] is a connected queue pair with memory that its other end may read and write. A test connects two
 //! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]), or plays ping-pong
 //! with a program that others wrote ([`ping_pong`]). Connections end by each other's faults: [`intrude`],
-//! [`trespass`], [`starve`], [`miss`].
+//! [`trespass`], [`starve`], [`miss`]. [`Notify`] is about what a message says besides its data.
 
+mod notify;
 mod pingpong;
 mod stock;
 
@@ -13,6 +14,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use notify::{Message, Notify, Told, late, revoke, tell};
 pub use pingpong::ping_pong;
 pub use stock::StockPeer;
 pub(crate) use stock::compile;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Atomic, Endpoint, Peer, Service, Status, Stretch, Terms};
+use super::{Atomic, Endpoint, Message, Notify, Peer, Service, Status, Stretch, Terms, Told};
 use crate::Rig;
 use crate::fetch::Tree;
 use crate::process;
@@ -149,6 +149,44 @@ impl Peer for StockPeer {
 
     fn state(&mut self) -> Result<String> {
         self.done("state")
+    }
+}
+
+impl Notify for StockPeer {
+    fn post(&mut self, at: Stretch, message: Message) -> Result<()> {
+        let place = format!("{} {}", at.offset, at.length);
+        let command = match message {
+            Message::Send => format!("post_send {place}"),
+            Message::SendImmediate(immediate) => format!("post_send_imm {place} {immediate}"),
+            Message::SendInvalidate(key) => format!("post_send_inv {place} {key}"),
+            Message::WriteImmediate { address, rkey, immediate } => {
+                format!("post_write_imm {place} {immediate} {address} {rkey}")
+            }
+        };
+        self.done(&command).map(drop)
+    }
+
+    fn sent(&mut self, count: usize) -> Result<Status> {
+        self.complete(&format!("sent {count}"))
+    }
+
+    fn told(&mut self, length: usize) -> Result<Told> {
+        told(&self.done(&format!("told {length}"))?)
+    }
+
+    fn bind(&mut self, at: Stretch) -> Result<u32> {
+        let key = self.done(&format!("bind {} {}", at.offset, at.length))?;
+        key.parse().with_context(|| format!("the window's key is {key:?}"))
+    }
+}
+
+/// What the program says of a receive.
+fn told(words: &str) -> Result<Told> {
+    match words.split_once(' ') {
+        None if words == "nothing" => Ok(Told::Nothing),
+        Some(("imm", immediate)) => Ok(Told::Immediate(immediate.parse()?)),
+        Some(("inv", key)) => Ok(Told::Invalidated(key.parse()?)),
+        _ => bail!("a receive tells {words:?}"),
     }
 }
 

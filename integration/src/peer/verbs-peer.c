@@ -18,6 +18,13 @@
  *   send OFFSET LENGTH COUNT       post COUNT sends, then wait for all completions
  *   write OFFSET LENGTH COUNT ADDRESS RKEY      the same by RDMA write ...
  *   read OFFSET LENGTH COUNT ADDRESS RKEY       ... and by RDMA read
+ *   post_send OFFSET LENGTH        post one, and don't wait
+ *   post_send_imm OFFSET LENGTH IMM
+ *   post_send_inv OFFSET LENGTH KEY
+ *   post_write_imm OFFSET LENGTH IMM ADDRESS RKEY
+ *   sent COUNT                     wait for COUNT send completions
+ *   told LENGTH                    wait for one receive of LENGTH bytes; `nothing`, `imm IMM` or `inv KEY` came with it
+ *   bind OFFSET LENGTH             bind a window of type 2 that may be written to; its key
  *   fetch_add OFFSET ADDRESS RKEY ADD               atomics; what was there goes to OFFSET
  *   compare_swap OFFSET ADDRESS RKEY COMPARE SWAP
  *   put OFFSET VALUE               write a word of 8 bytes
@@ -27,6 +34,7 @@
  *
  * The end of standard input ends the program.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -51,6 +59,7 @@ struct peer {
 	struct ibv_xrcd *xrcd; /* of XRC: the domain ... */
 	struct ibv_qp *target; /* ... and the queue pair for the other end's requests */
 	uint32_t remote_srqn;
+	struct ibv_mw *window;
 	struct ibv_ah *ah; /* of UD: the way to the peer ... */
 	uint32_t remote_qpn; /* ... and its queue pair */
 	uint8_t *memory;
@@ -108,13 +117,14 @@ static void verify(const struct peer *peer, const struct stretch *at, uint64_t s
 	printf("ok\n");
 }
 
-/* Waits for COUNT completions; LENGTH is what each must have received, if it is a receive. */
-static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
+/* Waits for COUNT completions; LENGTH is what each must have received, if it is a receive. LAST is the last one. */
+static int last_of(struct ibv_cq *cq, uint64_t count, uint64_t length, struct ibv_wc *last)
 {
 	time_t deadline = time(NULL) + WAIT_SECONDS;
 
 	while (count > 0) {
-		struct ibv_wc wc;
+		/* libmlx4 adds IBV_WC_WITH_INV to the flags that it finds. */
+		struct ibv_wc wc = { 0 };
 		int found = ibv_poll_cq(cq, 1, &wc);
 
 		if (found < 0)
@@ -132,9 +142,17 @@ static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
 			printf("error a message of %u bytes\n", wc.byte_len);
 			return -1;
 		}
+		*last = wc;
 		count--;
 	}
 	return 0;
+}
+
+static int completions(struct ibv_cq *cq, uint64_t count, uint64_t length)
+{
+	struct ibv_wc last;
+
+	return last_of(cq, count, length, &last);
 }
 
 static int datagrams(const struct peer *peer)
@@ -168,38 +186,94 @@ static void post_recv(struct peer *peer, const struct stretch *at)
 	printf("ok\n");
 }
 
-/* Posts and waits. What fits goes inline, except for a read. */
+/*
+ * Posts one request. What fits goes inline, except for a read. VALUE is immediate data in the host's byte order, or the
+ * key to invalidate.
+ */
+static int post_one(struct peer *peer, enum ibv_wr_opcode opcode, const struct stretch *at, uint32_t value,
+		    uint64_t address, uint32_t rkey)
+{
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)peer->memory + at->offset,
+		.length = (uint32_t)at->length,
+		.lkey = peer->mr->lkey,
+	};
+	struct ibv_send_wr wr = {
+		.sg_list = &sge, .num_sge = 1, .opcode = opcode, .send_flags = IBV_SEND_SIGNALED,
+	};
+	struct ibv_send_wr *bad;
+	int failed;
+
+	if (opcode != IBV_WR_RDMA_READ && at->length <= MAX_INLINE)
+		wr.send_flags |= IBV_SEND_INLINE;
+	if (opcode == IBV_WR_SEND_WITH_INV)
+		wr.invalidate_rkey = value;
+	else
+		wr.imm_data = htonl(value);
+	if (datagrams(peer)) {
+		wr.wr.ud.ah = peer->ah;
+		wr.wr.ud.remote_qpn = peer->remote_qpn;
+		wr.wr.ud.remote_qkey = QKEY;
+	} else {
+		wr.wr.rdma.remote_addr = address;
+		wr.wr.rdma.rkey = rkey;
+		wr.qp_type.xrc.remote_srqn = peer->remote_srqn;
+	}
+	failed = ibv_post_send(peer->qp, &wr, &bad);
+	return failed ? error("ibv_post_send", failed) : 0;
+}
+
+/* Waits for a receive, and says what came with it. */
+static void told(struct peer *peer, uint64_t length)
+{
+	struct ibv_wc wc;
+
+	if (last_of(peer->recv_cq, 1, length + (datagrams(peer) ? GRH_BYTES : 0), &wc) != 0)
+		return;
+	if (wc.wc_flags & IBV_WC_WITH_IMM)
+		printf("ok imm %u\n", ntohl(wc.imm_data));
+	else if (wc.wc_flags & IBV_WC_WITH_INV)
+		printf("ok inv %u\n", wc.invalidated_rkey);
+	else
+		printf("ok nothing\n");
+}
+
+/* Binds a window over a stretch, and says its key. */
+static void bind_window(struct peer *peer, const struct stretch *at)
+{
+	struct ibv_send_wr wr = { .opcode = IBV_WR_BIND_MW, .send_flags = IBV_SEND_SIGNALED };
+	struct ibv_send_wr *bad;
+	int failed;
+
+	if (inside(peer, at) != 0)
+		return;
+	if (!peer->window && !(peer->window = ibv_alloc_mw(peer->pd, IBV_MW_TYPE_2))) {
+		error("ibv_alloc_mw", errno);
+		return;
+	}
+	wr.bind_mw.mw = peer->window;
+	wr.bind_mw.rkey = ibv_inc_rkey(peer->window->rkey);
+	wr.bind_mw.bind_info.mr = peer->mr;
+	wr.bind_mw.bind_info.addr = (uintptr_t)peer->memory + at->offset;
+	wr.bind_mw.bind_info.length = at->length;
+	wr.bind_mw.bind_info.mw_access_flags = IBV_ACCESS_REMOTE_WRITE;
+	failed = ibv_post_send(peer->qp, &wr, &bad);
+	if (failed)
+		error("ibv_post_send of a bind", failed);
+	else if (completions(peer->send_cq, 1, 0) == 0)
+		printf("ok %u\n", wr.bind_mw.rkey);
+}
+
+/* Posts and waits. */
 static void post_send(struct peer *peer, enum ibv_wr_opcode opcode, const struct stretch *at, uint64_t address,
 		      uint32_t rkey)
 {
 	for (uint64_t i = 0; i < at->count; i++) {
-		struct ibv_sge sge = {
-			.addr = (uintptr_t)peer->memory + at->offset + i * at->length,
-			.length = (uint32_t)at->length,
-			.lkey = peer->mr->lkey,
-		};
-		struct ibv_send_wr wr = {
-			.wr_id = i, .sg_list = &sge, .num_sge = 1, .opcode = opcode, .send_flags = IBV_SEND_SIGNALED,
-		};
-		struct ibv_send_wr *bad;
-		int failed;
+		const uint64_t start = i * at->length;
+		struct stretch one = { .offset = at->offset + start, .length = at->length, .count = 1 };
 
-		if (opcode != IBV_WR_RDMA_READ && at->length <= MAX_INLINE)
-			wr.send_flags |= IBV_SEND_INLINE;
-		if (datagrams(peer)) {
-			wr.wr.ud.ah = peer->ah;
-			wr.wr.ud.remote_qpn = peer->remote_qpn;
-			wr.wr.ud.remote_qkey = QKEY;
-		} else {
-			wr.wr.rdma.remote_addr = address + i * at->length;
-			wr.wr.rdma.rkey = rkey;
-			wr.qp_type.xrc.remote_srqn = peer->remote_srqn;
-		}
-		failed = ibv_post_send(peer->qp, &wr, &bad);
-		if (failed) {
-			error("ibv_post_send", failed);
+		if (post_one(peer, opcode, &one, 0, address + start, rkey) != 0)
 			return;
-		}
 	}
 	if (completions(peer->send_cq, at->count, 0) == 0)
 		printf("ok\n");
@@ -336,6 +410,32 @@ static void state(struct peer *peer)
 		printf("ok %s\n", names[attributes.qp_state]);
 }
 
+/* A command that posts one request and doesn't wait. */
+static void post_command(struct peer *peer, const char *name, const uint64_t *number, int numbers)
+{
+	static const struct {
+		const char *name;
+		enum ibv_wr_opcode opcode;
+		int numbers;
+	} all[] = {
+		{ "post_send", IBV_WR_SEND, 2 },
+		{ "post_send_imm", IBV_WR_SEND_WITH_IMM, 3 },
+		{ "post_send_inv", IBV_WR_SEND_WITH_INV, 3 },
+		{ "post_write_imm", IBV_WR_RDMA_WRITE_WITH_IMM, 5 },
+	};
+	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		if (strcmp(name, all[i].name) || numbers != all[i].numbers)
+			continue;
+		if (inside(peer, &at) == 0 &&
+		    post_one(peer, all[i].opcode, &at, (uint32_t)number[2], number[3], (uint32_t)number[4]) == 0)
+			printf("ok\n");
+		return;
+	}
+	error(name, EINVAL);
+}
+
 static void execute(struct peer *peer, const char *name, const uint64_t *number, int numbers)
 {
 	struct stretch at = { .offset = number[0], .length = number[1], .count = 1 };
@@ -364,6 +464,15 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 	} else if (!strcmp(name, "verify") && numbers == 3) {
 		if (inside(peer, &at) == 0)
 			verify(peer, &at, number[2]);
+	} else if (!strcmp(name, "sent") && numbers == 1) {
+		if (completions(peer->send_cq, number[0], 0) == 0)
+			printf("ok\n");
+	} else if (!strcmp(name, "told") && numbers == 1) {
+		told(peer, number[0]);
+	} else if (!strcmp(name, "bind") && numbers == 2) {
+		bind_window(peer, &at);
+	} else if (!strncmp(name, "post_", 5)) {
+		post_command(peer, name, number, numbers);
 	} else {
 		at.count = number[2];
 		if (!strcmp(name, "recv") && numbers == 3) {
@@ -496,7 +605,7 @@ static int make(struct peer *peer, const char *device, const struct service *ser
 		return error("ibv_alloc_pd", errno);
 	if (!(peer->memory = calloc(1, peer->bytes)))
 		return error("calloc", ENOMEM);
-	if (!(peer->mr = ibv_reg_mr(peer->pd, peer->memory, peer->bytes, ACCESS)))
+	if (!(peer->mr = ibv_reg_mr(peer->pd, peer->memory, peer->bytes, ACCESS | IBV_ACCESS_MW_BIND)))
 		return error("ibv_reg_mr", errno);
 	if (!(peer->send_cq = ibv_create_cq(peer->context, DEPTH, NULL, NULL, 0)) ||
 	    !(peer->recv_cq = ibv_create_cq(peer->context, DEPTH, NULL, NULL, 0)))
@@ -514,6 +623,7 @@ static int give_back(struct peer *peer)
 	int failed = 0;
 
 	failed |= peer->qp && ibv_destroy_qp(peer->qp);
+	failed |= peer->window && ibv_dealloc_mw(peer->window);
 	failed |= peer->target && ibv_destroy_qp(peer->target);
 	failed |= peer->srq && ibv_destroy_srq(peer->srq);
 	failed |= peer->xrcd && ibv_close_xrcd(peer->xrcd);

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use integration::peer::{
-    Atomic, Endpoint, GRH_BYTES, Peer, QKEY, Service, Status, Stretch, Terms, compare, pattern,
+    Atomic, Endpoint, GRH_BYTES, Message, Notify, Peer, QKEY, Service, Status, Stretch, Terms, Told, compare,
+    pattern,
 };
 use paraverbs_verbs::{
-    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpAttr, QpCap,
-    QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, Srq, SrqInit,
-    UdDest, Wc, WcStatus, XrcRecvQp, Xrcd,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Mw, MwBind, MwType, Pd, PortState, Qp,
+    QpAttr, QpCap, QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr,
+    Srq, SrqInit, UdDest, Wc, WcStatus, XrcRecvQp, Xrcd, inc_rkey,
 };
 
 const PORT: u8 = 1;
@@ -80,6 +81,7 @@ pub(crate) struct GuestPeer {
     target: Option<(XrcRecvQp, Xrcd)>,
     /// Of XRC: the other end's SRQ.
     remote_srqn: u32,
+    window: Option<Mw>,
     mr: Mr,
     sent: Completions,
     received: Completions,
@@ -159,10 +161,23 @@ impl Guest {
                 ..QpAttr::state(QpState::Init)
             })?;
         }
-        let mr = self.pd.alloc_mr(bytes, access)?;
+        let mr = self.pd.alloc_mr(bytes, access | Access::MW_BIND)?;
         let (lid, pd) = (self.context.query_port(PORT)?.lid, Arc::clone(&self.pd));
         let (remote_srqn, destination) = (0, None);
-        Ok(GuestPeer { qp, srq, target, remote_srqn, mr, sent, received, lid, service, pd, destination })
+        Ok(GuestPeer {
+            qp,
+            srq,
+            target,
+            remote_srqn,
+            window: None,
+            mr,
+            sent,
+            received,
+            lid,
+            service,
+            pd,
+            destination,
+        })
     }
 
     /// Lets go of the device.
@@ -192,6 +207,9 @@ impl GuestPeer {
     /// Gives everything back; a refusal is an error.
     pub(crate) fn destroy(self) -> Result<()> {
         self.qp.destroy()?;
+        if let Some(window) = self.window {
+            window.dealloc()?;
+        }
         if let Some(srq) = self.srq {
             srq.destroy()?;
         }
@@ -212,6 +230,12 @@ impl GuestPeer {
 
     /// Posts a request for each message, `op` of its place in the stretch, and waits for all.
     fn request(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<Status> {
+        self.begin(at, inline, op)?;
+        self.sent.wait(at.count, |_| Ok(()))
+    }
+
+    /// Posts them, and doesn't wait.
+    fn begin(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<()> {
         let mut bytes = vec![0; if inline { at.length } else { 0 }];
         for index in 0..at.count {
             let start = index * at.length;
@@ -232,7 +256,7 @@ impl GuestPeer {
                 }
             }
         }
-        self.sent.wait(at.count, |_| Ok(()))
+        Ok(())
     }
 }
 
@@ -363,5 +387,56 @@ impl Peer for GuestPeer {
     fn state(&mut self) -> Result<String> {
         let state = self.qp.query()?.qp_state.context("the answer has no state")?;
         Ok(format!("{state:?}").to_uppercase())
+    }
+}
+
+impl Notify for GuestPeer {
+    fn post(&mut self, at: Stretch, message: Message) -> Result<()> {
+        let op = match message {
+            Message::Send => SendOp::Send,
+            Message::SendImmediate(immediate) => SendOp::SendImm(immediate),
+            Message::SendInvalidate(key) => SendOp::SendInvalidate(key),
+            Message::WriteImmediate { address, rkey, immediate } => {
+                SendOp::WriteImm { remote_addr: address, rkey, imm: immediate }
+            }
+        };
+        self.begin(at, fits_inline(at), |_| op)
+    }
+
+    fn sent(&mut self, count: usize) -> Result<Status> {
+        self.sent.wait(count, |_| Ok(()))
+    }
+
+    fn told(&mut self, length: usize) -> Result<Told> {
+        let wc = self.received.next(Instant::now() + LIMIT)?;
+        ensure!(wc.status == WcStatus::Success, "the receive ends in {}", wc.status);
+        ensure!(wc.byte_len as usize == length + self.grh_bytes(), "a message of {} bytes", wc.byte_len);
+        Ok(match (wc.imm, wc.invalidated_rkey) {
+            (None, None) => Told::Nothing,
+            (Some(immediate), None) => Told::Immediate(immediate),
+            (None, Some(key)) => Told::Invalidated(key),
+            both => bail!("a receive tells {both:?}"),
+        })
+    }
+
+    fn bind(&mut self, at: Stretch) -> Result<u32> {
+        let window = match self.window.take() {
+            Some(window) => window,
+            None => self.pd.alloc_mw(MwType::Type2)?,
+        };
+        let key = inc_rkey(window.rkey());
+        let bind = MwBind {
+            wr_id: 0,
+            mr: &self.mr,
+            offset: at.offset as u64,
+            length: at.bytes() as u64,
+            access: Access::REMOTE_WRITE,
+            flags: SendFlags::SIGNALED,
+        };
+        self.qp.post_bind_mw(&window, key, &bind)?;
+        let status = self.sent.wait(1, |_| Ok(()))?;
+        ensure!(status == Status::SUCCESS, "the bind ends in {status:?}");
+        self.window = Some(window);
+        Ok(key)
     }
 }

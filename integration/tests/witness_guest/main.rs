@@ -6,10 +6,44 @@
 
 mod guest;
 
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms, Trespass};
-use integration::{Daemon, Rig, StockPeer, VmConfig, stock};
+use integration::{Daemon, Rig, StockPeer, Vm, VmConfig, stock};
 
 use guest::{Guest, GuestPeer};
+
+/// The stock driver is asked through a shell in its guest.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A counter of the stock driver's that counts RNR NAKs, as it was.
+struct Refusals<'a> {
+    vm: &'a Vm,
+    name: &'static str,
+    before: u64,
+}
+
+impl<'a> Refusals<'a> {
+    fn count(vm: &'a Vm, name: &'static str) -> Result<Self> {
+        let before = Self::read(vm, name)?;
+        Ok(Self { vm, name, before })
+    }
+
+    fn read(vm: &Vm, name: &str) -> Result<u64> {
+        let count = vm.check(&format!("cat /sys/class/infiniband/mlx4_0/hw_counters/{name}"))?;
+        count.trim().parse().with_context(|| format!("{name} is {count:?}"))
+    }
+
+    /// Waits until there are more.
+    fn wait(&self) -> Result<()> {
+        let deadline = Instant::now() + REFUSAL_LIMIT;
+        while Self::read(self.vm, self.name)? == self.before {
+            ensure!(Instant::now() < deadline, "{} stays {} for {REFUSAL_LIMIT:?}", self.name, self.before);
+        }
+        Ok(())
+    }
+}
 
 #[test]
 fn our_guest_and_a_stock_guest_exchange_verified_data() {
@@ -69,6 +103,36 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     assert_eq!(messages, Service::Ud.exchange_messages());
     apart((theirs, ours));
     println!("ok     Ud: {messages} messages");
+
+    for service in [Service::Rc, Service::RcShared, Service::Xrc, Service::Uc, Service::Ud] {
+        let (mut theirs, mut ours) = both(service);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        peer::tell(&mut theirs, &mut ours, service).unwrap();
+        peer::tell(&mut ours, &mut theirs, service).unwrap();
+        apart((theirs, ours));
+        integration::passed(format_args!("{service:?}: immediate data, in both directions"));
+    }
+
+    let (mut theirs, mut ours) = both(Service::Rc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::revoke(&mut theirs, &mut ours).unwrap();
+    apart((theirs, ours));
+    let (mut theirs, mut ours) = both(Service::Rc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::revoke(&mut ours, &mut theirs).unwrap();
+    apart((theirs, ours));
+    integration::passed("Rc: a window written to, and its key invalidated by a send, in both directions");
+
+    for service in [Service::Rc, Service::RcShared, Service::Xrc] {
+        let (mut theirs, mut ours) = both(service);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        let refusals = Refusals::count(&vm, "sq_num_rnr").unwrap();
+        peer::late(&mut theirs, &mut ours, || refusals.wait()).unwrap();
+        let refusals = Refusals::count(&vm, "rq_num_rnr").unwrap();
+        peer::late(&mut ours, &mut theirs, || refusals.wait()).unwrap();
+        apart((theirs, ours));
+        integration::passed(format_args!("{service:?}: a receive that comes after RNR NAKs, at either end"));
+    }
 
     // Each of these ends a connection.
     for stock_is_at_fault in [true, false] {
