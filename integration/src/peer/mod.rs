@@ -14,7 +14,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use notify::{Message, Notify, Told, late, revoke, tell};
+pub use notify::{Message, Notify, Route, Told, Way, address, datagram, late, lose, revoke, tell};
 pub use pingpong::ping_pong;
 pub use stock::StockPeer;
 pub(crate) use stock::compile;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Peer, Service, Status, Stretch};
+use super::{Endpoint, GRH_BYTES, Peer, QKEY, Service, Status, Stretch};
 
 /// A message of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,28 @@ pub trait Notify: Peer {
 
     /// Binds a window of type 2 over a stretch that the other end may write to; gives its key.
     fn bind(&mut self, at: Stretch) -> Result<u32>;
+}
+
+/// A way for datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The port's LID, or the group's.
+    pub lid: u16,
+    /// The queue pair.
+    pub qpn: u32,
+    /// Its Q_Key.
+    pub qkey: u32,
+    /// Its GID, if there shall be a GRH.
+    pub gid: Option<[u8; 16]>,
+}
+
+/// A peer of datagrams that chooses their way.
+pub trait Route: Notify {
+    /// The way of what is sent from now on.
+    fn route(&mut self, way: &Way) -> Result<()>;
+
+    /// Receives what is sent to a group, too.
+    fn attach(&mut self, gid: [u8; 16], lid: u16) -> Result<()>;
 }
 
 const FROM: Stretch = Stretch { offset: 4097, length: 3000, count: 1 };
@@ -129,4 +151,81 @@ pub fn late(
     let statuses = [receiver.received(TO)?, sender.sent(1)?];
     ensure!(statuses == [Status::SUCCESS; 2], "receive and send end in {statuses:?}");
     receiver.verify(TO, 1)
+}
+
+/// Has one of two connected peers of datagrams, whose ports have these GIDs, send by an address handle with a GRH, and
+/// with a wrong Q_Key: that datagram is dropped.
+///
+/// # Errors
+/// It goes otherwise.
+pub fn address(one: &mut dyn Route, other: &mut dyn Route, gids: [[u8; 16]; 2]) -> Result<()> {
+    let Endpoint { lid, qpn, .. } = other.endpoint();
+    let global = Way { lid, qpn, qkey: QKEY, gid: Some(gids[1]) };
+    datagram(one, other, &global, gids, 1)?;
+
+    one.route(&Way { qkey: QKEY ^ 1, ..global })?;
+    other.fill(TO, 5)?;
+    other.post_recv(TO)?;
+    one.fill(FROM, 6)?;
+    let status = one.send(FROM)?;
+    ensure!(status == Status::SUCCESS, "the send with a wrong Q_Key ends in {status:?}");
+    // Datagrams don't overtake each other: the receive is still there for this one.
+    one.route(&global)?;
+    one.fill(FROM, 7)?;
+    let statuses = [one.send(FROM)?, other.received(TO)?];
+    ensure!(statuses == [Status::SUCCESS; 2], "send and receive end in {statuses:?}");
+    other.verify(TO, 7).context("the datagram behind one with a wrong Q_Key")
+}
+
+/// Has one of two peers of datagrams send by a way with a GRH, which is looked at. `gids` are the sender's and the
+/// destination's.
+///
+/// # Errors
+/// It doesn't arrive as it was sent.
+pub fn datagram(
+    one: &mut dyn Route,
+    other: &mut dyn Route,
+    way: &Way,
+    gids: [[u8; 16]; 2],
+    seed: u32,
+) -> Result<()> {
+    one.route(way)?;
+    one.fill(FROM, seed)?;
+    other.fill(TO, seed + 1)?;
+    other.post_recv(TO)?;
+    let statuses = [one.send(FROM)?, other.received(TO)?];
+    ensure!(statuses == [Status::SUCCESS; 2], "send and receive end in {statuses:?}");
+    other.verify(TO, seed)?;
+    let grh = TO.offset - GRH_BYTES;
+    let mut found = [[0; 16]; 2];
+    for (index, half) in found.as_flattened_mut().chunks_exact_mut(8).enumerate() {
+        half.copy_from_slice(&other.word(grh + 8 + 8 * index)?.to_ne_bytes());
+    }
+    ensure!(found == gids, "the GRH has the GIDs {found:x?}, not {gids:x?}");
+    let [version, _, _, _, high, low, next, _] = other.word(grh)?.to_ne_bytes();
+    let payload = usize::from(u16::from_be_bytes([high, low]));
+    // BTH, DETH, the payload and ICRC.
+    let expected = (6, 12 + 8 + FROM.length + 4, 0x1b);
+    let found = (version >> 4, payload, next);
+    ensure!(
+        found == expected,
+        "IP version, length and next header of the GRH are {found:?}, not {expected:?}"
+    );
+    Ok(())
+}
+
+/// Has one of two connected UC peers send where the other has no receive: that message is lost, and the next one arrives.
+///
+/// # Errors
+/// It goes otherwise.
+pub fn lose(one: &mut dyn Peer, other: &mut dyn Peer) -> Result<()> {
+    one.fill(FROM, 1)?;
+    other.fill(TO, 2)?;
+    let status = one.send(FROM)?;
+    ensure!(status == Status::SUCCESS, "the send of a lost message ends in {status:?}");
+    other.post_recv(TO)?;
+    one.fill(FROM, 3)?;
+    let statuses = [one.send(FROM)?, other.received(TO)?];
+    ensure!(statuses == [Status::SUCCESS; 2], "send and receive behind a lost message end in {statuses:?}");
+    other.verify(TO, 3)
 }

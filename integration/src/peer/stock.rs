@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Atomic, Endpoint, Message, Notify, Peer, Service, Status, Stretch, Terms, Told};
+use super::{Atomic, Endpoint, Message, Notify, Peer, Route, Service, Status, Stretch, Terms, Told, Way};
 use crate::Rig;
 use crate::fetch::Tree;
 use crate::process;
@@ -178,6 +178,24 @@ impl Notify for StockPeer {
         let key = self.done(&format!("bind {} {}", at.offset, at.length))?;
         key.parse().with_context(|| format!("the window's key is {key:?}"))
     }
+}
+
+impl Route for StockPeer {
+    fn route(&mut self, way: &Way) -> Result<()> {
+        let [high, low] = halves(way.gid.unwrap_or_default());
+        self.done(&format!("route {} {} {} {high} {low}", way.lid, way.qpn, way.qkey)).map(drop)
+    }
+
+    fn attach(&mut self, gid: [u8; 16], lid: u16) -> Result<()> {
+        let [high, low] = halves(gid);
+        self.done(&format!("attach {lid} {high} {low}")).map(drop)
+    }
+}
+
+/// A GID as two numbers.
+fn halves(gid: [u8; 16]) -> [u64; 2] {
+    let gid = u128::from_be_bytes(gid);
+    [gid >> 64, gid & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default())
 }
 
 /// What the program says of a receive.

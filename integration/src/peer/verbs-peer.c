@@ -25,6 +25,8 @@
  *   sent COUNT                     wait for COUNT send completions
  *   told LENGTH                    wait for one receive of LENGTH bytes; `nothing`, `imm IMM` or `inv KEY` came with it
  *   bind OFFSET LENGTH             bind a window of type 2 that may be written to; its key
+ *   route LID QPN QKEY HIGH LOW    of UD: where datagrams go from now on; with a GRH, if the halves of the GID aren't 0
+ *   attach LID HIGH LOW            of UD: receive what is sent to a group, too
  *   fetch_add OFFSET ADDRESS RKEY ADD               atomics; what was there goes to OFFSET
  *   compare_swap OFFSET ADDRESS RKEY COMPARE SWAP
  *   put OFFSET VALUE               write a word of 8 bytes
@@ -60,6 +62,9 @@ struct peer {
 	struct ibv_qp *target; /* ... and the queue pair for the other end's requests */
 	uint32_t remote_srqn;
 	struct ibv_mw *window;
+	uint32_t remote_qkey;
+	union ibv_gid group; /* of UD: one that it is attached to ... */
+	uint16_t group_lid; /* ... if this isn't 0 */
 	struct ibv_ah *ah; /* of UD: the way to the peer ... */
 	uint32_t remote_qpn; /* ... and its queue pair */
 	uint8_t *memory;
@@ -213,7 +218,7 @@ static int post_one(struct peer *peer, enum ibv_wr_opcode opcode, const struct s
 	if (datagrams(peer)) {
 		wr.wr.ud.ah = peer->ah;
 		wr.wr.ud.remote_qpn = peer->remote_qpn;
-		wr.wr.ud.remote_qkey = QKEY;
+		wr.wr.ud.remote_qkey = peer->remote_qkey;
 	} else {
 		wr.wr.rdma.remote_addr = address;
 		wr.wr.rdma.rkey = rkey;
@@ -316,6 +321,50 @@ static void word(struct peer *peer, uint64_t offset, const uint64_t *value)
 		memcpy(peer->memory + offset, value, sizeof(*value));
 	memcpy(&found, peer->memory + offset, sizeof(found));
 	printf("ok %" PRIu64 "\n", found);
+}
+
+static union ibv_gid gid(const uint64_t *number)
+{
+	union ibv_gid gid;
+
+	for (int i = 0; i < 16; i++)
+		gid.raw[i] = (uint8_t)(number[i / 8] >> (56 - i % 8 * 8));
+	return gid;
+}
+
+/* NUMBER: LID, queue pair, Q_Key, GID. */
+static void route(struct peer *peer, const uint64_t *number)
+{
+	struct ibv_ah_attr to = { .dlid = (uint16_t)number[0], .port_num = PORT };
+	int failed = peer->ah ? ibv_destroy_ah(peer->ah) : 0;
+
+	if (failed) {
+		error("ibv_destroy_ah", failed);
+		return;
+	}
+	to.is_global = number[3] || number[4];
+	to.grh.dgid = gid(&number[3]);
+	to.grh.hop_limit = 1;
+	peer->remote_qpn = (uint32_t)number[1];
+	peer->remote_qkey = (uint32_t)number[2];
+	if ((peer->ah = ibv_create_ah(peer->pd, &to)))
+		printf("ok\n");
+	else
+		error("ibv_create_ah", errno);
+}
+
+static void attach(struct peer *peer, const uint64_t *number)
+{
+	const union ibv_gid group = gid(&number[1]);
+	int failed = ibv_attach_mcast(peer->qp, &group, (uint16_t)number[0]);
+
+	if (failed) {
+		error("ibv_attach_mcast", failed);
+		return;
+	}
+	peer->group = group;
+	peer->group_lid = (uint16_t)number[0];
+	printf("ok\n");
 }
 
 /* NUMBER: LID, queue pair. */
@@ -467,6 +516,10 @@ static void execute(struct peer *peer, const char *name, const uint64_t *number,
 	} else if (!strcmp(name, "sent") && numbers == 1) {
 		if (completions(peer->send_cq, number[0], 0) == 0)
 			printf("ok\n");
+	} else if (!strcmp(name, "route") && numbers == 5) {
+		route(peer, number);
+	} else if (!strcmp(name, "attach") && numbers == 3) {
+		attach(peer, number);
 	} else if (!strcmp(name, "told") && numbers == 1) {
 		told(peer, number[0]);
 	} else if (!strcmp(name, "bind") && numbers == 2) {
@@ -622,6 +675,7 @@ static int give_back(struct peer *peer)
 {
 	int failed = 0;
 
+	failed |= peer->group_lid && ibv_detach_mcast(peer->qp, &peer->group, peer->group_lid);
 	failed |= peer->qp && ibv_destroy_qp(peer->qp);
 	failed |= peer->window && ibv_dealloc_mw(peer->window);
 	failed |= peer->target && ibv_destroy_qp(peer->target);
@@ -668,7 +722,7 @@ static const struct service *service(const char *name)
 
 int main(int arguments, char **argument)
 {
-	struct peer peer = { .psn = 0xfffff0 }; /* so that it wraps soon */
+	struct peer peer = { .psn = 0xfffff0 /* so that it wraps soon */, .remote_qkey = QKEY };
 	const struct service *wanted = arguments == 4 ? service(argument[3]) : NULL;
 	char line[LINE_BYTES];
 	int failed;

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use integration::peer::{
-    Atomic, Endpoint, GRH_BYTES, Message, Notify, Peer, QKEY, Service, Status, Stretch, Terms, Told, compare,
-    pattern,
+    Atomic, Endpoint, GRH_BYTES, Message, Notify, Peer, QKEY, Route, Service, Status, Stretch, Terms, Told,
+    Way, compare, pattern,
 };
 use paraverbs_verbs::{
-    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Mw, MwBind, MwType, Pd, PortState, Qp,
-    QpAttr, QpCap, QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr,
-    Srq, SrqInit, UdDest, Wc, WcStatus, XrcRecvQp, Xrcd, inc_rkey,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Gid, Grh, Mr, Mtu, Mw, MwBind, MwType, Pd,
+    PortState, Qp, QpAttr, QpCap, QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags,
+    SendOp, SendWr, Srq, SrqInit, UdDest, Wc, WcStatus, XrcRecvQp, Xrcd, inc_rkey,
 };
 
 const PORT: u8 = 1;
@@ -89,7 +89,7 @@ pub(crate) struct GuestPeer {
     service: Service,
     pd: Arc<Pd>,
     /// Of datagrams: the way to the other end, and its queue pair.
-    destination: Option<(Ah, u32)>,
+    destination: Option<(Ah, u32, u32)>,
 }
 
 /// A guest of the daemon whose port is ACTIVE.
@@ -180,6 +180,11 @@ impl Guest {
         })
     }
 
+    /// The port's GID.
+    pub(crate) fn gid(&self) -> Result<[u8; 16]> {
+        Ok(self.context.query_gid(PORT, 0)?.0)
+    }
+
     /// Lets go of the device.
     pub(crate) fn close(self) -> Result<()> {
         let pd = Arc::into_inner(self.pd).context("a queue pair is left")?;
@@ -250,8 +255,8 @@ impl GuestPeer {
             match &self.destination {
                 None if self.service == Service::Xrc => self.qp.post_send_xrc(&wr, self.remote_srqn)?,
                 None => self.qp.post_send(&wr)?,
-                Some((ah, qpn)) => {
-                    let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: QKEY };
+                Some((ah, qpn, qkey)) => {
+                    let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: *qkey };
                     self.qp.post_send_ud(&wr, &to)?;
                 }
             }
@@ -291,7 +296,7 @@ impl Peer for GuestPeer {
 
     fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
         if self.service == Service::Ud {
-            self.destination = Some((self.pd.create_ah(&AhAttr::to_lid(to.lid, PORT))?, to.qpn));
+            self.destination = Some((self.pd.create_ah(&AhAttr::to_lid(to.lid, PORT))?, to.qpn, QKEY));
             return Ok(());
         }
         let mtu = mtu(terms.mtu)?;
@@ -438,5 +443,18 @@ impl Notify for GuestPeer {
         ensure!(status == Status::SUCCESS, "the bind ends in {status:?}");
         self.window = Some(window);
         Ok(key)
+    }
+}
+
+impl Route for GuestPeer {
+    fn route(&mut self, way: &Way) -> Result<()> {
+        let grh = way.gid.map(|gid| Grh { dgid: Gid(gid), hop_limit: 1, ..Grh::default() });
+        let ah = self.pd.create_ah(&AhAttr { grh, ..AhAttr::to_lid(way.lid, PORT) })?;
+        self.destination = Some((ah, way.qpn, way.qkey));
+        Ok(())
+    }
+
+    fn attach(&mut self, gid: [u8; 16], lid: u16) -> Result<()> {
+        Ok(self.qp.attach_mcast(&Gid(gid), lid)?)
     }
 }

@@ -6,16 +6,21 @@
 
 mod guest;
 
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms, Trespass};
+use integration::peer::{self, EXCHANGE_BYTES, Peer, QKEY, Route, Service, Stretch, Terms, Trespass, Way};
 use integration::{Daemon, Rig, StockPeer, Vm, VmConfig, stock};
 
 use guest::{Guest, GuestPeer};
 
 /// The stock driver is asked through a shell in its guest.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
+/// The broadcast group of IPv4 in the default partition (RFC 4391), and its LID, the first that the subnet has.
+const BROADCAST_GID: [u8; 16] =
+    [0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+const BROADCAST_LID: u16 = 0xc000;
 
 /// A counter of the stock driver's that counts RNR NAKs, as it was.
 struct Refusals<'a> {
@@ -37,12 +42,29 @@ impl<'a> Refusals<'a> {
 
     /// Waits until there are more.
     fn wait(&self) -> Result<()> {
-        let deadline = Instant::now() + REFUSAL_LIMIT;
+        let deadline = Instant::now() + LIMIT;
         while Self::read(self.vm, self.name)? == self.before {
-            ensure!(Instant::now() < deadline, "{} stays {} for {REFUSAL_LIMIT:?}", self.name, self.before);
+            ensure!(Instant::now() < deadline, "{} stays {} for {LIMIT:?}", self.name, self.before);
         }
         Ok(())
     }
+}
+
+/// The first GID of the stock guest's port.
+fn stock_gid(vm: &Vm) -> Result<[u8; 16]> {
+    let gid = vm.check("cat /sys/class/infiniband/mlx4_0/ports/1/gids/0")?;
+    Ok(gid.trim().parse::<Ipv6Addr>().with_context(|| format!("the GID is {gid:?}"))?.octets())
+}
+
+/// Has the stock kernel join the subnet's broadcast group, as it does for IPoIB.
+fn join_broadcast_group(vm: &Vm) -> Result<()> {
+    vm.check("ip link set ib0 up")?;
+    let deadline = Instant::now() + LIMIT;
+    // There is a carrier once it is in the group.
+    while vm.check("cat /sys/class/net/ib0/carrier")?.trim() != "1" {
+        ensure!(Instant::now() < deadline, "ib0 has no carrier after {LIMIT:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -112,6 +134,26 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
         apart((theirs, ours));
         integration::passed(format_args!("{service:?}: immediate data, in both directions"));
     }
+
+    let (mut theirs, mut ours) = both(Service::Uc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::lose(&mut theirs, &mut ours).unwrap();
+    peer::lose(&mut ours, &mut theirs).unwrap();
+    apart((theirs, ours));
+    integration::passed("Uc: a message without a receive is lost, and the next one arrives, at either end");
+
+    let (mut theirs, mut ours) = both(Service::Ud);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let [their_gid, our_gid] = [stock_gid(&vm).unwrap(), guest.gid().unwrap()];
+    peer::address(&mut theirs, &mut ours, [their_gid, our_gid]).unwrap();
+    peer::address(&mut ours, &mut theirs, [our_gid, their_gid]).unwrap();
+    integration::passed("Ud: GRH looked at, and a wrong Q_Key dropped, in both directions");
+    join_broadcast_group(&vm).unwrap();
+    theirs.attach(BROADCAST_GID, BROADCAST_LID).unwrap();
+    let group = Way { lid: BROADCAST_LID, qpn: 0xff_ffff, qkey: QKEY, gid: Some(BROADCAST_GID) };
+    peer::datagram(&mut ours, &mut theirs, &group, [our_gid, BROADCAST_GID], 40).unwrap();
+    apart((theirs, ours));
+    integration::passed("Ud: multicast from our guest to the stock one");
 
     let (mut theirs, mut ours) = both(Service::Rc);
     peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
