@@ -64,7 +64,8 @@ impl End {
     /// How it is reached.
     pub fn endpoint(&self) -> Endpoint {
         let (address, rkey) = (self.mr.addr(), self.mr.rkey());
-        Endpoint { lid: self.lid, qpn: self.qp.qpn(), psn: self.qp.qpn() & 0xfff, address, rkey }
+        let qpn = self.qp.qpn();
+        Endpoint { lid: self.lid, qpn, psn: qpn & 0xfff, address, rkey, requester: qpn, srqn: 0 }
     }
 
     /// Connects it to another end.

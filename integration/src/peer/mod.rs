@@ -3,8 +3,9 @@
 //! A [`Peer`] is a connected queue pair with memory that its other end may read and write. A test connects two
 //! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]), or plays ping-pong
 //! with a program that others wrote ([`ping_pong`]). Connections end by each other's faults: [`intrude`],
-//! [`trespass`], [`starve`], [`miss`].
+//! [`trespass`], [`starve`], [`miss`]. [`Notify`] is about what a message says besides its data.
 
+mod notify;
 mod pingpong;
 mod stock;
 
@@ -13,6 +14,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use notify::{Message, Notify, Route, Told, Way, address, datagram, late, lose, revoke, tell};
 pub use pingpong::ping_pong;
 pub use stock::StockPeer;
 pub(crate) use stock::compile;
@@ -47,6 +49,10 @@ pub struct Endpoint {
     pub address: u64,
     /// The key of its memory.
     pub rkey: u32,
+    /// The queue pair whose requests come from there: `qpn` itself, but for XRC.
+    pub requester: u32,
+    /// Of XRC: where its sends are received.
+    pub srqn: u32,
 }
 
 /// The service of a connection.
@@ -58,6 +64,11 @@ pub enum Service {
     Uc,
     /// Datagrams: sends of at most 4096 bytes.
     Ud,
+    /// Reliable, with a shared receive queue.
+    RcShared,
+    /// Extended reliable: each end has a queue pair for its requests, one for the other end's, and a shared receive
+    /// queue.
+    Xrc,
 }
 
 impl Service {
@@ -66,12 +77,19 @@ impl Service {
             Self::Rc => "rc",
             Self::Uc => "uc",
             Self::Ud => "ud",
+            Self::RcShared => "rc-srq",
+            Self::Xrc => "xrc",
         }
+    }
+
+    /// Whether its messages are acknowledged, so that it has reads and atomics.
+    pub fn is_reliable(self) -> bool {
+        !matches!(self, Self::Uc | Self::Ud)
     }
 
     fn operations(self) -> &'static [Operation] {
         match self {
-            Self::Rc => &[Operation::Send, Operation::Write, Operation::Read],
+            Self::Rc | Self::RcShared | Self::Xrc => &[Operation::Send, Operation::Write, Operation::Read],
             Self::Uc => &[Operation::Send, Operation::Write],
             Self::Ud => &[Operation::Send],
         }

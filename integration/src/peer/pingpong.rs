@@ -60,13 +60,8 @@ fn endpoint(line: &str) -> Result<Endpoint> {
         anyhow::bail!("that isn't where it can be reached");
     };
     let number = |word| u32::from_str_radix(word, 16);
-    Ok(Endpoint {
-        lid: u16::try_from(number(lid)?)?,
-        qpn: number(qpn)?,
-        psn: number(psn)?,
-        address: 0,
-        rkey: 0,
-    })
+    let (lid, qpn, psn) = (u16::try_from(number(lid)?)?, number(qpn)?, number(psn)?);
+    Ok(Endpoint { lid, qpn, psn, address: 0, rkey: 0, requester: qpn, srqn: 0 })
 }
 
 #[cfg(test)]

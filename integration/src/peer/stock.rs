@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Atomic, Endpoint, Peer, Service, Status, Stretch, Terms};
+use super::{Atomic, Endpoint, Message, Notify, Peer, Route, Service, Status, Stretch, Terms, Told, Way};
 use crate::Rig;
 use crate::fetch::Tree;
 use crate::process;
@@ -93,10 +93,12 @@ impl Peer for StockPeer {
     }
 
     fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
-        let Endpoint { lid, qpn, psn, .. } = to;
+        let Endpoint { lid, qpn, psn, requester, srqn, .. } = to;
         let Terms { mtu, timeout, retries, rnr_retries } = terms;
         let mtu = mtu.ilog2() - 7;
-        self.done(&format!("connect {lid} {qpn} {psn} {mtu} {timeout} {retries} {rnr_retries}")).map(drop)
+        let command =
+            format!("connect {lid} {qpn} {psn} {mtu} {timeout} {retries} {rnr_retries} {requester} {srqn}");
+        self.done(&command).map(drop)
     }
 
     fn fill(&mut self, at: Stretch, seed: u32) -> Result<()> {
@@ -150,6 +152,62 @@ impl Peer for StockPeer {
     }
 }
 
+impl Notify for StockPeer {
+    fn post(&mut self, at: Stretch, message: Message) -> Result<()> {
+        let place = format!("{} {}", at.offset, at.length);
+        let command = match message {
+            Message::Send => format!("post_send {place}"),
+            Message::SendImmediate(immediate) => format!("post_send_imm {place} {immediate}"),
+            Message::SendInvalidate(key) => format!("post_send_inv {place} {key}"),
+            Message::WriteImmediate { address, rkey, immediate } => {
+                format!("post_write_imm {place} {immediate} {address} {rkey}")
+            }
+        };
+        self.done(&command).map(drop)
+    }
+
+    fn sent(&mut self, count: usize) -> Result<Status> {
+        self.complete(&format!("sent {count}"))
+    }
+
+    fn told(&mut self, length: usize) -> Result<Told> {
+        told(&self.done(&format!("told {length}"))?)
+    }
+
+    fn bind(&mut self, at: Stretch) -> Result<u32> {
+        let key = self.done(&format!("bind {} {}", at.offset, at.length))?;
+        key.parse().with_context(|| format!("the window's key is {key:?}"))
+    }
+}
+
+impl Route for StockPeer {
+    fn route(&mut self, way: &Way) -> Result<()> {
+        let [high, low] = halves(way.gid.unwrap_or_default());
+        self.done(&format!("route {} {} {} {high} {low}", way.lid, way.qpn, way.qkey)).map(drop)
+    }
+
+    fn attach(&mut self, gid: [u8; 16], lid: u16) -> Result<()> {
+        let [high, low] = halves(gid);
+        self.done(&format!("attach {lid} {high} {low}")).map(drop)
+    }
+}
+
+/// A GID as two numbers.
+fn halves(gid: [u8; 16]) -> [u64; 2] {
+    let gid = u128::from_be_bytes(gid);
+    [gid >> 64, gid & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or_default())
+}
+
+/// What the program says of a receive.
+fn told(words: &str) -> Result<Told> {
+    match words.split_once(' ') {
+        None if words == "nothing" => Ok(Told::Nothing),
+        Some(("imm", immediate)) => Ok(Told::Immediate(immediate.parse()?)),
+        Some(("inv", key)) => Ok(Told::Invalidated(key.parse()?)),
+        _ => bail!("a receive tells {words:?}"),
+    }
+}
+
 /// What the program says to a command.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
@@ -172,7 +230,7 @@ fn answer(line: &str) -> Result<Answer> {
 /// What the program says of itself when it is ready.
 fn endpoint(line: &str) -> Result<Endpoint> {
     let words: Vec<&str> = line.split(' ').collect();
-    let ["ok", lid, qpn, psn, address, rkey] = words[..] else {
+    let ["ok", lid, qpn, psn, address, rkey, requester, srqn] = words[..] else {
         bail!("that isn't where it can be reached");
     };
     Ok(Endpoint {
@@ -181,6 +239,8 @@ fn endpoint(line: &str) -> Result<Endpoint> {
         psn: psn.parse()?,
         address: address.parse()?,
         rkey: rkey.parse()?,
+        requester: requester.parse()?,
+        srqn: srqn.parse()?,
     })
 }
 
@@ -216,12 +276,24 @@ mod tests {
 
     #[test]
     fn endpoint_of_anything_but_the_announcement_is_an_error() {
-        let read = endpoint("ok 2 71 16777200 140000000000000 257").unwrap();
-        let expected = Endpoint { lid: 2, qpn: 71, psn: 0xff_fff0, address: 140_000_000_000_000, rkey: 257 };
+        let read = endpoint("ok 2 71 16777200 140000000000000 257 72 5").unwrap();
+        let expected = Endpoint {
+            lid: 2,
+            qpn: 71,
+            psn: 0xff_fff0,
+            address: 140_000_000_000_000,
+            rkey: 257,
+            requester: 72,
+            srqn: 5,
+        };
         assert_eq!(read, expected);
-        for line in
-            ["error ibv_open_device: No such device", "ok", "ok 1 2 3 4", "ok 1 2 3 4 x", "ok 65536 2 3 4 5"]
-        {
+        for line in [
+            "error ibv_open_device: No such device",
+            "ok",
+            "ok 1 2 3 4 5",
+            "ok 1 2 3 4 5 6 x",
+            "ok 65536 2 3 4 5 6 7",
+        ] {
             assert!(endpoint(line).is_err(), "{line}");
         }
     }

@@ -202,6 +202,8 @@ impl Peer for DriverPeer {
             psn: PSN,
             address: self.memory.address(0),
             rkey: self.memory.region().rkey(),
+            requester: self.qp.number(),
+            srqn: 0,
         }
     }
 

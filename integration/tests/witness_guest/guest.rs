@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use integration::peer::{
-    Atomic, Endpoint, GRH_BYTES, Peer, QKEY, Service, Status, Stretch, Terms, compare, pattern,
+    Atomic, Endpoint, GRH_BYTES, Message, Notify, Peer, QKEY, Route, Service, Status, Stretch, Terms, Told,
+    Way, compare, pattern,
 };
 use paraverbs_verbs::{
-    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Mr, Mtu, Pd, PortState, Qp, QpAttr, QpCap,
-    QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags, SendOp, SendWr, UdDest, Wc,
-    WcStatus,
+    Access, Ah, AhAttr, CompChannel, Context, Cq, EventType, Gid, Grh, Mr, Mtu, Mw, MwBind, MwType, Pd,
+    PortState, Qp, QpAttr, QpCap, QpInit, QpState, QpType, RecvWr, RtrAttr, RtsAttr, SendData, SendFlags,
+    SendOp, SendWr, Srq, SrqInit, UdDest, Wc, WcStatus, XrcRecvQp, Xrcd, inc_rkey,
 };
 
 const PORT: u8 = 1;
@@ -74,6 +75,13 @@ impl Completions {
 #[derive(Debug)]
 pub(crate) struct GuestPeer {
     qp: Qp,
+    /// Where receives are posted, if it has one.
+    srq: Option<Srq>,
+    /// Of XRC: the queue pair for the other end's requests, and its domain.
+    target: Option<(XrcRecvQp, Xrcd)>,
+    /// Of XRC: the other end's SRQ.
+    remote_srqn: u32,
+    window: Option<Mw>,
     mr: Mr,
     sent: Completions,
     received: Completions,
@@ -81,7 +89,7 @@ pub(crate) struct GuestPeer {
     service: Service,
     pd: Arc<Pd>,
     /// Of datagrams: the way to the other end, and its queue pair.
-    destination: Option<(Ah, u32)>,
+    destination: Option<(Ah, u32, u32)>,
 }
 
 /// A guest of the daemon whose port is ACTIVE.
@@ -108,13 +116,26 @@ impl Guest {
     /// A queue pair in INIT, with `bytes` bytes of memory.
     pub(crate) fn peer(&self, bytes: usize, service: Service) -> Result<GuestPeer> {
         let (sent, received) = (Completions::new(&self.context)?, Completions::new(&self.context)?);
+        let holds = SrqInit { max_wr: DEPTH, max_sge: 1 };
+        let (mut srq, mut target) = (None, None);
+        match service {
+            Service::RcShared => srq = Some(self.pd.create_srq(&holds)?),
+            Service::Xrc => {
+                let domain = self.context.open_xrcd()?;
+                srq = Some(domain.create_srq(&self.pd, &received.cq, &holds)?);
+                target = Some((domain.create_recv_qp()?, domain));
+            }
+            Service::Rc | Service::Uc | Service::Ud => {}
+        }
         let init = QpInit {
             qp_type: match service {
-                Service::Rc => QpType::Rc,
+                Service::Rc | Service::RcShared => QpType::Rc,
+                Service::Xrc => QpType::XrcSend,
                 Service::Uc => QpType::Uc,
                 Service::Ud => QpType::Ud,
             },
             recv_cq: &received.cq,
+            srq: srq.as_ref().filter(|_| service == Service::RcShared),
             cap: QpCap {
                 max_send_wr: DEPTH,
                 max_recv_wr: DEPTH,
@@ -128,13 +149,40 @@ impl Guest {
         let unreliable = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
         let access = unreliable | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
         match service {
-            Service::Rc => qp.to_init(PORT, access)?,
+            Service::Rc | Service::RcShared | Service::Xrc => qp.to_init(PORT, access)?,
             Service::Uc => qp.to_init(PORT, unreliable)?,
             Service::Ud => qp.to_datagrams(PORT, QKEY)?,
         }
-        let mr = self.pd.alloc_mr(bytes, access)?;
+        if let Some((target, _)) = &target {
+            target.modify(&QpAttr {
+                qp_access_flags: Some(access),
+                pkey_index: Some(0),
+                port_num: Some(PORT),
+                ..QpAttr::state(QpState::Init)
+            })?;
+        }
+        let mr = self.pd.alloc_mr(bytes, access | Access::MW_BIND)?;
         let (lid, pd) = (self.context.query_port(PORT)?.lid, Arc::clone(&self.pd));
-        Ok(GuestPeer { qp, mr, sent, received, lid, service, pd, destination: None })
+        let (remote_srqn, destination) = (0, None);
+        Ok(GuestPeer {
+            qp,
+            srq,
+            target,
+            remote_srqn,
+            window: None,
+            mr,
+            sent,
+            received,
+            lid,
+            service,
+            pd,
+            destination,
+        })
+    }
+
+    /// The port's GID.
+    pub(crate) fn gid(&self) -> Result<[u8; 16]> {
+        Ok(self.context.query_gid(PORT, 0)?.0)
     }
 
     /// Lets go of the device.
@@ -164,6 +212,16 @@ impl GuestPeer {
     /// Gives everything back; a refusal is an error.
     pub(crate) fn destroy(self) -> Result<()> {
         self.qp.destroy()?;
+        if let Some(window) = self.window {
+            window.dealloc()?;
+        }
+        if let Some(srq) = self.srq {
+            srq.destroy()?;
+        }
+        if let Some((target, domain)) = self.target {
+            target.destroy()?;
+            domain.close()?;
+        }
         self.sent.cq.destroy()?;
         self.received.cq.destroy()?;
         self.mr.dereg()?;
@@ -177,6 +235,12 @@ impl GuestPeer {
 
     /// Posts a request for each message, `op` of its place in the stretch, and waits for all.
     fn request(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<Status> {
+        self.begin(at, inline, op)?;
+        self.sent.wait(at.count, |_| Ok(()))
+    }
+
+    /// Posts them, and doesn't wait.
+    fn begin(&self, at: Stretch, inline: bool, op: impl Fn(u64) -> SendOp) -> Result<()> {
         let mut bytes = vec![0; if inline { at.length } else { 0 }];
         for index in 0..at.count {
             let start = index * at.length;
@@ -189,14 +253,15 @@ impl GuestPeer {
             };
             let wr = SendWr { wr_id: index as u64, op: op(start as u64), data, flags: SendFlags::SIGNALED };
             match &self.destination {
+                None if self.service == Service::Xrc => self.qp.post_send_xrc(&wr, self.remote_srqn)?,
                 None => self.qp.post_send(&wr)?,
-                Some((ah, qpn)) => {
-                    let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: QKEY };
+                Some((ah, qpn, qkey)) => {
+                    let to = UdDest { ah, remote_qpn: *qpn, remote_qkey: *qkey };
                     self.qp.post_send_ud(&wr, &to)?;
                 }
             }
         }
-        self.sent.wait(at.count, |_| Ok(()))
+        Ok(())
     }
 }
 
@@ -220,16 +285,18 @@ impl Peer for GuestPeer {
     fn endpoint(&self) -> Endpoint {
         Endpoint {
             lid: self.lid,
-            qpn: self.qp.qpn(),
+            qpn: self.target.as_ref().map_or(self.qp.qpn(), |(target, _)| target.qpn()),
             psn: PSN,
             address: self.mr.addr(),
             rkey: self.mr.rkey(),
+            requester: self.qp.qpn(),
+            srqn: self.srq.as_ref().filter(|_| self.service == Service::Xrc).map_or(0, Srq::srqn),
         }
     }
 
     fn connect(&mut self, to: &Endpoint, terms: &Terms) -> Result<()> {
         if self.service == Service::Ud {
-            self.destination = Some((self.pd.create_ah(&AhAttr::to_lid(to.lid, PORT))?, to.qpn));
+            self.destination = Some((self.pd.create_ah(&AhAttr::to_lid(to.lid, PORT))?, to.qpn, QKEY));
             return Ok(());
         }
         let mtu = mtu(terms.mtu)?;
@@ -245,6 +312,13 @@ impl Peer for GuestPeer {
         if self.service == Service::Uc {
             rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
             rts = QpAttr { sq_psn: rts.sq_psn, ..QpAttr::state(QpState::Rts) };
+        }
+        if let Some((target, _)) = &self.target {
+            target.modify(&QpAttr { dest_qp_num: Some(to.requester), ..rtr })?;
+            let (sq_psn, timeout) = (rts.sq_psn, rts.timeout);
+            target.modify(&QpAttr { sq_psn, timeout, ..QpAttr::state(QpState::Rts) })?;
+            self.remote_srqn = to.srqn;
+            rtr = QpAttr { max_dest_rd_atomic: None, min_rnr_timer: None, ..rtr };
         }
         self.qp.modify(&rtr)?;
         Ok(self.qp.modify(&rts)?)
@@ -264,7 +338,11 @@ impl Peer for GuestPeer {
         let grh = self.grh_bytes();
         for index in 0..at.count {
             let sge = self.mr.sge(at.offset + index * at.length - grh, u32::try_from(at.length + grh)?);
-            self.qp.post_recv(&RecvWr { wr_id: index as u64, sges: &[sge] })?;
+            let (wr_id, sges) = (index as u64, &[sge][..]);
+            match &self.srq {
+                Some(srq) => srq.post_recv(&RecvWr { wr_id, sges })?,
+                None => self.qp.post_recv(&RecvWr { wr_id, sges })?,
+            }
         }
         Ok(())
     }
@@ -314,5 +392,69 @@ impl Peer for GuestPeer {
     fn state(&mut self) -> Result<String> {
         let state = self.qp.query()?.qp_state.context("the answer has no state")?;
         Ok(format!("{state:?}").to_uppercase())
+    }
+}
+
+impl Notify for GuestPeer {
+    fn post(&mut self, at: Stretch, message: Message) -> Result<()> {
+        let op = match message {
+            Message::Send => SendOp::Send,
+            Message::SendImmediate(immediate) => SendOp::SendImm(immediate),
+            Message::SendInvalidate(key) => SendOp::SendInvalidate(key),
+            Message::WriteImmediate { address, rkey, immediate } => {
+                SendOp::WriteImm { remote_addr: address, rkey, imm: immediate }
+            }
+        };
+        self.begin(at, fits_inline(at), |_| op)
+    }
+
+    fn sent(&mut self, count: usize) -> Result<Status> {
+        self.sent.wait(count, |_| Ok(()))
+    }
+
+    fn told(&mut self, length: usize) -> Result<Told> {
+        let wc = self.received.next(Instant::now() + LIMIT)?;
+        ensure!(wc.status == WcStatus::Success, "the receive ends in {}", wc.status);
+        ensure!(wc.byte_len as usize == length + self.grh_bytes(), "a message of {} bytes", wc.byte_len);
+        Ok(match (wc.imm, wc.invalidated_rkey) {
+            (None, None) => Told::Nothing,
+            (Some(immediate), None) => Told::Immediate(immediate),
+            (None, Some(key)) => Told::Invalidated(key),
+            both => bail!("a receive tells {both:?}"),
+        })
+    }
+
+    fn bind(&mut self, at: Stretch) -> Result<u32> {
+        let window = match self.window.take() {
+            Some(window) => window,
+            None => self.pd.alloc_mw(MwType::Type2)?,
+        };
+        let key = inc_rkey(window.rkey());
+        let bind = MwBind {
+            wr_id: 0,
+            mr: &self.mr,
+            offset: at.offset as u64,
+            length: at.bytes() as u64,
+            access: Access::REMOTE_WRITE,
+            flags: SendFlags::SIGNALED,
+        };
+        self.qp.post_bind_mw(&window, key, &bind)?;
+        let status = self.sent.wait(1, |_| Ok(()))?;
+        ensure!(status == Status::SUCCESS, "the bind ends in {status:?}");
+        self.window = Some(window);
+        Ok(key)
+    }
+}
+
+impl Route for GuestPeer {
+    fn route(&mut self, way: &Way) -> Result<()> {
+        let grh = way.gid.map(|gid| Grh { dgid: Gid(gid), hop_limit: 1, ..Grh::default() });
+        let ah = self.pd.create_ah(&AhAttr { grh, ..AhAttr::to_lid(way.lid, PORT) })?;
+        self.destination = Some((ah, way.qpn, way.qkey));
+        Ok(())
+    }
+
+    fn attach(&mut self, gid: [u8; 16], lid: u16) -> Result<()> {
+        Ok(self.qp.attach_mcast(&Gid(gid), lid)?)
     }
 }

@@ -6,10 +6,66 @@
 
 mod guest;
 
-use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms, Trespass};
-use integration::{Daemon, Rig, StockPeer, VmConfig, stock};
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use integration::peer::{self, EXCHANGE_BYTES, Peer, QKEY, Route, Service, Stretch, Terms, Trespass, Way};
+use integration::{Daemon, Rig, StockPeer, Vm, VmConfig, stock};
 
 use guest::{Guest, GuestPeer};
+
+/// The stock driver is asked through a shell in its guest.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The broadcast group of IPv4 in the default partition (RFC 4391), and its LID, the first that the subnet has.
+const BROADCAST_GID: [u8; 16] =
+    [0xff, 0x12, 0x40, 0x1b, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+const BROADCAST_LID: u16 = 0xc000;
+
+/// A counter of the stock driver's that counts RNR NAKs, as it was.
+struct Refusals<'a> {
+    vm: &'a Vm,
+    name: &'static str,
+    before: u64,
+}
+
+impl<'a> Refusals<'a> {
+    fn count(vm: &'a Vm, name: &'static str) -> Result<Self> {
+        let before = Self::read(vm, name)?;
+        Ok(Self { vm, name, before })
+    }
+
+    fn read(vm: &Vm, name: &str) -> Result<u64> {
+        let count = vm.check(&format!("cat /sys/class/infiniband/mlx4_0/hw_counters/{name}"))?;
+        count.trim().parse().with_context(|| format!("{name} is {count:?}"))
+    }
+
+    /// Waits until there are more.
+    fn wait(&self) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while Self::read(self.vm, self.name)? == self.before {
+            ensure!(Instant::now() < deadline, "{} stays {} for {LIMIT:?}", self.name, self.before);
+        }
+        Ok(())
+    }
+}
+
+/// The first GID of the stock guest's port.
+fn stock_gid(vm: &Vm) -> Result<[u8; 16]> {
+    let gid = vm.check("cat /sys/class/infiniband/mlx4_0/ports/1/gids/0")?;
+    Ok(gid.trim().parse::<Ipv6Addr>().with_context(|| format!("the GID is {gid:?}"))?.octets())
+}
+
+/// Has the stock kernel join the subnet's broadcast group, as it does for IPoIB.
+fn join_broadcast_group(vm: &Vm) -> Result<()> {
+    vm.check("ip link set ib0 up")?;
+    let deadline = Instant::now() + LIMIT;
+    // There is a carrier once it is in the group.
+    while vm.check("cat /sys/class/net/ib0/carrier")?.trim() != "1" {
+        ensure!(Instant::now() < deadline, "ib0 has no carrier after {LIMIT:?}");
+    }
+    Ok(())
+}
 
 #[test]
 fn our_guest_and_a_stock_guest_exchange_verified_data() {
@@ -30,13 +86,13 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
         ours.destroy().unwrap();
     };
 
-    for service in [Service::Rc, Service::Uc] {
+    for service in [Service::Rc, Service::Uc, Service::Xrc] {
         for mtu in [256, 512, 1024, 2048, 4096] {
             let (mut theirs, mut ours) = both(service);
             peer::connect(&mut theirs, &mut ours, &Terms { mtu, ..Terms::default() }).unwrap();
             let messages = peer::exchange(&mut theirs, &mut ours, service).unwrap();
             assert_eq!(messages, service.exchange_messages());
-            if service == Service::Rc {
+            if service.is_reliable() {
                 peer::count(&mut theirs, &mut ours).unwrap();
                 peer::count(&mut ours, &mut theirs).unwrap();
             }
@@ -45,12 +101,80 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
         }
     }
 
+    let (mut theirs, mut ours) = both(Service::RcShared);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let messages = peer::exchange(&mut theirs, &mut ours, Service::RcShared).unwrap();
+    apart((theirs, ours));
+    println!("ok     RcShared: {messages} messages");
+    for service in [Service::RcShared, Service::Xrc] {
+        for stock_is_at_fault in [true, false] {
+            let (mut theirs, mut ours) = both(service);
+            if stock_is_at_fault {
+                peer::starve(&mut theirs, &mut ours).unwrap();
+            } else {
+                peer::starve(&mut ours, &mut theirs).unwrap();
+            }
+            apart((theirs, ours));
+        }
+        println!("ok     {service:?}: no receive in the shared queue of either end");
+    }
+
     let (mut theirs, mut ours) = both(Service::Ud);
     peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
     let messages = peer::exchange(&mut theirs, &mut ours, Service::Ud).unwrap();
     assert_eq!(messages, Service::Ud.exchange_messages());
     apart((theirs, ours));
     println!("ok     Ud: {messages} messages");
+
+    for service in [Service::Rc, Service::RcShared, Service::Xrc, Service::Uc, Service::Ud] {
+        let (mut theirs, mut ours) = both(service);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        peer::tell(&mut theirs, &mut ours, service).unwrap();
+        peer::tell(&mut ours, &mut theirs, service).unwrap();
+        apart((theirs, ours));
+        integration::passed(format_args!("{service:?}: immediate data, in both directions"));
+    }
+
+    let (mut theirs, mut ours) = both(Service::Uc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::lose(&mut theirs, &mut ours).unwrap();
+    peer::lose(&mut ours, &mut theirs).unwrap();
+    apart((theirs, ours));
+    integration::passed("Uc: a message without a receive is lost, and the next one arrives, at either end");
+
+    let (mut theirs, mut ours) = both(Service::Ud);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    let [their_gid, our_gid] = [stock_gid(&vm).unwrap(), guest.gid().unwrap()];
+    peer::address(&mut theirs, &mut ours, [their_gid, our_gid]).unwrap();
+    peer::address(&mut ours, &mut theirs, [our_gid, their_gid]).unwrap();
+    integration::passed("Ud: GRH looked at, and a wrong Q_Key dropped, in both directions");
+    join_broadcast_group(&vm).unwrap();
+    theirs.attach(BROADCAST_GID, BROADCAST_LID).unwrap();
+    let group = Way { lid: BROADCAST_LID, qpn: 0xff_ffff, qkey: QKEY, gid: Some(BROADCAST_GID) };
+    peer::datagram(&mut ours, &mut theirs, &group, [our_gid, BROADCAST_GID], 40).unwrap();
+    apart((theirs, ours));
+    integration::passed("Ud: multicast from our guest to the stock one");
+
+    let (mut theirs, mut ours) = both(Service::Rc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::revoke(&mut theirs, &mut ours).unwrap();
+    apart((theirs, ours));
+    let (mut theirs, mut ours) = both(Service::Rc);
+    peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+    peer::revoke(&mut ours, &mut theirs).unwrap();
+    apart((theirs, ours));
+    integration::passed("Rc: a window written to, and its key invalidated by a send, in both directions");
+
+    for service in [Service::Rc, Service::RcShared, Service::Xrc] {
+        let (mut theirs, mut ours) = both(service);
+        peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+        let refusals = Refusals::count(&vm, "sq_num_rnr").unwrap();
+        peer::late(&mut theirs, &mut ours, || refusals.wait()).unwrap();
+        let refusals = Refusals::count(&vm, "rq_num_rnr").unwrap();
+        peer::late(&mut ours, &mut theirs, || refusals.wait()).unwrap();
+        apart((theirs, ours));
+        integration::passed(format_args!("{service:?}: a receive that comes after RNR NAKs, at either end"));
+    }
 
     // Each of these ends a connection.
     for stock_is_at_fault in [true, false] {

@@ -65,6 +65,8 @@ counters! {
     remote_invalidates,
     /// Receiver-not-ready NAKs sent.
     rnr_naks,
+    /// Receiver-not-ready NAKs that requests were answered by.
+    rnr_naks_received,
     /// Requests that nobody answered in time.
     timeouts,
     /// Packets of connected services that weren't those expected next.

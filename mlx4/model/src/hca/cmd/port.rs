@@ -151,6 +151,7 @@ pub(super) fn diag_rprt(hca: &Hca, running: &Running, command: &Command) -> Outc
     let mut report = DiagCounters::new_zeroed();
     report.sq_num_lpe = low(&c.rejected_lkeys);
     report.rq_num_rae = low(&c.rejected_rkeys);
+    report.sq_num_rnr = low(&c.rnr_naks_received);
     report.rq_num_rnr = low(&c.rnr_naks);
     report.rq_num_udsdprd = low(&c.dropped_datagrams);
     report.num_cqovf = low(&c.cq_overruns);

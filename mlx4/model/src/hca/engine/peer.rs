@@ -44,8 +44,7 @@ impl<'s> Peer<'s> {
         let port = side.port().filter(|port| port.is_active())?;
         let (lid, lmc) = port.lid_and_lmc();
         let (slid, dlid) = (own_lid(lid, lmc, u16::from(path.source.path_bits())), path.remote_lid.get());
-        let loopback = path.flags.force_loopback() || port.has_lid(dlid);
-        if loopback {
+        if loops_back(side, port) {
             let qp = side.running.packet_qp(side.attrs.port, side.attrs.remote_qpn)?;
             return Some(Self { own: *side, other: None, qp, port: side.attrs.port, slid });
         }
@@ -102,9 +101,11 @@ impl<'s> Peer<'s> {
                 && to.find_gid(&ours.remote_gid) == Some(index(theirs)))
     }
 
-    /// Whether it is another HCA's.
-    pub(super) fn is_remote(&self) -> bool {
-        self.other.is_some()
+    /// Counts packets that a queue pair sends to where there is none.
+    pub(super) fn count_lost(own: &Side<'_>, there: Run) {
+        if let Some(port) = own.port().filter(|port| port.is_active() && !loops_back(own, port)) {
+            port.counters.sent(there.words(), there.packets, false);
+        }
     }
 
     /// Counts packets that went there, and those that came back: at both HCAs and the switch between them.
@@ -121,6 +122,12 @@ impl<'s> Peer<'s> {
             back.count(far, here);
         }
     }
+}
+
+/// Whether packets of a queue pair of this port stay inside the HCA.
+fn loops_back(side: &Side<'_>, port: &PortState) -> bool {
+    let path = &side.attrs.path;
+    path.flags.force_loopback() || port.has_lid(path.remote_lid.get())
 }
 
 /// Whether a connected queue pair in this state takes packets.

@@ -28,10 +28,10 @@ pub(super) fn run(side: &Side<'_>, work: &mut SendWork, mut budget: Budget) -> N
     let peer = Peer::find(side);
     let mut half = peer.as_ref().map(|peer| peer.qp.receive());
     let far = match (&peer, &mut half) {
-        (Some(peer), Some(half)) => peer.responder(side, half).map(|responder| (peer, responder)),
+        (Some(peer), Some(half)) => peer.responder(side, half),
         _ => None,
     };
-    let mut requester = Requester { side, work, far, budget };
+    let mut requester = Requester { side, work, peer: peer.as_ref(), far, budget };
     loop {
         match requester.step() {
             Ok(()) => {}
@@ -43,8 +43,10 @@ pub(super) fn run(side: &Side<'_>, work: &mut SendWork, mut budget: Budget) -> N
 struct Requester<'a, 'b> {
     side: &'a Side<'b>,
     work: &'a mut SendWork,
-    /// The other end, if there is one that listens.
-    far: Option<(&'a Peer<'b>, Responder<'a>)>,
+    /// The other end, if there is one.
+    peer: Option<&'a Peer<'b>>,
+    /// The same, if it listens.
+    far: Option<Responder<'a>>,
     budget: Budget,
 }
 
@@ -52,7 +54,7 @@ impl Requester<'_, '_> {
     /// Executes a part of the WQE in hand, and sees to the next.
     fn step(&mut self) -> Result<(), Next> {
         let &Current { ref header, done } = self.work.current.as_ref().ok_or(Next::Idle)?;
-        if let Some((_, far)) = &mut self.far {
+        if let Some(far) = &mut self.far {
             far.srqn = header.remote_srqn;
         }
         if header.request.takes_resources() {
@@ -86,7 +88,7 @@ impl Requester<'_, '_> {
     /// Sees to the other end's resources for a read or atomic that begins, if nothing of it is done.
     fn take_resource(&mut self, done: u64) -> Result<(), Next> {
         let own = self.side.attrs.requester_depth;
-        let Some((_, far)) = self.far.as_mut().filter(|(_, far)| far.depth() < own) else { return Ok(()) };
+        let Some(far) = self.far.as_mut().filter(|far| far.depth() < own) else { return Ok(()) };
         if done != 0 || self.work.retries() {
             return Ok(());
         }
@@ -96,6 +98,11 @@ impl Requester<'_, '_> {
             return Ok(());
         }
         let answer = far.exhausted();
+        let atomic = matches!(
+            self.work.current,
+            Some(Current { header: Header { request: Request::Atomic(..), .. }, .. })
+        );
+        self.count_packets((1, 0, if atomic { ATOMIC_ETH } else { RETH }), REFUSAL);
         self.answered(answer)
     }
 
@@ -120,11 +127,11 @@ impl Requester<'_, '_> {
         }
         let part = self.part(done);
         let answer = self.exchange(&part);
+        self.count(&part, &answer);
         self.answered(answer)?;
         let Some(current) = &mut self.work.current else { return Ok(()) };
         current.done += part.len;
         let read = matches!(current.header.request, Request::Read(_));
-        self.count(&part);
         self.work.psn = self.work.psn.wrapping_add(part.packets) & Number24::MAX;
         self.budget.spend(part.len);
         if part.is_last() {
@@ -148,7 +155,7 @@ impl Requester<'_, '_> {
             Ok(walk) => walk,
             Err(fault) => return Answer::Local(fault),
         };
-        let Some((_, far)) = &mut self.far else { return Answer::Silence };
+        let Some(far) = &mut self.far else { return Answer::Silence };
         match &header.request {
             Request::Write(remote) => far.write(part, remote, &mut walk, &notice),
             Request::Read(remote) => far.read(part, remote, &mut walk),
@@ -171,7 +178,10 @@ impl Requester<'_, '_> {
             }
             Answer::Silence => return Err(self.work.lost(self.side)),
             Answer::OutOfSequence => return Err(self.work.resend(self.side)),
-            Answer::NotReady(timer) => return Err(self.work.not_ready(self.side, timer)),
+            Answer::NotReady(timer) => {
+                self.side.hca.counters.rnr_naks_received.add(1);
+                return Err(self.work.not_ready(self.side, timer));
+            }
             Answer::Nak(Nak::InvalidRequest) => Syndrome::REMOTE_INVAL_REQ_ERR,
             Answer::Nak(Nak::Access) => Syndrome::REMOTE_ACCESS_ERR,
             Answer::Nak(Nak::Operation) => Syndrome::REMOTE_OP_ERR,
@@ -180,12 +190,16 @@ impl Requester<'_, '_> {
     }
 
     fn atomic(&mut self, remote: &Remote, op: AtomicOp) -> Result<(), Next> {
-        match self.operate(remote, op) {
+        let result = self.operate(remote, op);
+        let answer = result.as_ref().err().unwrap_or(&Answer::Ack);
+        if let Some(back) = back(answer, (1, 0, AETH + ATOMIC_ACK_ETH)) {
+            self.count_packets((1, 0, ATOMIC_ETH), back);
+        }
+        match result {
             Ok(()) => {}
             Err(answer) => self.answered(answer)?,
         }
         self.work.progress();
-        self.count_packets([(1, 0, ATOMIC_ETH), (1, 0, AETH + ATOMIC_ACK_ETH)]);
         self.work.psn = self.work.psn.wrapping_add(1) & Number24::MAX;
         self.work.finish(self.side, 8);
         Ok(())
@@ -197,50 +211,63 @@ impl Requester<'_, '_> {
         let (list, inline) = self.work.wqe.parts();
         let user = (self.side.user(), Rights::LocalWrite);
         let mut walk = Walk::start(self.side.burst, list, inline, user, 0, 8).map_err(Answer::Local)?;
-        let (_, far) = self.far.as_mut().ok_or(Answer::Silence)?;
+        let far = self.far.as_mut().ok_or(Answer::Silence)?;
         let mut before = far.atomic(self.work.psn, remote, op)?.to_ne_bytes();
         let slices = [VolatileSlice::from(&mut before[..])];
         copy(&mut Slices { slices: &slices }, &mut walk, 8).map_err(|fault| Answer::Local(fault.key()))
     }
 
-    fn count(&self, part: &Part) {
+    /// Counts the packets of a part, and what came back, whatever it was.
+    fn count(&self, part: &Part, answer: &Answer) {
         let Some(Current { header, .. }) = &self.work.current else { return };
-        if self.counting_peer().is_none() {
-            return;
-        }
         let packets = u64::from(part.packets);
         let ack = if part.is_last() { 1 } else { 0 };
         let told = header.immediate.is_some() || header.invalidate.is_some();
         let immediate = if part.is_last() && told { IMMEDIATE } else { 0 };
-        self.count_packets(match header.request {
-            Request::Read(_) => [(1, 0, RETH), (packets, part.len, AETH * packets.min(2))],
+        let (there, done) = match header.request {
+            Request::Read(_) => ((1, 0, RETH), (packets, part.len, AETH * packets.min(2))),
             Request::Write(_) if part.is_first() => {
-                [(packets, part.len, RETH + immediate), (ack, 0, AETH * ack)]
+                ((packets, part.len, RETH + immediate), (ack, 0, AETH * ack))
             }
-            _ => [(packets, part.len, immediate), (ack, 0, AETH * ack)],
-        });
+            _ => ((packets, part.len, immediate), (ack, 0, AETH * ack)),
+        };
+        if let Some(back) = back(answer, done) {
+            self.count_packets(there, back);
+        }
     }
 
-    /// The other end, unless packets to it stay inside the HCA, where nobody counts them.
-    fn counting_peer(&self) -> Option<&Peer<'_>> {
-        self.far.as_ref().map(|(peer, _)| *peer).filter(|peer| peer.is_remote())
-    }
-
-    /// Counts packets there and back: number, payload bytes, words of extended headers.
-    fn count_packets(&self, runs: [(u64, u64, u64); 2]) {
-        let Some(peer) = self.counting_peer() else { return };
-        let grh = self.side.attrs.path.source.grh();
-        let [mut there, back] =
-            runs.map(|(packets, payload, extended)| Run { packets, payload, extended, grh });
-        let answered = self.side.attrs.is_reliable();
-        if self.side.attrs.service == ServiceType::XRC {
+    /// Counts packets there and back. Those inside the HCA nobody counts; those that reach nobody its port does.
+    fn count_packets(&self, there: Packets, back: Packets) {
+        let attrs = self.side.attrs;
+        let grh = attrs.path.source.grh();
+        let run = |(packets, payload, extended)| Run { packets, payload, extended, grh };
+        let mut there = run(there);
+        if attrs.service == ServiceType::XRC {
             there.extended += there.packets * XRC_ETH;
         }
-        let none = Run { packets: 0, payload: 0, extended: 0, grh };
-        peer.count(self.side, there, if answered { back } else { none });
+        match self.peer {
+            Some(peer) => peer.count(self.side, there, run(if attrs.is_reliable() { back } else { NONE })),
+            None => Peer::count_lost(self.side, there),
+        }
     }
 }
 
+/// Packets of one kind: how many, payload bytes, and words of extended headers.
+type Packets = (u64, u64, u64);
+
+/// What comes back with an answer, where a success brings `done`; `None` if the request wasn't sent.
+fn back(answer: &Answer, done: Packets) -> Option<Packets> {
+    match answer {
+        Answer::Ack => Some(done),
+        Answer::NotReady(_) | Answer::Nak(_) | Answer::OutOfSequence => Some(REFUSAL),
+        Answer::Silence => Some(NONE),
+        Answer::Local(_) => None,
+    }
+}
+
+const NONE: Packets = (0, 0, 0);
+/// A NAK.
+const REFUSAL: Packets = (1, 0, AETH);
 /// Sizes of extended headers in words.
 const RETH: u64 = 4;
 const AETH: u64 = 1;

@@ -2,6 +2,7 @@
 
 use mlx4_wire::U32;
 use mlx4_wire::U64;
+use mlx4_wire::cqe::Syndrome;
 use mlx4_wire::ctx::qp::{QpState, ServiceType};
 use mlx4_wire::doorbell::CqArmCommand;
 use mlx4_wire::eqe::EventType;
@@ -264,27 +265,67 @@ fn connection_to_oneself_and_inside_an_hca() {
     }
 }
 
+/// What an end's port has counted: packets and words sent, packets and words received.
+fn counters(lab: &Lab, end: &End) -> [u64; 4] {
+    let counters = &lab.machine(end).port().counters;
+    [Counter::XmitPkts, Counter::XmitData, Counter::RcvPkts, Counter::RcvData]
+        .map(|counter| counters.get(View::Extended, counter))
+}
+
+/// Checks what a port has counted since. The subnet manager may have sent some more MADs, of 72 words, and got answers.
+fn check_counters(now: [u64; 4], before: [u64; 4], expected: [u64; 4]) {
+    let more = [0, 1, 2, 3].map(|i| now[i] - before[i] - expected[i]);
+    assert_eq!([more[1], more[3]], [72 * more[0], 72 * more[2]]);
+}
+
+#[test]
+fn packets_that_are_refused_or_not_answered_are_counted_too() {
+    let check = |what: &str, work: &dyn Fn(&Lab, &End, &End), reliable_words: u64, naks: bool| {
+        let (lab, a, b) = Lab::pair(ServiceType::RC);
+        let before = [counters(&lab, &a), counters(&lab, &b)];
+        work(&lab, &a, &b);
+        let tries = match what {
+            "no receive" => lab.machine(&b).hca.counters().rnr_naks.get(),
+            "no answer" => lab.machine(&a).hca.counters().timeouts.get(),
+            _ => 1,
+        };
+        assert_ne!(tries, 0, "{what}");
+        let (packets, words) = (tries, tries * reliable_words);
+        let back = if naks { [tries, 7 * tries] } else { [0, 0] };
+        check_counters(counters(&lab, &a), before[0], [packets, words, back[0], back[1]]);
+        check_counters(counters(&lab, &b), before[1], [back[0], back[1], packets, words]);
+    };
+    let send = |lab: &Lab, a: &End, expected: Syndrome| {
+        a.qp.post(lab.machine(a), ctrl(Opcode::SEND), &inline(16, b"never"));
+        assert_eq!(a.sent(lab), Done::Failed(expected));
+    };
+    check("no receive", &|lab, a, _| send(lab, a, Syndrome::RNR_RETRY_EXC_ERR), 8, true);
+    let silent = |lab: &Lab, a: &End, b: &End| {
+        b.qp.qp.error();
+        send(lab, a, Syndrome::TRANSPORT_RETRY_EXC_ERR);
+    };
+    check("no answer", &silent, 8, false);
+    let intrude = |lab: &Lab, a: &End, b: &End| {
+        let (from, to) = (lab.machine(a).buffer(8), lab.machine(b).buffer(8));
+        let mut there = remote(&to, 0);
+        there.rkey = U32::new(there.rkey.get() ^ 1);
+        a.qp.post(lab.machine(a), ctrl(Opcode::RDMA_WRITE), &one_sided(&there, &[whole(&from)]));
+        assert_eq!(a.sent(lab), Done::Failed(Syndrome::REMOTE_ACCESS_ERR));
+    };
+    check("a wrong key", &intrude, 12, true);
+}
+
 #[test]
 fn packets_are_counted_at_both_ports() {
     let (lab, a, b) = Lab::pair(ServiceType::RC);
-    let counters = |end: &End| {
-        let counters = &lab.machine(end).port().counters;
-        [Counter::XmitPkts, Counter::XmitData, Counter::RcvPkts, Counter::RcvData]
-            .map(|counter| counters.get(View::Extended, counter))
-    };
-    let (before_a, before_b) = (counters(&a), counters(&b));
+    let (before_a, before_b) = (counters(&lab, &a), counters(&lab, &b));
     let (from, to) = (lab.machine(&a).buffer(2050), lab.machine(&b).buffer(2050));
     a.qp.post(lab.machine(&a), ctrl(Opcode::RDMA_WRITE), &one_sided(&remote(&to, 0), &[whole(&from)]));
     assert_eq!(a.sent(&lab), good(Opcode::RDMA_WRITE, 0));
     // Three packets of LRH, BTH and ICRC (6 words) with one RETH (4); the ACK has an AETH.
     let data = 3 * 6 + 4 + 513;
-    // The subnet manager may have sent some more MADs, of 72 words, and got answers.
-    let check = |now: [u64; 4], before: [u64; 4], expected: [u64; 4]| {
-        let more = [0, 1, 2, 3].map(|i| now[i] - before[i] - expected[i]);
-        assert_eq!([more[1], more[3]], [72 * more[0], 72 * more[2]]);
-    };
-    check(counters(&a), before_a, [3, data, 1, 7]);
-    check(counters(&b), before_b, [1, 7, 3, data]);
+    check_counters(counters(&lab, &a), before_a, [3, data, 1, 7]);
+    check_counters(counters(&lab, &b), before_b, [1, 7, 3, data]);
     assert_eq!(lab.machine(&b).hca.counters().payload_bytes.get(), 2050);
 }
 

@@ -245,6 +245,7 @@ fn receiver_that_is_never_ready_ends_the_connection() {
     assert_eq!(a.sent(&lab), Done::Failed(Syndrome::RNR_RETRY_EXC_ERR));
     // The first try and two more.
     assert_eq!(lab.machine(&b).hca.counters().rnr_naks.get(), 3);
+    assert_eq!(lab.machine(&a).hca.counters().rnr_naks_received.get(), 3);
     assert_eq!(b.qp.state(), QpState::RTS);
 }
 
