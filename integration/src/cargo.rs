@@ -34,6 +34,33 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     existing(paths::target().join(if release { "release" } else { "debug" }).join(name))
 }
 
+/// The path of a test program of the workspace, built anew if it is stale, as a run of all tests builds it.
+///
+/// # Errors
+/// It can't be built.
+pub fn test_program(package: &str, file: &str) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["test", "--quiet", "--workspace", "--no-run", "--message-format=json", "--test", file]);
+    build.arg("--target-dir").arg(paths::target()).current_dir(paths::workspace());
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    let output = process::run(&build, BUILD_LIMIT).with_context(|| format!("build test {file}"))?;
+    let messages = String::from_utf8_lossy(&output).into_owned();
+    let program = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|message| {
+            let of = message["package_id"].as_str().is_some_and(|id| {
+                id.contains(&format!("{package}@")) || id.contains(&format!("/{package}#"))
+            });
+            of && message["target"]["name"] == file && message["executable"].is_string()
+        });
+    let program = program.with_context(|| format!("cargo built no test {file} of {package}"))?;
+    existing(PathBuf::from(program["executable"].as_str().unwrap_or_default()))
+}
+
 /// The agent, which cargo builds together with the tests of this crate.
 pub(crate) fn agent() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("find this program")?;

@@ -19,6 +19,7 @@ pub mod fetch;
 pub mod image;
 pub mod load;
 pub mod model;
+pub mod pair;
 mod paths;
 pub mod patience;
 pub mod peer;
@@ -28,9 +29,21 @@ pub mod stock;
 pub mod trace;
 pub mod vm;
 
-pub use cargo::program;
+pub use cargo::{program, test_program};
 pub use daemon::Daemon;
 pub use model::Model;
+pub use pair::Pair;
 pub use peer::StockPeer;
 pub use rig::{Kernel, Rig};
 pub use vm::{Output, Process, Vm, VmConfig};
+
+/// Whether tests should repeat what is slow as often as it ought to be (`PARAVERBS_ALL=1`, which `cargo xtask test --all`
+/// sets).
+pub fn all() -> bool {
+    std::env::var("PARAVERBS_ALL").is_ok_and(|value| value == "1")
+}
+
+/// Tells that a check has passed, in the line that `cargo xtask test` prints for it.
+pub fn passed(check: impl std::fmt::Display) {
+    println!("ok     {check}");
+}

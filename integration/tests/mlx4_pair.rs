@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use integration::pair::{Pair, listens};
 use integration::trace::{self, Behaviour};
-use integration::{Model, Rig, Vm, VmConfig, stock};
+use integration::{Model, Rig, passed};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
@@ -16,43 +17,36 @@ const ADDRESSES: [&str; 2] = ["10.9.8.1", "10.9.8.2"];
 
 /// Runs a program in both guests, the second one as the client of the first one's address, and expects
 /// both to succeed. Gives what they printed.
-fn both(vms: &[Vm; 2], listening: &str, program: &str) -> [String; 2] {
-    let server = vms[0].spawn(program).unwrap();
-    vms[0]
-        .check_within(PROGRAM_LIMIT, &format!("until ss -ltn | grep -q ':{listening} '; do sleep 0.1; done"))
-        .unwrap();
-    let client = vms[1].check_within(PROGRAM_LIMIT, &format!("{program} {}", ADDRESSES[0]));
-    let served = server.wait(PROGRAM_LIMIT).unwrap();
-    let client = client.unwrap_or_else(|error| panic!("{error:#}\nserver: {served}"));
-    assert_eq!(served.status, 0, "{program}: {served}");
-    [served.stdout, client]
+fn both(pair: &Pair, program: &str) -> [String; 2] {
+    pair.both(program, &listens(18515), &format!("{program} {}", ADDRESSES[0])).unwrap()
 }
 
-fn ping_pong(vms: &[Vm; 2], program: &str) {
-    for output in both(vms, "18515", program) {
+fn ping_pong(pair: &Pair, program: &str) {
+    for output in both(pair, program) {
         assert!(output.contains("1000 iters in"), "{program}: {output}");
     }
+    passed(program);
 }
 
 /// Runs a program of perftest; it ends with a table whose last row has the size and the number of messages.
-fn perftest(vms: &[Vm; 2], program: &str, size: u32, iterations: u32) {
+fn perftest(pair: &Pair, program: &str, size: u32, iterations: u32) {
     let program = format!("{program} -d mlx4_0 -F -s {size} -n {iterations}");
-    let [_, client] = both(vms, "18515", &program);
+    let [_, client] = both(pair, &program);
     let row: Vec<&str> = client
         .lines()
         .filter(|line| line.split_whitespace().next() == Some(&size.to_string()))
         .flat_map(str::split_whitespace)
         .collect();
     assert_eq!(row.get(1), Some(&iterations.to_string().as_str()), "{program}: {client}");
+    passed(program);
 }
 
-fn ip_over_infiniband(vms: &[Vm; 2]) {
-    for (vm, address) in vms.iter().zip(ADDRESSES) {
-        vm.check(&format!("ip link set ib0 up && ip addr add {address}/24 dev ib0")).unwrap();
+fn ip_over_infiniband(pair: &Pair) {
+    let vms = &pair.vms;
+    for vm in vms {
         assert_eq!(vm.check("cat /sys/class/net/ib0/mode").unwrap().trim(), "datagram");
     }
-    let wait = "for i in $(seq 60); do ping -c 1 -W 1 10.9.8.2 >/dev/null && exit 0; done; exit 1";
-    vms[0].check_within(PROGRAM_LIMIT, wait).unwrap();
+    pair.address("ib0", ADDRESSES).unwrap();
     // Every size up to the datagram's MTU, without fragments.
     for size in [56, 1500, 2016] {
         let ping = vms[0].check(&format!("ping -c 5 -i 0.2 -M do -s {size} 10.9.8.2")).unwrap();
@@ -60,14 +54,7 @@ fn ip_over_infiniband(vms: &[Vm; 2]) {
     }
     let too_long = vms[0].run("ping -c 1 -W 1 -M do -s 2020 10.9.8.2").unwrap();
     assert_ne!(too_long.status, 0, "{too_long}");
-    // Every node of the link answers a multicast ping. The sender's kernel answers too, so the other one's
-    // address must be among the answers, both ways.
-    for (from, to) in [(0, 1), (1, 0)] {
-        let address = "ip -6 -o addr show dev ib0 scope link | sed 's/.*inet6 \\([^/]*\\).*/\\1/'";
-        let address = vms[to].check(address).unwrap();
-        let answers = vms[from].check("ping -6 -c 4 -i 0.5 -I ib0 ff02::1").unwrap();
-        assert!(answers.contains(&format!("bytes from {}%", address.trim())), "no {address} in {answers}");
-    }
+    pair.ping_all_nodes("ib0").unwrap();
     // Segments whose last piece is shorter than a word.
     for text in ["a", "bc", "def", "ghijklm"] {
         let server = vms[0].spawn("timeout 20 busybox nc -l -p 5000").unwrap();
@@ -75,6 +62,7 @@ fn ip_over_infiniband(vms: &[Vm; 2]) {
         vms[1].check(&format!("printf {text} | timeout 10 busybox nc {} 5000", ADDRESSES[0])).unwrap();
         assert_eq!(server.wait(PROGRAM_LIMIT).unwrap().stdout, text);
     }
+    passed("IP over InfiniBand: ping, multicast ping, TCP segments of 1 to 7 bytes");
 }
 
 /// What the driver gave the model on the day when golden bytes were taken from it.
@@ -108,40 +96,31 @@ fn behaves_as_recorded(rig: &Rig, model: &Model) {
 #[test]
 fn two_stock_drivers_exchange_data() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &[]).unwrap();
-    let config = |name, hca| VmConfig::new(name).hca(model.socket(hca));
-    let vms = std::thread::scope(|scope| {
-        let other = scope.spawn(|| rig.boot(config("b", 1)).unwrap());
-        let one = rig.boot(config("a", 0)).unwrap();
-        [one, other.join().unwrap()]
-    });
-    for vm in &vms {
-        stock::bring_up(vm).unwrap();
-    }
+    let pair = Pair::boot(&rig, &[], |config, _| config).unwrap();
+    pair.bring_up().unwrap();
 
-    ip_over_infiniband(&vms);
+    ip_over_infiniband(&pair);
     for program in ["ibv_rc_pingpong", "ibv_rc_pingpong -e", "ibv_uc_pingpong", "ibv_srq_pingpong"] {
-        ping_pong(&vms, &format!("{program} -d mlx4_0"));
+        ping_pong(&pair, &format!("{program} -d mlx4_0"));
     }
-    ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
-    ping_pong(&vms, "ibv_rc_pingpong -d mlx4_0 -g 0");
-    ping_pong(&vms, "ibv_uc_pingpong -d mlx4_0 -g 0");
-    ping_pong(&vms, "ibv_ud_pingpong -d mlx4_0 -s 1024");
+    ping_pong(&pair, "ibv_rc_pingpong -d mlx4_0 -c -s 65536");
+    ping_pong(&pair, "ibv_rc_pingpong -d mlx4_0 -g 0");
+    ping_pong(&pair, "ibv_uc_pingpong -d mlx4_0 -g 0");
+    ping_pong(&pair, "ibv_ud_pingpong -d mlx4_0 -s 1024");
     for options in ["", " -e"] {
         let program = format!("ibv_xsrq_pingpong -d mlx4_0 -n 1000{options}");
-        for output in both(&vms, "18515", &program) {
+        for output in both(&pair, &program) {
             assert!(output.contains("success"), "{program}: {output}");
         }
+        passed(program);
     }
     for test in ["send", "write", "read"] {
-        perftest(&vms, &format!("ib_{test}_lat"), 8, 1000);
-        perftest(&vms, &format!("ib_{test}_bw"), 65536, 1000);
+        perftest(&pair, &format!("ib_{test}_lat"), 8, 1000);
+        perftest(&pair, &format!("ib_{test}_bw"), 65536, 1000);
     }
-    perftest(&vms, "ib_atomic_lat", 8, 500);
+    perftest(&pair, "ib_atomic_lat", 8, 500);
 
-    for vm in &vms {
-        assert_eq!(stock::problems(vm).unwrap(), [""; 0]);
-        stock::unload(vm).unwrap();
-    }
-    behaves_as_recorded(&rig, &model);
+    pair.unload().unwrap();
+    behaves_as_recorded(&rig, &pair.model);
+    passed("stock driver: the same commands and fields as recorded for golden bytes");
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use integration::{Model, Rig, VmConfig, stock};
+use integration::{Model, Rig, Vm, VmConfig, passed, stock};
 
 /// The value behind `key:` in the output of `ibv_devinfo` or `ibstat`.
 fn field<'a>(text: &'a str, key: &str) -> &'a str {
@@ -56,10 +56,27 @@ fn stock_driver_brings_the_port_up_and_describes_the_hca() {
     // The subnet manager took the port through the states, by MADs that the driver answered.
     let states = reported_states(&model.trace().unwrap());
     assert!(states.ends_with(&[2, 3, 4]), "{states:?}");
+    passed("stock driver: the port goes from INIT to ACTIVE; ibv_devinfo and ibstat describe it");
 
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+    becomes_no_ethernet_port(&vm);
     vm.shutdown().unwrap();
     model.stop().unwrap();
+}
+
+/// The port stays an InfiniBand one, and says why.
+fn becomes_no_ethernet_port(vm: &Vm) {
+    const TYPE: &str = "/sys/bus/pci/devices/0000:01:00.0/mlx4_port1";
+    for kind in ["eth", "auto"] {
+        let refused = vm.run(&format!("bash -c 'echo {kind} > {TYPE}'")).unwrap();
+        assert!(refused.status != 0 && refused.stderr.contains("Operation not supported"), "{refused}");
+        assert_eq!(vm.check(&format!("cat {TYPE}")).unwrap().trim(), "ib");
+    }
+    let problems = stock::problems(vm).unwrap();
+    let reason = "Requested port type for port 1 is not supported on this HCA";
+    assert!(problems.len() == 2 && problems.iter().all(|line| line.contains(reason)), "{problems:?}");
+    let devinfo = vm.check("ibv_devinfo").unwrap();
+    assert_eq!([field(&devinfo, "state"), field(&devinfo, "link_layer")], ["PORT_ACTIVE (4)", "InfiniBand"]);
 }
 
 #[test]
@@ -76,6 +93,7 @@ fn stock_driver_of_two_ports_unloaded_and_loaded_again_leaves_nothing_behind() {
         stock::unload(&vm).unwrap();
         assert_eq!(model.dump().unwrap(), untouched);
     }
+    passed("stock driver: two ports, loaded and unloaded twice, nothing left in the model");
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
 }
 
@@ -86,4 +104,5 @@ fn stock_driver_comes_up_behind_an_iommu() {
     let vm = rig.boot(VmConfig::new("a").memory_mib(1024).iommu().hca(model.socket(0))).unwrap();
     stock::bring_up(&vm).unwrap();
     assert_eq!(stock::problems(&vm).unwrap(), [""; 0]);
+    passed("stock driver: ACTIVE behind a virtual IOMMU");
 }

@@ -9,7 +9,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use integration::{Model, Rig, Vm, VmConfig, patience, stock};
+use integration::pair::{Pair, listens};
+use integration::{Rig, Vm, passed, patience};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
@@ -24,10 +25,6 @@ struct End {
     port_guid: String,
     node_guid: String,
     description: String,
-}
-
-fn passed(name: &str) {
-    println!("ok     {name}");
 }
 
 /// The value of the line `key: value` or `key:....value`; libibmad and saquery fill with dots.
@@ -252,7 +249,8 @@ fn extended(vm: &Vm, lid: &str, port: usize) -> [u64; 4] {
 /// A thousand messages of 4096 bytes each way, at an MTU of 1024, with an acknowledgement each, are counted where
 /// they pass: at both HCAs and both ports of the switch. What the programs tell each other over IP before and after,
 /// and management, adds little.
-fn counters(vms: &[Vm; 2], ends: &[End; 2]) {
+fn counters(pair: &Pair, ends: &[End; 2]) {
+    let vms = &pair.vms;
     const MESSAGES: u64 = 1000;
     /// LRH, BTH, payload, ICRC in words: what PortXmitData counts (IBTA 16.1.3.5 leaves out the VCRC).
     const DATA_PACKET: u64 = (8 + 12 + 1024 + 4) / 4;
@@ -266,10 +264,7 @@ fn counters(vms: &[Vm; 2], ends: &[End; 2]) {
 
     let before = look();
     let program = format!("ibv_rc_pingpong -d mlx4_0 -n {MESSAGES} -s 4096 -m 1024");
-    let server = vms[0].spawn(&program).unwrap();
-    ask(&vms[0], "until ss -ltn | grep -q ':18515 '; do sleep 0.1; done");
-    ask(&vms[1], &format!("{program} {}", ADDRESSES[0]));
-    assert_eq!(server.wait(PROGRAM_LIMIT).unwrap().status, 0);
+    pair.both(&program, &listens(18515), &format!("{program} {}", ADDRESSES[0])).unwrap();
     let after = look();
     for ((place, before), after) in places.iter().zip(before).zip(after) {
         for (index, key) in COUNTED.iter().enumerate() {
@@ -313,34 +308,20 @@ fn no_errors(vm: &Vm) {
 #[test]
 fn diagnostics_agree_about_the_fabric() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &[]).unwrap();
-    let config = |name, hca| VmConfig::new(name).hca(model.socket(hca));
-    let vms = std::thread::scope(|scope| {
-        let other = scope.spawn(|| rig.boot(config("b", 1)).unwrap());
-        let one = rig.boot(config("a", 0)).unwrap();
-        [one, other.join().unwrap()]
-    });
-    for vm in &vms {
-        stock::bring_up(vm).unwrap();
-    }
+    let pair = Pair::boot(&rig, &[], |config, _| config).unwrap();
+    pair.bring_up().unwrap();
+    let vms = &pair.vms;
     let ends = [own_port(&vms[0]), own_port(&vms[1])];
     passed("ibstat, ibstatus, ibaddr");
     topology(&vms[0], &ends);
     subnet_management(&vms[0], &ends);
     routes(&vms[0], &ends);
     subnet_administration(&vms[0], &ends);
-    ib_ping(&vms, &ends);
+    ib_ping(vms, &ends);
 
-    for (vm, address) in vms.iter().zip(ADDRESSES) {
-        ask(vm, &format!("ip link set ib0 up && ip addr add {address}/24 dev ib0"));
-    }
-    let wait =
-        format!("for i in $(seq 60); do ping -c 1 -W 1 {} >/dev/null && exit 0; done; exit 1", ADDRESSES[1]);
-    ask(&vms[0], &wait);
+    pair.address("ib0", ADDRESSES).unwrap();
     multicast_groups(&vms[0]);
-    counters(&vms, &ends);
+    counters(&pair, &ends);
     no_errors(&vms[0]);
-    for vm in &vms {
-        assert_eq!(stock::problems(vm).unwrap(), [""; 0]);
-    }
+    pair.unload().unwrap();
 }

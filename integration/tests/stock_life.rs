@@ -7,18 +7,14 @@
 
 use std::time::Duration;
 
-use integration::{Kernel, Model, Rig, Vm, VmConfig, patience, stock};
+use integration::{Kernel, Model, Rig, Vm, VmConfig, all, passed, patience, stock};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const PCI_DEVICE: &str = "/sys/bus/pci/devices/0000:01:00.0";
 
 fn rounds() -> usize {
-    if std::env::var("PARAVERBS_ALL").is_ok_and(|value| value == "1") { 20 } else { 3 }
-}
-
-fn passed(name: &str) {
-    println!("ok     {name}");
+    if all() { 20 } else { 3 }
 }
 
 /// Loads the driver and waits for both ports.
@@ -78,7 +74,7 @@ fn nothing_is_left_by_unloading_or_resetting_or_rebooting() {
     let untouched = model.dump().unwrap();
     for round in 1..=rounds() {
         comes_and_goes(&vm, &model, &untouched);
-        passed(&format!("driver loaded, both ports active, unloaded: time {round}"));
+        passed(format_args!("driver loaded, both ports active, unloaded: time {round}"));
     }
     function_level_reset(&vm, &model, &untouched);
     passed("function-level reset");

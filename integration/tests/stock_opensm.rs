@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::thread;
 use std::time::Duration;
 
-use integration::{Model, Process, Rig, Vm, VmConfig, stock};
+use integration::pair::{Pair, listens, reach};
+use integration::{Kernel, Model, Process, Rig, Vm, passed, stock};
 
 /// Guest code is translated, and two guests share the machine's processors with the model.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -16,11 +16,21 @@ const SIGTERM: i32 = 15;
 /// soon on another master that doesn't answer.
 const CONFIG: &str = "force_log_flush TRUE\ntransaction_timeout 1000\nsminfo_polling_timeout 1000\n\
                       polling_retry_number 2\n";
-/// The default partition and another one, both with IP.
-const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL=full;\n";
+/// The default partition and another one, both with IP; one of limited members only, and one with a full member,
+/// whose port's GUID follows.
+const PARTITIONS: &str = "Default=0x7fff,ipoib:ALL=full;\nOther=0x0001,ipoib:ALL=full;\nLimited=0x0002:ALL=limited;\n\
+                          Mixed=0x0003:ALL=limited,0x";
+/// The P_Keys of the first guest, which has the full member, and of the second one.
+const P_KEYS: [&str; 2] = ["0x0002\n0x8001\n0x8003\n0xffff\n", "0x0002\n0x0003\n0x8001\n0xffff\n"];
 const LOG: &str = "/tmp/opensm.log";
 /// How a standby logs that its master is gone: the kernel of the guest answers in its place, that there is none.
 const MASTER_IS_GONE: &str = "ERR 3111: Received MAD with error status = 0xC";
+/// How the manager logs that a packet to the switch is lost, until it knows that its own port is down.
+const CABLE_IS_PULLED: [&str; 3] = [
+    "ERR 5411: DR SMP Send completed with error (IB_TIMEOUT)",
+    "(IB_TIMEOUT): SubnGet(",
+    "ERR 3120: Timeout",
+];
 /// What ib_ipoib says of a join while there is no master to answer it.
 const JOIN_WITHOUT_MASTER: &str = "multicast join failed";
 /// Where a port's own files are.
@@ -32,18 +42,18 @@ struct Host {
     events: Process,
     address: &'static str,
     other_address: &'static str,
+    /// Errors in OpenSM's log that were looked at.
+    errors_seen: usize,
 }
 
 impl Host {
-    fn start(rig: &Rig, config: VmConfig, addresses: [&'static str; 2]) -> Self {
-        let vm = rig.boot(config).unwrap();
+    fn start(vm: Vm, addresses: [&'static str; 2]) -> Self {
         stock::load(&vm).unwrap();
         vm.check("mkdir -p /var/log /var/cache/opensm").unwrap();
         vm.put("/tmp/opensm.conf", 0o644, CONFIG.as_bytes()).unwrap();
-        vm.put("/tmp/partitions.conf", 0o644, PARTITIONS.as_bytes()).unwrap();
         let mut events = vm.spawn("ibv_asyncwatch").unwrap();
         assert!(events.line(LIMIT).unwrap().contains("async event FD"));
-        Self { vm, events, address: addresses[0], other_address: addresses[1] }
+        Self { vm, events, address: addresses[0], other_address: addresses[1], errors_seen: 0 }
     }
 
     fn start_opensm(&self, priority: u8) -> Process {
@@ -54,6 +64,17 @@ impl Host {
     /// A file of the port, without the line's end.
     fn port(&self, file: &str) -> String {
         self.vm.check(&format!("cat {PORT}/{file}")).unwrap().trim().to_owned()
+    }
+
+    /// The GUID of the port, as its first GID has it.
+    fn guid(&self) -> String {
+        self.port("gids/0").split(':').skip(4).collect()
+    }
+
+    /// The index of a P_Key in the port's table.
+    fn index_of(&self, pkey: &str) -> String {
+        let find = format!("cd {PORT}/pkeys && grep -l {pkey} *");
+        self.vm.check(&find).unwrap().trim().to_owned()
     }
 
     /// Waits until a condition of the shell holds.
@@ -94,33 +115,29 @@ impl Host {
         }
     }
 
-    fn reaches(&self, address: &str) {
-        let ping =
-            format!("for i in $(seq 60); do ping -c 1 -W 1 {address} >/dev/null && exit 0; done; exit 1");
-        self.vm.check_within(LIMIT, &ping).unwrap();
-    }
-
-    /// The errors that OpenSM has logged.
-    fn errors(&self) -> Vec<String> {
+    /// The errors that OpenSM has logged since the last look.
+    fn new_errors(&mut self) -> Vec<String> {
         let lines = self.vm.check(&format!("grep 'ERR ' {LOG} || true")).unwrap();
-        lines.lines().map(str::to_owned).collect()
+        let new: Vec<String> = lines.lines().skip(self.errors_seen).map(str::to_owned).collect();
+        self.errors_seen += new.len();
+        new
     }
-}
 
-fn boot(rig: &Rig, model: &Model) -> [Host; 2] {
-    let start =
-        |name, hca, addresses| Host::start(rig, VmConfig::new(name).hca(model.socket(hca)), addresses);
-    thread::scope(|scope| {
-        let other = scope.spawn(|| start("b", 1, ["10.9.8.2", "10.9.9.2"]));
-        let one = start("a", 0, ["10.9.8.1", "10.9.9.1"]);
-        [one, other.join().unwrap()]
-    })
+    /// Expects that OpenSM has logged no errors since the last look but those that `excused` knows.
+    fn no_errors_but(&mut self, excused: impl Fn(&str) -> bool) {
+        let errors = self.new_errors();
+        assert!(errors.iter().all(|line| excused(line)), "on {}: {errors:?}", self.vm.name());
+    }
 }
 
 fn comes_up(hosts: &mut [Host; 2]) -> Process {
     for host in &*hosts {
         host.wait_for_state("2: INIT");
         assert_eq!([host.port("lid"), host.port("sm_lid")], ["0x0", "0x0"]);
+    }
+    let partitions = format!("{PARTITIONS}{}=full;\n", hosts[0].guid());
+    for host in &*hosts {
+        host.vm.put("/tmp/partitions.conf", 0o644, partitions.as_bytes()).unwrap();
     }
     let manager = hosts[0].start_opensm(3);
     for host in &mut *hosts {
@@ -131,10 +148,14 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
     let [one, other] = [&hosts[0], &hosts[1]];
     assert_ne!(one.port("lid"), other.port("lid"));
     assert!([one, other].iter().all(|host| host.port("sm_lid") == one.port("lid")));
-    println!("ok     opensm: both ports ACTIVE, with LIDs {} and {}", one.port("lid"), other.port("lid"));
+    passed(format_args!(
+        "opensm: both ports ACTIVE, with LIDs {} and {}",
+        one.port("lid"),
+        other.port("lid")
+    ));
 
-    for host in &*hosts {
-        assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[01] | sort")).unwrap(), "0x8001\n0xffff\n");
+    for (host, pkeys) in hosts.iter().zip(P_KEYS) {
+        assert_eq!(host.vm.check(&format!("cat {PORT}/pkeys/[0-3] | sort")).unwrap(), pkeys);
         host.vm
             .check(&format!("ip link set ib0 up && ip addr add {}/24 dev ib0", host.address))
             .and_then(|_| host.vm.check("echo 0x8001 > /sys/class/net/ib0/create_child"))
@@ -144,10 +165,40 @@ fn comes_up(hosts: &mut [Host; 2]) -> Process {
             })
             .unwrap();
     }
-    hosts[0].reaches(hosts[1].address);
-    hosts[0].reaches(hosts[1].other_address);
-    println!("ok     opensm: IP in both of its partitions");
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    reach(&hosts[0].vm, hosts[1].other_address).unwrap();
+    passed("opensm: IP in both of its partitions");
     manager
+}
+
+/// Limited members of a partition reach its full member and not each other; the port that refuses counts it.
+fn limited_members_are_apart(hosts: &[Host; 2]) {
+    let [one, other] = hosts;
+    let run = |pkeys: [&str; 2], options: &str| {
+        let program = format!("ib_send_lat -d mlx4_0 -F -s 8 -n 100 {options} --pkey_index");
+        let server = one.vm.spawn(&format!("{program} {}", one.index_of(pkeys[0]))).unwrap();
+        one.wait(&listens(18515));
+        let client = format!("{program} {} {}", other.index_of(pkeys[1]), one.address);
+        (server, other.vm.run_within(LIMIT, &client).unwrap())
+    };
+    let violations = || {
+        let info = one.vm.check(&format!("smpquery portinfo {}", one.port("lid"))).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("PkeyViolations:")).expect("a counter");
+        line.trim_matches('.').parse::<u32>().unwrap()
+    };
+    let before = violations();
+    for options in ["-c RC", "-c UD"] {
+        let (server, client) = run(["0x8003", "0x0003"], options);
+        assert_eq!(client.status, 0, "{client}");
+        assert_eq!(server.wait(LIMIT).unwrap().status, 0);
+    }
+    assert_eq!(violations(), before);
+    let (server, client) = run(["0x0002", "0x0002"], "-c RC");
+    let text = format!("{}{}", client.stdout, client.stderr);
+    assert!(client.status != 0 && text.contains("status 12"), "no retry exceeded: {client}");
+    server.kill().unwrap();
+    assert!(violations() > before, "no P_Key violation counted");
+    passed("opensm: limited members reach a full one and not each other, which the port counts");
 }
 
 fn sweeps_again(hosts: &[Host; 2], manager: &Process) {
@@ -155,7 +206,7 @@ fn sweeps_again(hosts: &[Host; 2], manager: &Process) {
     manager.signal(SIGHUP).unwrap();
     hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
     assert!(hosts.iter().all(|host| host.port("state") == "4: ACTIVE"));
-    println!("ok     opensm: swept again after SIGHUP");
+    passed("opensm: swept again after SIGHUP");
 }
 
 /// The second host's cable is pulled and put back.
@@ -167,15 +218,34 @@ fn follows_a_cable(hosts: &mut [Host; 2], model: &Model) {
     hosts[1].wait_for_state("1: DOWN");
     hosts[0].wait_for_log(&format!("Removed port with GUID:0x[0-9a-f]*{guid} "), 1);
     assert_eq!(hosts[0].port("state"), "4: ACTIVE");
-    println!("ok     opensm: port DOWN when its cable is pulled");
+    passed("opensm: port DOWN when its cable is pulled");
 
     model.set_cable(2, true).unwrap();
     hosts[1].wait_for_state("4: ACTIVE");
     hosts[1].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
     hosts[0].wait_for_log(&format!("Discovered new port with GUID:0x[0-9a-f]*{guid} "), 1);
     assert_eq!(hosts[1].port("lid"), lid);
-    hosts[0].reaches(hosts[1].address);
-    println!("ok     opensm: port ACTIVE, with its old LID, when the cable is back");
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    passed("opensm: port ACTIVE, with its old LID, when the cable is back");
+}
+
+/// The cable of the manager's own host is pulled and put back.
+fn loses_the_fabric(hosts: &mut [Host; 2], model: &Model) {
+    let lids = hosts.each_ref().map(|host| host.port("lid"));
+    let sweeps = hosts[0].count_in_log("SUBNET UP");
+    model.set_cable(1, false).unwrap();
+    hosts[0].expect(&["PORT_ERR"]);
+    hosts[0].wait_for_log("SM port is down", 1);
+    assert_eq!(hosts[1].port("state"), "4: ACTIVE");
+    passed("opensm: tells that its own port is DOWN");
+
+    model.set_cable(1, true).unwrap();
+    hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
+    hosts[0].wait_for_state("4: ACTIVE");
+    hosts[0].expect(&["PORT_ACTIVE", "CLIENT_REREGISTER"]);
+    assert_eq!(hosts.each_ref().map(|host| host.port("lid")), lids);
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    passed("opensm: manages the fabric again when its own cable is back");
 }
 
 /// A second manager, of a higher priority, gets the subnet, and dies. Linux's mlx4_ib tells programs nothing of
@@ -196,12 +266,9 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts[1].wait_for_log("SUBNET UP", 1);
     is_managed_by(hosts, 1);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
-    hosts[0].reaches(hosts[1].address);
-    println!("ok     opensm: handed over to one of a higher priority");
-    for host in hosts.iter() {
-        let errors = host.errors();
-        assert!(errors.iter().all(|line| is_unanswered_notice(line)), "{errors:?}");
-    }
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    passed("opensm: handed over to one of a higher priority");
+    hosts.iter_mut().for_each(|host| host.no_errors_but(is_unanswered_notice));
 
     let sweeps = hosts[0].count_in_log("SUBNET UP");
     second.kill().unwrap();
@@ -209,13 +276,9 @@ fn hands_over(hosts: &mut [Host; 2]) {
     hosts[0].wait_for_log("SUBNET UP", sweeps + 1);
     is_managed_by(hosts, 0);
     hosts.iter_mut().for_each(|host| host.expect(&["CLIENT_REREGISTER"]));
-    hosts[0].reaches(hosts[1].address);
-    println!("ok     opensm: the standby took over when the master was killed");
-    let errors = hosts[0].errors();
-    assert!(
-        errors.iter().all(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line)),
-        "{errors:?}"
-    );
+    reach(&hosts[0].vm, hosts[1].address).unwrap();
+    passed("opensm: the standby took over when the master was killed");
+    hosts[0].no_errors_but(|line| line.contains(MASTER_IS_GONE) || is_unanswered_notice(line));
 }
 
 /// Whether a line of OpenSM's log is about a notice of its own that nobody has answered in time: it tells the master of
@@ -228,11 +291,21 @@ fn is_unanswered_notice(line: &str) -> bool {
 #[test]
 fn opensm_manages_the_fabric() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &["--no-sm"]).unwrap();
-    let mut hosts = boot(&rig, &model);
+    let kernels = [Kernel::Stable, Kernel::Newest];
+    let Pair { model, vms: [one, other] } =
+        Pair::boot(&rig, &["--no-sm"], |config, place| config.kernel(kernels[place])).unwrap();
+    let mut hosts =
+        [Host::start(one, ["10.9.8.1", "10.9.9.1"]), Host::start(other, ["10.9.8.2", "10.9.9.2"])];
     let manager = comes_up(&mut hosts);
+    limited_members_are_apart(&hosts);
     sweeps_again(&hosts, &manager);
     follows_a_cable(&mut hosts, &model);
+    hosts[0].no_errors_but(|_| false);
+    loses_the_fabric(&mut hosts, &model);
+    hosts[0].no_errors_but(|line| CABLE_IS_PULLED.iter().any(|text| line.contains(text)));
+    for host in &hosts {
+        assert_eq!(stock::problems(&host.vm).unwrap(), [""; 0]);
+    }
     hands_over(&mut hosts);
 
     for host in &hosts {

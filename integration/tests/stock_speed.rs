@@ -6,28 +6,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use integration::{Model, Rig, Vm, VmConfig, stock};
+use integration::pair::{Pair, listens, reach};
+use integration::{Rig, Vm, passed, stock};
 use vmm_config::Device;
 
-/// Guest code is translated, and two guests share the machine's processors with the model.
-const LIMIT: Duration = Duration::from_secs(120);
 const ADDRESSES: [&str; 2] = ["10.7.0.1", "10.7.0.2"];
 /// The bytes of messages whose latency and bandwidth are measured.
 const LATENCY_BYTES: u32 = 64;
 const BANDWIDTH_BYTES: u32 = 65536;
 
-/// Boots a VM with an HCA, and an end of the Ethernet whose sockets are in `folder`.
-fn boot(rig: &Rig, model: &Model, folder: &Path, index: u8) -> Vm {
-    let names = ["a", "b"];
-    let [own, other] = [usize::from(index), 1 - usize::from(index)];
-    let ethernet = Device::Ethernet {
-        local: folder.join(names[own]),
-        remote: folder.join(names[other]),
-        mac: [0x52, 0x54, 0, 0, 0, index],
-    };
-    rig.boot(VmConfig::new(names[own]).hca(model.socket(own)).device(ethernet)).unwrap()
+/// The end of an Ethernet whose sockets are in `folder`.
+fn ethernet(folder: &Path, place: usize) -> Device {
+    let sockets = ["a", "b"].map(|name| folder.join(name));
+    let [local, remote] = [place, 1 - place].map(|end| sockets[end].clone());
+    Device::Ethernet { local, remote, mac: [0x52, 0x54, 0, 0, 0, u8::from(place != 0)] }
 }
 
 /// Takes the Ethernet up, with a device of software RoCE on it.
@@ -40,35 +33,25 @@ fn ethernet_up(vm: &Vm, address: &str) {
     .unwrap();
 }
 
-/// Runs a program as a server in the first VM, and as its client in the second one; gives what the client prints.
-fn both(vms: &[Vm; 2], server: &str, port: u16, client: &str) -> String {
-    let server = vms[0].spawn(server).unwrap();
-    vms[0].check_within(LIMIT, &format!("until ss -ltn | grep -q ':{port} '; do sleep 0.1; done")).unwrap();
-    let told = vms[1].check_within(LIMIT, client);
-    if told.is_err() {
-        panic!("{told:?}; server: {}", server.wait(Duration::from_secs(1)).unwrap());
-    }
-    told.unwrap()
-}
-
 /// Runs a program of perftest; gives the number in a column of its last table's row.
-fn perftest(vms: &[Vm; 2], device: &str, name: &str, (size, count): (u32, u32), column: usize) -> f64 {
+fn perftest(pair: &Pair, device: &str, name: &str, (size, count): (u32, u32), column: usize) -> f64 {
     // A short queue: rxe loses what comes faster than it can take.
     let depth = if name.ends_with("_bw") { " -t 8" } else { "" };
     let program = format!("{name} -d {device} -F -s {size} -n {count}{depth}");
     let client = format!("{program} {}", ADDRESSES[0]);
-    let told = both(vms, &program, 18515, &client);
+    let [_, told] = pair.both(&program, &listens(18515), &client).unwrap();
     let row = told.lines().rfind(|line| line.split_whitespace().next() == Some(&size.to_string()));
     let number = row.and_then(|row| row.split_whitespace().nth(column)?.parse().ok());
     number.unwrap_or_else(|| panic!("{program}: {told}"))
 }
 
 /// Runs one of qperf's TCP tests; gives its number in bytes per second, or in nanoseconds.
-fn tcp(vms: &[Vm; 2], test: &str, size: u32) -> f64 {
+fn tcp(pair: &Pair, test: &str, size: u32) -> f64 {
     let client = format!("qperf -u -t 3 -m {size} {} {test}", ADDRESSES[0]);
-    let told = both(vms, "timeout 60 qperf", 19765, &client);
+    let server = pair.serve("timeout 60 qperf", &listens(19765)).unwrap();
+    let told = pair.connect(&client, &server).unwrap();
     let value = told.lines().find_map(|line| line.split_once('=')?.1.split_whitespace().next()?.parse().ok());
-    vms[0].check("killall qperf || true").unwrap();
+    pair.vms[0].check("killall qperf || true").unwrap();
     value.unwrap_or_else(|| panic!("qperf {test}: {told}"))
 }
 
@@ -90,29 +73,23 @@ fn table(rows: &[(&str, f64, f64, f64)]) -> String {
 #[test]
 fn stock_drivers_on_the_model_beside_rxe_and_tcp() {
     let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &[]).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let vms = std::thread::scope(|scope| {
-        let other = scope.spawn(|| boot(&rig, &model, folder.path(), 1));
-        [boot(&rig, &model, folder.path(), 0), other.join().unwrap()]
-    });
-    for (vm, address) in vms.iter().zip(ADDRESSES) {
-        stock::bring_up(vm).unwrap();
+    let pair = Pair::boot(&rig, &[], |config, place| config.device(ethernet(folder.path(), place))).unwrap();
+    pair.bring_up().unwrap();
+    for (vm, address) in pair.vms.iter().zip(ADDRESSES) {
         ethernet_up(vm, address);
     }
-    vms[1]
-        .check_within(LIMIT, &format!("until ping -c 1 -W 1 {}; do sleep 0.2; done", ADDRESSES[0]))
-        .unwrap();
+    reach(&pair.vms[1], ADDRESSES[0]).unwrap();
 
     // Of perftest's rows: the typical latency is the fifth column, the average bandwidth (MiB/s) the fourth.
     let rdma = |device, count| {
-        let latency = perftest(&vms, device, "ib_send_lat", (LATENCY_BYTES, count), 4);
-        let bandwidth = |name| perftest(&vms, device, name, (BANDWIDTH_BYTES, count), 3) * 1.048_576;
+        let latency = perftest(&pair, device, "ib_send_lat", (LATENCY_BYTES, count), 4);
+        let bandwidth = |name| perftest(&pair, device, name, (BANDWIDTH_BYTES, count), 3) * 1.048_576;
         (latency, bandwidth("ib_write_bw"), bandwidth("ib_send_bw"))
     };
     let (model_row, rxe_row) = (rdma("mlx4_0", 2000), rdma("rxe0", 200));
     let tcp_row =
-        (tcp(&vms, "tcp_lat", LATENCY_BYTES) / 1e3, f64::NAN, tcp(&vms, "tcp_bw", BANDWIDTH_BYTES) / 1e6);
+        (tcp(&pair, "tcp_lat", LATENCY_BYTES) / 1e3, f64::NAN, tcp(&pair, "tcp_bw", BANDWIDTH_BYTES) / 1e6);
     let row = |way, (latency, write, send)| (way, latency, write, send);
     let rows = [
         row("stock mlx4 driver on the model", model_row),
@@ -124,8 +101,9 @@ fn stock_drivers_on_the_model_beside_rxe_and_tcp() {
         assert!(latency > 0.0 && send > 0.0, "{way}: {table}");
     }
     println!("{table}");
+    passed("the table of speeds");
     fs::write(rig.folder().join("logs/stock_speed.md"), table).unwrap();
-    for vm in &vms {
+    for vm in &pair.vms {
         assert_eq!(stock::problems(vm).unwrap(), [""; 0]);
     }
 }

@@ -17,7 +17,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "fabric_sockets", "guests", "kind", "doorbells", "spin_us", "socket_path", "fd"])]
     config: Option<PathBuf>,
 
-    /// The HCA: `model`, a software ConnectX-3, or `vfio:ADDRESS`, a card bound to vfio-pci
+    /// The HCA: `model`, a software ConnectX-3; `vfio:ADDRESS`, a card bound to vfio-pci; or `vfio-user:PATH`, a card
+    /// that another process serves on a Unix socket, e.g. `paraverbs model`
     #[arg(long, value_name = "DEVICE", default_value = "model")]
     device: String,
 

@@ -190,7 +190,7 @@ fn grant(
         guest: GuestConfig { limits, ..GuestConfig::default() },
         require_seals: guest.requires_seals(),
         doorbells: match (guest.doorbells, device) {
-            (Doorbells::Relayed, _) | (_, Device::Vfio(_)) => Granted::Relayed,
+            (Doorbells::Relayed, _) | (_, Device::Vfio(_) | Device::VfioUser(_)) => Granted::Relayed,
             (Doorbells::Auto, _) => Granted::Auto,
             (Doorbells::Direct, _) => Granted::Direct,
         },

@@ -8,7 +8,7 @@ use mlx4_model::fabric::{Fabric, FabricConfig};
 use mlx4_model::hca::{EngineThread, Hca, HcaConfig};
 use mlx4_model::seam::ModelDevice;
 use mlx4_model::vfio_user::ServedCard;
-use mlx4_pci::{PciDevice, VfioPci};
+use mlx4_pci::{PciDevice, VfioPci, VfioUserPci};
 use paraverbs_rdma::{Engine, Progress};
 
 use crate::config::{Config, Device};
@@ -33,6 +33,10 @@ impl Opened {
         match &config.device {
             Device::Vfio(address) => {
                 let device = Arc::new(VfioPci::open(&format!("vfio:{address}"))?);
+                Ok(Self { device, model: None })
+            }
+            Device::VfioUser(path) => {
+                let device = Arc::new(VfioUserPci::open(path)?);
                 Ok(Self { device, model: None })
             }
             Device::Model { ports } => {

@@ -6,7 +6,7 @@ use std::{io, iter};
 use mlx4_model::fabric::FabricError;
 use mlx4_model::hca::HcaError;
 use mlx4_model::vfio_user::ServeError;
-use mlx4_pci::OpenError;
+use mlx4_pci::{ConnectError, OpenError};
 use paraverbs_rdma::ListenError;
 
 use crate::config::{ConfigError, LimitError};
@@ -29,6 +29,9 @@ pub enum StartError {
     /// The card can't be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The card behind a socket can't be opened.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The model's fabric can't be made.
     #[error("can't make the model's fabric")]
     Fabric(#[from] FabricError),

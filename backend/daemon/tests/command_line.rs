@@ -112,6 +112,10 @@ fn device_that_cannot_be_used_ends_in_one_line() {
     }
     fails(with("vfio:0000:01:00.0").arg("--fabric-socket=x"), &["fabric sockets need the model"]);
     fails(with("vfio:0000:01:00.0").arg("--doorbells=direct"), &["direct doorbells", "\"auto\""]);
+    let gone = folder.path().join("gone");
+    fails(&mut with(&format!("vfio-user:{}", gone.display())), &["gone", "paraverbs model"]);
+    fails(&mut with("vfio-user:"), &["a socket without a path"]);
+    fails(with("vfio-user:/x").arg("--doorbells=direct"), &["direct doorbells", "\"auto\""]);
     assert!(!free.exists());
 }
 

@@ -3,7 +3,7 @@
 //! A [`Peer`] is a connected queue pair with memory that its other end may read and write. A test connects two
 //! of them ([`connect`]) and has them exchange data that both ends look at ([`exchange`]), or plays ping-pong
 //! with a program that others wrote ([`ping_pong`]). Connections end by each other's faults: [`intrude`],
-//! [`starve`], [`miss`].
+//! [`trespass`], [`starve`], [`miss`].
 
 mod pingpong;
 mod stock;
@@ -161,6 +161,8 @@ impl Status {
     pub const SUCCESS: Self = Self(0);
     /// The queue pair was in ERR.
     pub const WR_FLUSH_ERR: Self = Self(5);
+    /// The other end can't do this.
+    pub const REM_INV_REQ_ERR: Self = Self(9);
     /// The other end doesn't let this key do this to this address.
     pub const REM_ACCESS_ERR: Self = Self(10);
     /// Nobody answers.
@@ -173,6 +175,7 @@ impl fmt::Debug for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::SUCCESS => f.write_str("IBV_WC_SUCCESS"),
+            Self::REM_INV_REQ_ERR => f.write_str("IBV_WC_REM_INV_REQ_ERR"),
             Self::WR_FLUSH_ERR => f.write_str("IBV_WC_WR_FLUSH_ERR"),
             Self::REM_ACCESS_ERR => f.write_str("IBV_WC_REM_ACCESS_ERR"),
             Self::RETRY_EXC_ERR => f.write_str("IBV_WC_RETRY_EXC_ERR"),
@@ -418,6 +421,58 @@ pub fn intrude(intruder: &mut dyn Peer, victim: &mut dyn Peer) -> Result<()> {
     let states = [intruder.state()?, victim.state()?];
     ensure!(states == ["ERR", "ERR"], "intruder and victim are in {states:?}");
     victim.verify(small, 1).context("the victim's memory")
+}
+
+/// What one end of a connection asks of the other in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trespass {
+    /// Reads with a key that was never given out.
+    Read,
+    /// Writes to where the memory has ended.
+    WriteBehind,
+    /// Changes a word with a key that was never given out.
+    Atomic,
+    /// Changes a word at an address that isn't a multiple of 8.
+    Misaligned,
+}
+
+impl Trespass {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::WriteBehind, Self::Atomic, Self::Misaligned];
+}
+
+/// Has one of two connected peers, each with `bytes` bytes of memory, ask the other for something that it refuses:
+/// memory stays as it was, and the connection ends at both ends.
+///
+/// # Errors
+/// It ends otherwise.
+pub fn trespass(intruder: &mut dyn Peer, victim: &mut dyn Peer, bytes: usize, what: Trespass) -> Result<()> {
+    let small = Stretch { offset: 0, length: 8, count: 1 };
+    let last = Stretch { offset: bytes - 8, ..small };
+    let Endpoint { address, rkey, .. } = victim.endpoint();
+    for at in [small, last] {
+        victim.fill(at, 1)?;
+    }
+    intruder.fill(small, 2)?;
+    victim.post_recv(Stretch { offset: 4096, ..small })?;
+    let add = Atomic::FetchAdd { add: 1 };
+    let status = match what {
+        Trespass::Read => intruder.read(small, address, rkey ^ 1)?,
+        Trespass::WriteBehind => intruder.write(small, address + last.offset as u64 + 1, rkey)?,
+        Trespass::Atomic => intruder.atomic(0, address, rkey ^ 1, add)?,
+        Trespass::Misaligned => intruder.atomic(0, address + 4, rkey, add)?,
+    };
+    let expected =
+        if what == Trespass::Misaligned { Status::REM_INV_REQ_ERR } else { Status::REM_ACCESS_ERR };
+    ensure!(status == expected, "{what:?} ends in {status:?}");
+    let flushed = victim.received(small)?;
+    ensure!(flushed == Status::WR_FLUSH_ERR, "after {what:?}, the victim's receive ends in {flushed:?}");
+    let states = [intruder.state()?, victim.state()?];
+    ensure!(states == ["ERR", "ERR"], "after {what:?}, intruder and victim are in {states:?}");
+    for at in [small, last] {
+        victim.verify(at, 1).with_context(|| format!("the victim's memory after {what:?}"))?;
+    }
+    intruder.verify(small, 2).with_context(|| format!("the intruder's memory after {what:?}"))
 }
 
 #[cfg(test)]

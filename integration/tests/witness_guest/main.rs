@@ -6,7 +6,7 @@
 
 mod guest;
 
-use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms};
+use integration::peer::{self, EXCHANGE_BYTES, Peer, Service, Stretch, Terms, Trespass};
 use integration::{Daemon, Rig, StockPeer, VmConfig, stock};
 
 use guest::{Guest, GuestPeer};
@@ -73,6 +73,20 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
             apart((theirs, ours));
         }
         println!("ok     wrong key, no receive, nobody there; at fault: stock {stock_is_at_fault}");
+    }
+
+    for stock_is_at_fault in [true, false] {
+        for what in Trespass::ALL {
+            let (mut theirs, mut ours) = both(Service::Rc);
+            peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
+            if stock_is_at_fault {
+                peer::trespass(&mut theirs, &mut ours, EXCHANGE_BYTES, what).unwrap();
+            } else {
+                peer::trespass(&mut ours, &mut theirs, EXCHANGE_BYTES, what).unwrap();
+            }
+            apart((theirs, ours));
+        }
+        println!("ok     {:?}; at fault: stock {stock_is_at_fault}", Trespass::ALL);
     }
 
     for options in ["", "-e"] {

@@ -5,7 +5,7 @@ mod common;
 use common::end::{End, connect_from, request, sent};
 use common::{Card, Tampered, config, eventually, fabric};
 use mlx4::{Config, Error, Event, Hca, PortEvent};
-use mlx4_pci::{DoorbellKind, PciDevice};
+use mlx4_pci::DoorbellKind;
 use mlx4_queue::geometry::Service;
 use mlx4_queue::request::{Data, Operation};
 use mlx4_wire::mad::portinfo::PortState;

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::end::{End, request};
 use common::{Card, Pair, config, eventually, fabric};
 use mlx4::{Attributes, Config, Error, Event, Hca, Profile};
-use mlx4_pci::PciDevice;
 use mlx4_queue::Notify;
 use mlx4_queue::geometry::Service;
 use mlx4_queue::request::{Data, Operation};

@@ -12,7 +12,6 @@ use mlx4::{
     Access, Attributes, CommandFailure, Config, CqConfig, Error, Event, Hca, Pd, QueuePairConfig,
     RingMemoryPages, Timeouts, Uar,
 };
-use mlx4_pci::PciDevice;
 use mlx4_queue::geometry::{SendSize, Service};
 use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::qp::QpState;

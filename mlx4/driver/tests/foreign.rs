@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use common::end::connect_object;
 use common::{Card, Host, eventually, fabric};
 use mlx4::{Access, Cq, CqConfig, Pd, Qp, QpConfig, QpRights, Region, RegionConfig, RingMemoryPages, Uar};
-use mlx4_pci::{DmaBuffer, DoorbellKind, PciDevice};
+use mlx4_pci::{DmaBuffer, DoorbellKind};
 use mlx4_queue::geometry::{CqGeometry, QpLayout, ReceiveGeometry, SendGeometry, SendSize, Service};
 use mlx4_queue::request::{Data, Operation, SendFlags, SendRequest, Sge};
 use mlx4_queue::{

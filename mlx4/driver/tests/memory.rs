@@ -5,7 +5,6 @@ mod common;
 use common::end::{End, request, sent};
 use common::{Card, Pair, config, fabric};
 use mlx4::{Access, Config, Error, Hca, Profile, RegionConfig};
-use mlx4_pci::PciDevice;
 use mlx4_queue::request::{Data, Operation, Remote};
 
 /// Pages given to ICM, as the model tells.

@@ -8,7 +8,6 @@ use mlx4::{
     Access, Config, Cq, CqConfig, Hca, Profile, Qp, QpConfig, QpRights, Region, RegionConfig,
     RingMemoryPages, Srq, SrqConfig,
 };
-use mlx4_pci::PciDevice;
 use mlx4_wire::ctx::qp::{ServiceType, WqSize};
 
 /// Objects of each kind.

@@ -205,6 +205,14 @@ pub enum ResetError {
         /// Each way and its failure, in one line.
         tried: String,
     },
+    /// The device has left for good.
+    #[error("{name} is gone: {why}; start it again, and then this program")]
+    Gone {
+        /// The device.
+        name: String,
+        /// What was seen of that.
+        why: String,
+    },
     /// Reset worked, but the configuration is not as it was.
     #[error("{name} was reset, but its configuration can't be restored")]
     Restore {

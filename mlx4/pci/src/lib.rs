@@ -1,4 +1,5 @@
-//! The seam between the mlx4 driver and whatever is behind it: a real card through VFIO, or the model.
+//! The seam between the mlx4 driver and whatever is behind it: a real card through VFIO, or the
+//! model, in this process or behind a socket.
 //!
 //! [`PciDevice`] is the driver's only way in, and tells it nothing about which implementation it has:
 //!
@@ -20,6 +21,7 @@ mod dma;
 mod doorbell;
 mod vectors;
 mod vfio;
+mod vfio_user;
 
 pub use device::{Identity, InterruptError, PciDevice, RegisterError, ResetError, ResetKind};
 pub use dma::{
@@ -28,4 +30,5 @@ pub use dma::{
 pub use doorbell::{Doorbell, DoorbellKind, DoorbellPlace};
 pub use vectors::Vectors;
 pub use vfio::{Holder, OpenError, PciAddress, VfioPci, holders};
+pub use vfio_user::{ConnectError, VfioUserPci};
 pub use vmm_sys_util::eventfd::EventFd;

@@ -97,7 +97,7 @@ impl File {
     fn into_config(self) -> Result<Config, ConfigError> {
         let device = match (self.device.parse()?, self.ports) {
             (Device::Model { .. }, Some(ports)) => Device::Model { ports },
-            (Device::Vfio(_), Some(_)) => return Err(ConfigError::CardPorts),
+            (Device::Vfio(_) | Device::VfioUser(_), Some(_)) => return Err(ConfigError::CardPorts),
             (device, None) => device,
         };
         let guests = self.guests.into_iter().map(Guest::into_entry).collect();
@@ -185,6 +185,7 @@ mod tests {
             ("device = \n".to_owned(), "line 1: "),
             ("[[guest]]\nname = 'a'\n".to_owned(), "line 1: missing field `socket`"),
             (format!("device = 'vfio:0000:01:00.0'\nports = 1\n{guest}"), "leave `ports` out"),
+            (format!("device = 'vfio-user:/c'\nports = 1\n{guest}"), "leave `ports` out"),
             (format!("{guest}[guest.limits]\nuars = 0\n"), "guest \"a\""),
         ] {
             let error = written(&text).unwrap_err();

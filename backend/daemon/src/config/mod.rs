@@ -51,6 +51,15 @@ pub enum Device {
     },
     /// A card that is bound to vfio-pci.
     Vfio(PciAddress),
+    /// A card that another process serves over vfio-user, e.g. `paraverbs model`.
+    VfioUser(PathBuf),
+}
+
+impl Device {
+    /// Whether it is something else than a model of the daemon's own.
+    pub fn is_card(&self) -> bool {
+        !matches!(self, Self::Model { .. })
+    }
 }
 
 impl Default for Device {
@@ -63,7 +72,7 @@ impl Default for Device {
 impl FromStr for Device {
     type Err = ConfigError;
 
-    /// `model`, or e.g. `vfio:0000:01:00.0`.
+    /// `model`, or e.g. `vfio:0000:01:00.0` or `vfio-user:/run/card.sock`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "model" => Ok(Self::default()),
@@ -71,7 +80,11 @@ impl FromStr for Device {
                 let address = card.parse().map_err(|_| ConfigError::Address(card.to_owned()))?;
                 Ok(Self::Vfio(address))
             }
-            other => Err(ConfigError::Device(other.to_owned())),
+            other => match other.strip_prefix("vfio-user:") {
+                Some("") => Err(ConfigError::NoPath),
+                Some(path) => Ok(Self::VfioUser(path.into())),
+                None => Err(ConfigError::Device(other.to_owned())),
+            },
         }
     }
 }
@@ -81,6 +94,7 @@ impl fmt::Display for Device {
         match self {
             Self::Model { .. } => f.write_str("model"),
             Self::Vfio(address) => write!(f, "vfio:{address}"),
+            Self::VfioUser(path) => write!(f, "vfio-user:{}", path.display()),
         }
     }
 }
@@ -149,7 +163,7 @@ pub enum Doorbells {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No kind of device.
-    #[error("unknown device {0:?}; use model, or vfio:ADDRESS, e.g. vfio:0000:01:00.0")]
+    #[error("unknown device {0:?}; use model, vfio:ADDRESS, e.g. vfio:0000:01:00.0, or vfio-user:PATH")]
     Device(String),
     /// No PCI address.
     #[error("{0:?} has no PCI address; write it as vfio:0000:01:00.0 (`lspci -D -d 15b3:` lists the cards)")]
@@ -232,7 +246,7 @@ impl Config {
             Device::Model { ports } if !(1..=MAX_PORTS).contains(&ports) => {
                 return Err(ConfigError::Ports(ports));
             }
-            Device::Vfio(_) if !self.fabric_sockets.is_empty() => {
+            Device::Vfio(_) | Device::VfioUser(_) if !self.fabric_sockets.is_empty() => {
                 return Err(ConfigError::FabricOfCard(self.device.clone()));
             }
             _ => {}
@@ -246,7 +260,7 @@ impl Config {
                 .limits
                 .check()
                 .map_err(|source| ConfigError::Limit { guest: guest.name.clone(), source })?;
-            if guest.doorbells == Doorbells::Direct && matches!(self.device, Device::Vfio(_)) {
+            if guest.doorbells == Doorbells::Direct && self.device.is_card() {
                 let device = self.device.clone();
                 return Err(ConfigError::DirectOnCard { guest: guest.name.clone(), device });
             }
@@ -264,7 +278,11 @@ impl Config {
     }
 
     fn sockets(&self) -> impl Iterator<Item = &PathBuf> {
-        self.guests.iter().map(|guest| &guest.socket).chain(&self.fabric_sockets)
+        let card = match &self.device {
+            Device::VfioUser(path) => Some(path),
+            Device::Model { .. } | Device::Vfio(_) => None,
+        };
+        self.guests.iter().map(|guest| &guest.socket).chain(&self.fabric_sockets).chain(card)
     }
 }
 
@@ -315,6 +333,10 @@ mod tests {
         assert_eq!("model".parse::<Device>().unwrap(), Device::Model { ports: 1 });
         let card: Device = "vfio:0000:01:00.0".parse().unwrap();
         assert_eq!(card.to_string(), "vfio:0000:01:00.0");
+        let card: Device = "vfio-user:/run/card".parse().unwrap();
+        assert_eq!(card, Device::VfioUser("/run/card".into()));
+        assert_eq!(card.to_string(), "vfio-user:/run/card");
+        assert!("vfio-user:".parse::<Device>().unwrap_err().to_string().contains("without a path"));
         assert!("mlx5".parse::<Device>().unwrap_err().to_string().starts_with("unknown device \"mlx5\""));
         let error = "vfio:01:00.0".parse::<Device>().unwrap_err().to_string();
         assert!(error.contains("vfio:01:00.0") && error.contains("vfio:0000:01:00.0"), "{error}");
@@ -348,6 +370,18 @@ mod tests {
                 },
                 "fabric sockets need the model, and the device is vfio:0000:01:00.0",
             ),
+            (
+                Config {
+                    device: "vfio-user:/c".parse().unwrap(),
+                    fabric_sockets: vec!["/b".into()],
+                    ..config(&[("a", "/a")])
+                },
+                "fabric sockets need the model, and the device is vfio-user:/c",
+            ),
+            (
+                Config { device: "vfio-user:/a".parse().unwrap(), ..config(&[("a", "/a")]) },
+                "/a is named twice",
+            ),
             (Config { device: Device::Model { ports: 3 }, ..config(&[("a", "/a")]) }, "3 ports"),
         ] {
             let text = refusal(&config);
@@ -366,10 +400,12 @@ mod tests {
         let mut config = config(&[("a", "/a")]);
         config.guests[0].doorbells = Doorbells::Direct;
         config.check().unwrap();
-        config.device = "vfio:0000:01:00.0".parse().unwrap();
-        let text = refusal(&config);
-        assert!(text.starts_with("guest \"a\" is to have direct doorbells"), "{text}");
-        assert!(text.contains("vfio:0000:01:00.0"), "{text}");
+        for card in ["vfio:0000:01:00.0", "vfio-user:/c"] {
+            config.device = card.parse().unwrap();
+            let text = refusal(&config);
+            assert!(text.starts_with("guest \"a\" is to have direct doorbells"), "{text}");
+            assert!(text.contains(card), "{text}");
+        }
         config.guests[0].doorbells = Doorbells::Auto;
         config.check().unwrap();
     }

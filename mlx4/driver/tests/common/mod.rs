@@ -3,24 +3,25 @@
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod card;
 pub mod end;
 
 use std::cell::RefCell;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use mlx4::{Config, Event, EventSink, Hca, PortEvent, Profile};
 use mlx4_model::fabric::{Fabric, FabricConfig};
-use mlx4_model::hca::{EngineThread, Fault, HcaConfig};
-use mlx4_model::seam::ModelDevice;
-use mlx4_model::trace::Trace;
+use mlx4_model::hca::Fault;
 use mlx4_pci::{
     DmaSpace, Doorbell, DoorbellKind, EventFd, Identity, InterruptError, PciDevice, RegisterError,
     ResetError, ResetKind,
 };
 use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::eqe::EventType;
+
+pub use card::Card;
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,42 +46,6 @@ impl EventSink for Events {
 pub fn fabric() -> Arc<Fabric> {
     let _already = env_logger::builder().is_test(true).try_init();
     Fabric::new(FabricConfig::default()).expect("a fabric")
-}
-
-/// A card of the model.
-pub struct Card {
-    pub device: Arc<ModelDevice>,
-    _engine: EngineThread,
-}
-
-impl Card {
-    pub fn new(fabric: &Arc<Fabric>, node_guid: u64, ports: u8) -> Self {
-        Self::traced(fabric, node_guid, ports, None)
-    }
-
-    /// A card that writes a trace.
-    pub fn traced(fabric: &Arc<Fabric>, node_guid: u64, ports: u8, trace: Option<Arc<Trace>>) -> Self {
-        let config = HcaConfig { node_guid, ports, trace };
-        let device = Arc::new(ModelDevice::new(config, fabric).expect("a card"));
-        let engine = device.hca().start_engine().expect("an engine");
-        Self { device, _engine: engine }
-    }
-
-    pub fn seam(&self) -> Arc<dyn PciDevice> {
-        Arc::<ModelDevice>::clone(&self.device)
-    }
-
-    pub fn dump(&self) -> String {
-        self.device.hca().dump()
-    }
-
-    /// Opens the driver, with a small profile.
-    pub fn open(&self) -> Host {
-        let (sender, events) = channel();
-        let config = Config { events: Arc::new(Events::new(sender)), ..config() };
-        let hca = Hca::open(self.seam(), &config).expect("the driver opens");
-        Host { hca, events, passed: RefCell::default() }
-    }
 }
 
 /// Small tables, two event queues for completions.

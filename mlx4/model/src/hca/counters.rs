@@ -57,6 +57,12 @@ counters! {
     rejected_lkeys,
     /// Accesses refused by a remote key.
     rejected_rkeys,
+    /// Regions registered by a work request.
+    fast_registers,
+    /// Keys invalidated by a work request of their owner.
+    local_invalidates,
+    /// Keys invalidated by a message of the other end's.
+    remote_invalidates,
     /// Receiver-not-ready NAKs sent.
     rnr_naks,
     /// Requests that nobody answered in time.

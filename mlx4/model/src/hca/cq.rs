@@ -166,16 +166,15 @@ impl Cq {
         if !state.live || record.sequence() != doorbell.arm.sequence() {
             return false;
         }
-        let unread = |state: &State, end: u32| {
-            let behind = end.wrapping_sub(record.consumer_index()) & INDEX_MASK;
-            behind != 0 && behind <= 1 << state.log2_entries
+        // More than the ring holds, if entries were read and others came before the doorbell was here.
+        let unread = |end: u32| {
+            let entries = end.wrapping_sub(record.consumer_index()) & INDEX_MASK;
+            (1..=INDEX_MASK / 2).contains(&entries)
         };
         let (armed, pending) = match record.command() {
-            CqArmCommand::NEXT | CqArmCommand::MULTIPLE => (Armed::Next, unread(&state, state.producer)),
+            CqArmCommand::NEXT | CqArmCommand::MULTIPLE => (Armed::Next, unread(state.producer)),
             CqArmCommand::SOLICITED if state.armed == Armed::Next => (Armed::Next, false),
-            CqArmCommand::SOLICITED => {
-                (Armed::Solicited, state.solicited.is_some_and(|end| unread(&state, end)))
-            }
+            CqArmCommand::SOLICITED => (Armed::Solicited, state.solicited.is_some_and(unread)),
             _ => return false,
         };
         state.armed = armed;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mlx4_wire::cmd::fw::MapEntry;
 use mlx4_wire::cmd::hca::{IcmTable, InitHca, RdmarcTable};
+use mlx4_wire::cmd::port::{QueryPort, SetPortOp};
 use mlx4_wire::cmd::{Opcode, Status};
 use mlx4_wire::ctx::RingPages;
 use mlx4_wire::ctx::cq::CqContext;
@@ -297,6 +298,26 @@ impl Driver {
             1 => (wild & 0x3f_0000_00ff).to_be_bytes(),
             _ => (MEMORY + ((wild % MEMORY_BYTES) & !0xfff) + 1).to_be_bytes(),
         }
+    }
+}
+
+#[test]
+fn port_is_infiniband_and_becomes_no_other() {
+    let mut driver = Driver::new();
+    driver.bring_up();
+    for port in [1, 2] {
+        assert_eq!(driver.command(Opcode::SENSE_PORT, 0, port, 0), Status::BAD_OP);
+        for general_to_scheduler in (0..10).map(|what| what << 8 | port) {
+            let ethernet = SetPortOp::ETH.0;
+            assert_eq!(
+                driver.command(Opcode::SET_PORT, ethernet, general_to_scheduler, INPUT),
+                Status::BAD_OP
+            );
+        }
+        assert_eq!(driver.command(Opcode::QUERY_PORT, 0, port, 0), Status::OK);
+        let mut query = QueryPort::new_zeroed();
+        driver.dma.snapshot().read(OUTPUT, query.as_mut_bytes()).unwrap();
+        assert_eq!((query.state.ib(), query.state.eth()), (true, false));
     }
 }
 

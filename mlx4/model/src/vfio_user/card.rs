@@ -18,6 +18,7 @@ pub struct ServedCard {
     server: VfioUserServer,
     _engine: EngineThread,
     hca: Arc<Hca>,
+    dma: Arc<DmaSpace>,
 }
 
 impl ServedCard {
@@ -34,13 +35,18 @@ impl ServedCard {
             .map_err(|source| ServeError::Card { path: path.into(), source })?;
         let engine = hca.start_engine().map_err(ServeError::Thread)?;
         let function: Arc<dyn PciFunction> = Arc::<Hca>::clone(&hca);
-        let server = VfioUserServer::start(path, function, dma, irqs)?;
-        Ok(Self { server, _engine: engine, hca })
+        let server = VfioUserServer::start(path, function, Arc::clone(&dma), irqs)?;
+        Ok(Self { server, _engine: engine, hca, dma })
     }
 
     /// The card.
     pub fn hca(&self) -> &Arc<Hca> {
         &self.hca
+    }
+
+    /// Accesses to memory that the card tried and was refused since it was made, for whatever cause.
+    pub fn refused(&self) -> u64 {
+        self.dma.refused() + self.dma.held_back()
     }
 
     /// Where it is served.

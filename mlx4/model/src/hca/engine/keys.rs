@@ -28,8 +28,20 @@ pub(super) fn execute(side: &Side<'_>, request: &Request) -> Result<(), Syndrome
         Request::FastRegister(segment) => changes.fast_register(side.user(), segment),
         _ => return Err(Syndrome::LOCAL_QP_OP_ERR),
     };
-    done.map_err(|fault| {
-        side.refused_lkey(&fault);
-        Syndrome::MW_BIND_ERR
-    })
+    match done {
+        Ok(()) => count(side, request),
+        Err(fault) => {
+            side.refused_lkey(&fault);
+            return Err(Syndrome::MW_BIND_ERR);
+        }
+    }
+    Ok(())
+}
+
+fn count(side: &Side<'_>, request: &Request) {
+    match request {
+        Request::LocalInvalidate(_) => side.hca.counters.local_invalidates.add(1),
+        Request::FastRegister(_) => side.hca.counters.fast_registers.add(1),
+        _ => {}
+    }
 }

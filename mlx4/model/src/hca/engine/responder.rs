@@ -142,6 +142,7 @@ impl<'a> Responder<'a> {
     fn invalidate(&mut self, key: u32) -> Result<(), Answer> {
         let changes = Changes::begin(self.side.burst, self.side.running);
         let Err(fault) = changes.invalidate(self.work.remote_user(&self.side), key, By::Remote) else {
+            self.side.hca.counters.remote_invalidates.add(1);
             return Ok(());
         };
         drop(changes);

@@ -54,6 +54,23 @@ fn entries_of_64_bytes_hold_theirs_in_the_upper_half() {
     assert!(lower.iter().all(|byte| *byte == CQE_FILL));
 }
 
+/// The consumer of a ring of two goes on reading, and requests go on completing, before its doorbell is here.
+#[test]
+fn doorbell_that_comes_late_finds_entries_that_came_since() {
+    let lab = Lab::new(1);
+    let machine = &lab.machines[0];
+    let queue = TestCq::new(machine, 1);
+    for _ in 0..2 {
+        push(machine, &queue);
+    }
+    machine.take_events();
+    let doorbell = queue.request(machine, CqArmCommand::NEXT);
+    queue.poll(machine).unwrap();
+    push(machine, &queue);
+    queue.ring(machine, doorbell);
+    assert_eq!(events(machine, &queue), 1);
+}
+
 #[test]
 fn moderated_event_waits_for_the_count_or_the_period() {
     let lab = Lab::new(1);

@@ -105,10 +105,20 @@ impl TestCq {
 
     /// Asks for an event with the next entry, or the next solicited one.
     pub(super) fn arm(&self, machine: &Machine, command: CqArmCommand) {
+        let doorbell = self.request(machine, command);
+        self.ring(machine, doorbell);
+    }
+
+    /// The first half of that: writes the record. The doorbell that is to follow.
+    pub(super) fn request(&self, machine: &Machine, command: CqArmCommand) -> [U32; 2] {
         let index = self.consumed.get();
         let word = 1 << 28 | u32::from(command.0) << 24;
         machine.store(self.record + 4, &U32::new(word | index));
-        let doorbell = [U32::new(word | self.cqn), U32::new(index)];
+        [U32::new(word | self.cqn), U32::new(index)]
+    }
+
+    /// The second half.
+    pub(super) fn ring(&self, machine: &Machine, doorbell: [U32; 2]) {
         machine.hca.bar_write(2, u64::from(UAR) * 4096 + 0x20, doorbell.as_bytes());
     }
 }
