@@ -37,12 +37,43 @@ pub(crate) fn card_moves_to_vfio(scene: &Scene) {
     assert_eq!(scene.succeeds("bind"), format!("{ADDRESS} moved from mlx4_core to vfio-pci\n"));
     assert!(scene.is_untouched());
     passed("bind", "moved to vfio-pci");
-    let text = scene.succeeds("doctor");
-    for words in ["ok      driver    bound to vfio-pci", "ok      firmware", "its link is up", "is ACTIVE"] {
+    configuration_is_checked(scene);
+}
+
+/// What `paraverbs doctor` says of a configuration that asks for more memory than the user may lock, and as root.
+fn configuration_is_checked(scene: &Scene) {
+    let config = format!(
+        "device = \"vfio:{ADDRESS}\"\n[[guest]]\nname = \"a\"\nsocket = \"/run/a\"\nkind = \"process\"\n\
+         [guest.limits]\nregistered_bytes = {}\n",
+        768 << 20
+    );
+    scene.vm.put("/run/paraverbsd.toml", 0o644, config.as_bytes()).unwrap();
+    let doctor = "paraverbs doctor --config /run/paraverbsd.toml";
+    let lacking = scene.vm.run_within(LIMIT, &format!("rig-guest confined 1 {doctor}")).unwrap();
+    assert_eq!(lacking.status, 1, "{lacking}");
+    for words in [
+        "FAILED  memlock   this user may lock 1 MiB; the configured guests may register 768 MiB, and the driver needs",
+        "set LimitMEMLOCK=infinity for the service, or `ulimit -l unlimited`",
+        "FAILED  firmware",
+        "-       ports",
+    ] {
+        assert!(lacking.stdout.contains(words), "{words} in {lacking}");
+    }
+    assert!(scene.is_untouched());
+    let text = scene.vm.check_within(LIMIT, doctor).unwrap();
+    for words in [
+        "ok      driver    bound to vfio-pci",
+        "ok      memlock   this user may lock any amount of memory; the configured guests may register 768 MiB",
+        "hugepages",
+        "ok      firmware",
+        "its link is up",
+        "is ACTIVE",
+        "port 1 has no alias GUIDs",
+    ] {
         assert!(text.contains(words), "{words} in {text}");
     }
     assert!(scene.is_untouched());
-    passed("doctor", "nothing is lacking: firmware, link and subnet manager are there");
+    passed("doctor", "of a configuration: what it may not lock is found; as root nothing is lacking");
 }
 
 pub(crate) fn card_moves_back(scene: &Scene) {

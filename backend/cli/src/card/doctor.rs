@@ -256,6 +256,51 @@ mod tests {
     }
 
     #[test]
+    fn host_without_iommu_is_told_how_to_turn_it_on() {
+        let on = "enable VT-d or AMD-Vi in the firmware setup, and on Intel boot with intel_iommu=on";
+        let (usable, text) = report(&Stage::without_iommu("mlx4_core"), &ROOT);
+        assert!(!usable && text.contains("FAILED  iommu     the card is in no IOMMU group"), "{text}");
+        assert!(text.contains(on) && text.contains("-       group     there is no IOMMU group"), "{text}");
+        // VFIO's own stand-in for a group, which lets a card reach all memory.
+        let stage = ready().file("sys/kernel/iommu_groups/12/name", "vfio-noiommu\n");
+        let (usable, text) = report(&stage, &ROOT);
+        assert!(
+            !usable && text.contains("FAILED  iommu     the card's group has no IOMMU behind it"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_card_is_told_how_to_list_cards() {
+        let stage = ready().file(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1015\n");
+        let (usable, text) = report(&stage, &ROOT);
+        assert!(!usable && text.contains("is 15b3:1015, no ConnectX, ConnectX-2 or ConnectX-3"), "{text}");
+        let (_, text) = report(&Stage::empty(), &ROOT);
+        assert!(
+            text.contains("FAILED  card      no PCI device") && text.contains("lspci -D -d 15b3:"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn pages_for_guests_are_advised_where_there_are_none() {
+        let shmem = "sys/kernel/mm/transparent_hugepage/shmem_enabled";
+        let stage = |chosen: &str, pool: &str| {
+            let meminfo = format!("MemTotal: 1 kB\nHugePages_Total:    {pool}\n");
+            Stage::card("vfio-pci").file(shmem, chosen).file("proc/meminfo", &meminfo)
+        };
+        let found = |chosen, pool| hugepages(&stage(chosen, pool).sysfs());
+        assert!(
+            matches!(found("always [never]", "0"), Finding::Advice(_, mend) if mend.contains("vm.nr_hugepages"))
+        );
+        assert_eq!(
+            found("always [never]", "64"),
+            Finding::Good("64 in the pool, transparent ones for shared memory: never".into())
+        );
+        assert!(matches!(found("[always] never", "0"), Finding::Good(_)));
+    }
+
+    #[test]
     fn group_with_a_device_in_use_is_not_viable() {
         let other = "0000:01:00.1";
         let stage = ready().file(&format!("sys/kernel/iommu_groups/12/devices/{other}/x"), "");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mlx4::{Config, Hca, PortAttributes};
+use mlx4::{Config, Error, FieldError, Gid, Hca, PortAttributes};
 use mlx4_pci::{PciAddress, VfioPci};
 
 use super::doctor::{Finding, Report};
@@ -32,10 +32,17 @@ pub(crate) fn check(address: PciAddress, report: &mut Report) {
     let hca = match open() {
         Ok(hca) => hca,
         Err(error) => {
-            let mend =
-                "the message says what is wrong; ports that are Ethernet are made InfiniBand with mlxconfig";
-            report.note("firmware", Finding::Bad(format!("{error:#}"), mend.into()));
-            report.note("ports", Finding::LeftOut("the card doesn't come up".into()));
+            match error.downcast_ref() {
+                Some(error) if is_ethernet(error) => {
+                    report.note("firmware", Finding::LeftOut("the card isn't brought up".into()));
+                    report.note("ports", ethernet(address));
+                }
+                _ => {
+                    let mend = "the message says what is wrong; else the kernel's log (dmesg) may";
+                    report.note("firmware", Finding::Bad(format!("{error:#}"), mend.into()));
+                    report.note("ports", Finding::LeftOut("the card doesn't come up".into()));
+                }
+            }
             return;
         }
     };
@@ -47,6 +54,11 @@ pub(crate) fn check(address: PciAddress, report: &mut Report) {
         let (link, manager) = wait_active(&hca, number, deadline);
         report.note("link", link);
         report.note("sm", manager);
+        let gids = hca.gids(number);
+        report.note(
+            "aliases",
+            gids.map_or_else(|error| unknown(number, &error), |gids| aliases(number, &gids)),
+        );
     }
     if let Err(error) = hca.close() {
         let mend = "the card was reset; look at the kernel's log (dmesg)";
@@ -60,9 +72,7 @@ fn wait_active(hca: &Hca, number: u8, deadline: Instant) -> (Finding, Finding) {
         let port = match hca.port(number) {
             Ok(port) => port,
             Err(error) => {
-                let mend = "look at the kernel's log (dmesg)";
-                let seen = format!("port {number} can't be asked: {error}");
-                return (Finding::Bad(seen, mend.into()), Finding::LeftOut("the port can't be asked".into()));
+                return (unknown(number, &error), Finding::LeftOut("the port can't be asked".into()));
             }
         };
         if port.state.0 == ACTIVE || Instant::now() >= deadline {
@@ -70,6 +80,38 @@ fn wait_active(hca: &Hca, number: u8, deadline: Instant) -> (Finding, Finding) {
         }
         thread::sleep(PAUSE);
     }
+}
+
+fn unknown(number: u8, error: &Error) -> Finding {
+    Finding::Bad(format!("port {number} can't be asked: {error}"), "look at the kernel's log (dmesg)".into())
+}
+
+/// Whether the card doesn't come up because InfiniBand is none of a port's types.
+fn is_ethernet(error: &Error) -> bool {
+    matches!(error, Error::Field(FieldError { structure: "QUERY_PORT", field: "ib", .. }))
+}
+
+fn ethernet(address: PciAddress) -> Finding {
+    Finding::Bad(
+        "a port of the card is Ethernet only".into(),
+        format!(
+            "make it InfiniBand, and restart the host: mlxconfig -d {address} set LINK_TYPE_P1=1 (and LINK_TYPE_P2=1)"
+        ),
+    )
+}
+
+/// What guests have for GIDs.
+fn aliases(number: u8, gids: &[Gid]) -> Finding {
+    let room = gids.len().saturating_sub(1);
+    let assigned = gids.iter().skip(1).filter(|gid| gid[8..] != [0; 8]).count();
+    if assigned > 0 {
+        return Finding::Good(format!("port {number} has {assigned} alias GUIDs, and room for {room}"));
+    }
+    Finding::Advice(
+        format!("port {number} has no alias GUIDs, but room for {room}: all guests have the port's GID"),
+        "nothing to do for that; a subnet manager can assign them, but the daemon gives none to guests yet"
+            .into(),
+    )
 }
 
 fn link(number: u8, port: &PortAttributes) -> Finding {
@@ -98,32 +140,86 @@ fn manager(number: u8, port: &PortAttributes) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use mlx4::Rule;
     use mlx4_model::fabric::{Fabric, FabricConfig};
     use mlx4_model::hca::HcaConfig;
     use mlx4_model::seam::ModelDevice;
 
     use super::*;
 
-    #[test]
-    fn card_of_the_model_has_a_link_and_a_subnet_manager() {
-        let fabric =
-            Fabric::new(FabricConfig { training: Duration::ZERO, ..FabricConfig::default() }).unwrap();
+    /// No test waits so long.
+    const LONG: Duration = Duration::from_secs(120);
+
+    /// What is found of port 1 of a card that is plugged into a fabric, after `settled` is so of it.
+    fn found(config: FabricConfig, settled: fn(&PortAttributes) -> bool) -> (Finding, Finding, Finding) {
+        let fabric = Fabric::new(config).unwrap();
         let config = HcaConfig { node_guid: 0x2c9_0300_a000, ports: 1, trace: None };
         let device = Arc::new(ModelDevice::new(config, &fabric).unwrap());
         let _engine = device.hca().start_engine().unwrap();
         let hca = Hca::open(device, &Config { completion_eqs: 1, ..Config::default() }).unwrap();
-        let (link, manager) = wait_active(&hca, 1, Instant::now() + Duration::from_secs(120));
-        assert!(matches!(link, Finding::Good(_)), "{link:?}");
+        let deadline = Instant::now() + LONG;
+        while !settled(&hca.port(1).unwrap()) {
+            assert!(Instant::now() < deadline, "{:?}", hca.port(1));
+            thread::sleep(PAUSE);
+        }
+        // What isn't there by now is taken not to come.
+        let (link, manager) = wait_active(&hca, 1, Instant::now());
+        let aliases = aliases(1, &hca.gids(1).unwrap());
+        hca.close().unwrap();
+        (link, manager, aliases)
+    }
+
+    fn bad(finding: &Finding) -> (&str, &str) {
+        let Finding::Bad(seen, mend) = finding else { panic!("{finding:?}") };
+        (seen, mend)
+    }
+
+    #[test]
+    fn port_with_a_subnet_manager_has_all_but_alias_guids() {
+        let (link, manager, aliases) = found(FabricConfig::default(), |port| port.state.0 == ACTIVE);
+        assert_eq!(link, Finding::Good("port 1 is InfiniBand, and its link is up".into()));
         assert!(
             matches!(&manager, Finding::Good(text) if text.starts_with("port 1 is ACTIVE")),
             "{manager:?}"
         );
-        let mut port = hca.port(1).unwrap();
-        port.state.0 = 2;
-        assert!(matches!(super::manager(1, &port), Finding::Bad(..)));
-        port.physical_state = 2;
-        assert!(matches!(super::link(1, &port), Finding::Bad(..)));
-        assert!(matches!(super::manager(1, &port), Finding::LeftOut(_)));
-        hca.close().unwrap();
+        let Finding::Advice(seen, _) = aliases else { panic!("{aliases:?}") };
+        assert!(seen.starts_with("port 1 has no alias GUIDs, but room for "), "{seen}");
+    }
+
+    #[test]
+    fn port_that_no_subnet_manager_sets_up_is_told_to_have_one_started() {
+        let config = FabricConfig { subnet_manager: None, ..FabricConfig::default() };
+        let (link, manager, _) = found(config, |port| port.physical_state == LINK_UP);
+        assert!(matches!(link, Finding::Good(_)), "{link:?}");
+        let (seen, mend) = bad(&manager);
+        assert_eq!(seen, "port 1 is in state 2, LID 0: no subnet manager has set it up");
+        assert!(mend.starts_with("start a subnet manager on this network (opensm"), "{mend}");
+    }
+
+    #[test]
+    fn port_without_a_link_is_told_to_look_for_its_cable() {
+        let config = FabricConfig { training: 10 * LONG, ..FabricConfig::default() };
+        let (link, manager, _) = found(config, |port| port.physical_state == 2);
+        let (seen, mend) = bad(&link);
+        assert_eq!(seen, "port 1 is InfiniBand, and has no link (physical state 2)");
+        assert!(mend.contains("cable"), "{mend}");
+        assert_eq!(manager, Finding::LeftOut("port 1 has no link".into()));
+    }
+
+    #[test]
+    fn port_that_is_ethernet_only_is_told_to_be_made_infiniband() {
+        let field = |structure, field| FieldError { structure, field, value: 0, rule: Rule::Is(1) };
+        assert!(is_ethernet(&Error::Field(field("QUERY_PORT", "ib"))));
+        assert!(!is_ethernet(&Error::Field(field("QUERY_DEV_CAP", "rc"))));
+        let finding = ethernet("vfio:0000:01:00.0".parse().unwrap());
+        assert!(bad(&finding).1.contains("mlxconfig -d 0000:01:00.0 set LINK_TYPE_P1=1"), "{finding:?}");
+    }
+
+    #[test]
+    fn alias_guids_are_counted() {
+        let mut gids = [[0; 16]; 4];
+        gids[0][15] = 1;
+        gids[2][15] = 9;
+        assert_eq!(aliases(2, &gids), Finding::Good("port 2 has 1 alias GUIDs, and room for 3".into()));
     }
 }

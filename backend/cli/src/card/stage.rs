@@ -16,16 +16,25 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// A host with a card in IOMMU group 12 that is bound to a driver.
-    pub(super) fn card(driver: &str) -> Self {
-        let stage = Self { root: tempfile::tempdir().unwrap() };
+    /// A host with nothing.
+    pub(super) fn empty() -> Self {
+        Self { root: tempfile::tempdir().unwrap() }
+    }
+
+    /// A host with a card that is bound to a driver, in no IOMMU group.
+    pub(super) fn without_iommu(driver: &str) -> Self {
         let folder = format!("sys/bus/pci/devices/{CARD}");
-        stage
+        Self::empty()
             .file(&format!("{folder}/vendor"), "0x15b3\n")
             .file(&format!("{folder}/device"), "0x1003\n")
-            .file(&format!("sys/kernel/iommu_groups/12/devices/{CARD}/x"), "")
-            .link(&format!("{folder}/iommu_group"), "../../../../kernel/iommu_groups/12")
             .bound(CARD, driver)
+    }
+
+    /// A host with a card in IOMMU group 12 that is bound to a driver.
+    pub(super) fn card(driver: &str) -> Self {
+        Self::without_iommu(driver)
+            .file(&format!("sys/kernel/iommu_groups/12/devices/{CARD}/x"), "")
+            .link(&format!("sys/bus/pci/devices/{CARD}/iommu_group"), "../../../../kernel/iommu_groups/12")
     }
 
     /// Binds a device, which need not be there, to a driver.
