@@ -71,7 +71,7 @@ pub(super) fn check(pair: &Pair) {
     assert!(transport.request_bytes > carried && transport.reply_bytes > carried, "{transport:?}");
     assert!(transport.registrations > 0 && transport.bad_replies == 0, "{transport:?}");
     passed("NFS over RDMA: files of 1 byte to 5 MiB there and back, cached and direct, four at once");
-    keys_came_and_went(pair, before, "NFS");
+    keys_came_and_went(pair, before, "NFS", true);
     run(client, &format!("umount {MOUNTED}"));
     // The transport ends some time after the last mount.
     run(client, "until modprobe -r -a rpcrdma nfsv4; do sleep 0.1; done");

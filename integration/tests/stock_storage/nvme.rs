@@ -70,7 +70,7 @@ pub(super) fn check(pair: &Pair) {
             "NVMe over RDMA, register_always={register_always}: blocks of 512 bytes to 1 MiB, four writers at once"
         ));
         if register_always == "Y" {
-            keys_came_and_went(pair, before, "NVMe");
+            keys_came_and_went(pair, before, "NVMe", false);
             cable_is_pulled(pair);
         }
         disconnect(client);

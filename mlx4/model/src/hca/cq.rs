@@ -58,11 +58,26 @@ enum Armed {
     Next,
 }
 
+/// Whether an index is another one, or at most so many before it; they count modulo 2^24.
+fn is_before(index: u32, other: u32, most: u32) -> bool {
+    other.wrapping_sub(index) & INDEX_MASK <= most
+}
+
 /// The queue can't take entries: it has overrun or could not be written. Says whether it happened just now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CqFailed {
     /// What went wrong, if this entry was the one that broke the queue.
     pub(crate) first: Option<CqErrorSyndrome>,
+}
+
+#[cfg(test)]
+impl Cq {
+    /// As if so many more entries had come and been read.
+    pub(crate) fn skip(&self, entries: u32) {
+        let mut state = self.lock();
+        state.producer = state.producer.wrapping_add(entries) & INDEX_MASK;
+        state.consumer = state.producer;
+    }
 }
 
 impl Cq {
@@ -131,8 +146,12 @@ impl Cq {
         if state.write(burst, self.format, cqe).is_err() {
             return Err(fail(&mut state, CqStatus::WRITE_FAILURE, CqErrorSyndrome::ACCESS_VIOLATION));
         }
+        let producer = state.producer;
         if solicited {
-            state.solicited = Some(state.producer);
+            state.solicited = Some(producer);
+        } else {
+            // So far back no doorbell looks, and the index would come round.
+            state.solicited = state.solicited.filter(|end| is_before(*end, producer, INDEX_MASK / 4));
         }
         let fires = match state.armed {
             Armed::Next => true,
@@ -167,10 +186,8 @@ impl Cq {
             return false;
         }
         // More than the ring holds, if entries were read and others came before the doorbell was here.
-        let unread = |end: u32| {
-            let entries = end.wrapping_sub(record.consumer_index()) & INDEX_MASK;
-            (1..=INDEX_MASK / 2).contains(&entries)
-        };
+        let consumer = record.consumer_index();
+        let unread = |end: u32| end != consumer && is_before(consumer, end, INDEX_MASK / 2);
         let (armed, pending) = match record.command() {
             CqArmCommand::NEXT | CqArmCommand::MULTIPLE => (Armed::Next, unread(state.producer)),
             CqArmCommand::SOLICITED if state.armed == Armed::Next => (Armed::Next, false),

@@ -125,7 +125,8 @@ pub enum DmaError {
     },
     /// The space takes no more mappings.
     #[error(
-        "no mapping left of {maximum}; raise dma_entry_limit of module vfio_iommu_type1, or map larger pieces"
+        "no mapping left of {maximum}; map larger pieces, or raise the limit (of VFIO: dma_entry_limit of module \
+         vfio_iommu_type1; of vfio-user: max_dma_maps of the server)"
     )]
     NoMapping {
         /// Mappings that an empty space takes.

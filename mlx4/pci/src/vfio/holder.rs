@@ -1,8 +1,8 @@
 //! Who keeps a card from being opened: processes that have its group open, or a page of its BARs mapped.
 //!
 //! A mapping keeps the card open when every descriptor is closed. The kernel doesn't say which card it is of, so
-//! such processes are named only where the group can't be opened though nobody has it open, and not if they have
-//! another group open.
+//! such processes are named only where the group is busy though nobody has it open, and not if they have another
+//! group open. Users of an iommufd device (`/dev/vfio/devices`) aren't seen.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -33,13 +33,22 @@ impl fmt::Display for Holder {
 }
 
 /// The processes that keep an IOMMU group in use, on a host whose `proc` is in a folder. Of other users' processes
-/// only root sees what they do.
+/// only root sees what they do. The group is opened for a moment if that alone can tell whether it is in use.
 pub fn holders(root: &Path, group: u32) -> Vec<Holder> {
+    let busy = || {
+        let opened = File::open(root.join(format!("dev/vfio/{group}")));
+        opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+    };
+    holders_if(root, group, busy)
+}
+
+/// The same, where others know whether the group is busy.
+pub(super) fn holders_if(root: &Path, group: u32, busy: impl FnOnce() -> bool) -> Vec<Holder> {
     let pids = names(&root.join("proc")).into_iter().filter_map(|name| name.parse().ok());
     let mut all: Vec<(u32, Use)> =
         pids.filter_map(|pid| Some((pid, Use::of(&root.join(format!("proc/{pid}")), group)?))).collect();
     let known = all.iter().any(|(_, found)| *found == Use::Group);
-    if known || File::open(root.join(format!("dev/vfio/{group}"))).is_ok() {
+    if known || (!all.is_empty() && !busy()) {
         all.retain(|(_, found)| *found == Use::Group);
     }
     let holder = |(pid, found): (u32, Use)| {
@@ -138,7 +147,7 @@ mod tests {
     }
 
     fn told(processes: &[(u32, &[&str], &str)]) -> Vec<String> {
-        holders(proc(processes).path(), 12).iter().map(ToString::to_string).collect()
+        holders_if(proc(processes).path(), 12, || true).iter().map(ToString::to_string).collect()
     }
 
     const DOORBELL: &str = "7f00-7f10 rw-p 00000000 00:00 0 [heap]\n\
@@ -155,6 +164,8 @@ mod tests {
         fs::create_dir_all(root.path().join("dev/vfio")).unwrap();
         fs::write(root.path().join("dev/vfio/12"), "").unwrap();
         assert_eq!(holders(root.path(), 12), []);
+        fs::remove_file(root.path().join("dev/vfio/12")).unwrap();
+        assert_eq!(holders(root.path(), 12), [], "one that isn't there is in nobody's use either");
         assert_eq!(told(&[(9, &["/dev/vfio/13", DEVICE], DOORBELL), (10, &["/dev/vfio/vfio"], "")]), [""; 0]);
     }
 

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Holder, OpenError, PciAddress, holders};
+use super::holder::holders_if;
+use super::{Holder, OpenError, PciAddress};
 
 /// Drivers that leave a device to VFIO's users, besides `*vfio_pci` and `*vfio-pci`: the kernel lets a group
 /// be used while its other devices are bound to these.
@@ -77,9 +78,9 @@ impl Host {
         fs::read_to_string(self.folder().join("numa_node")).ok()?.trim().parse().ok()
     }
 
-    /// Who keeps an IOMMU group in use.
+    /// Who keeps an IOMMU group in use that is busy.
     pub(super) fn holders(&self, group: u32) -> Vec<Holder> {
-        holders(&self.root, group)
+        holders_if(&self.root, group, || true)
     }
 
     /// The file of an IOMMU group.

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 pub enum ConnectError {
     /// Nobody listens at the path.
     #[error(
-        "can't connect to {}; start a server there first, e.g. `paraverbs model --socket PATH`", .path.display()
+        "can't connect to {}; a server must listen there, e.g. `paraverbs model --socket PATH`, and this user be \
+         allowed to write to its socket", .path.display()
     )]
     Connect {
         /// The socket.

@@ -24,7 +24,7 @@ const STALE_MAX: usize = 4096;
 /// Descriptors that go with a message at most.
 pub(super) const FDS_MAX: usize = 8;
 
-/// A connection. Dropping it ends it, and with it all that the server does to this process's memory.
+/// A connection. Dropping it ends it; an honest server then leaves this process's memory alone.
 pub(super) struct Link {
     /// The device, for messages.
     name: String,

@@ -51,7 +51,8 @@ use crate::{
 /// long, or a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A card at a socket. Dropping it ends its DMA; its server resets it when the last of its doorbells and
+/// A card at a socket, whose server has the descriptors of all memory that is mapped for it: it must be trusted as
+/// a card without an IOMMU is. Dropping it ends its DMA; its server resets it when the last of its doorbells and
 /// [buffers](crate::DmaBuffer) is gone too.
 pub struct VfioUserPci {
     server: Arc<Server>,

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX};
 use zerocopy::{FromBytes, IntoBytes};
@@ -41,6 +43,21 @@ pub(super) struct Abilities {
     pub(super) maps: u64,
 }
 
+/// Connects to a socket; not being connected at once is an error, for a server that takes nobody may never do.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?).map_err(|error| match error {
+        Errno::AGAIN => {
+            io::Error::other("too many others wait for its server, which is stuck or has a client")
+        }
+        error => error.into(),
+    })?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// A server, and the function that it serves.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -53,7 +70,7 @@ impl Server {
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Self, ConnectError> {
         let owned = path.to_owned();
         let failed = |source| ConnectError::Connect { path: owned.clone(), source };
-        let stream = UnixStream::connect(path).map_err(failed)?;
+        let stream = dial(path).map_err(failed)?;
         let link = Link::new(format!("vfio-user:{}", path.display()), stream, patience).map_err(failed)?;
         let abilities =
             agree(&link).map_err(|source| ConnectError::Version { path: owned.clone(), source })?;

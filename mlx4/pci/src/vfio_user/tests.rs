@@ -150,6 +150,18 @@ fn ids(fds: &[Asked]) -> Vec<(u32, u32, u32, bool)> {
 }
 
 #[test]
+fn server_for_which_too_many_wait_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _first = UnixStream::connect(&path).unwrap();
+    let error = VfioUserPci::open_within(&path, LONG).unwrap_err();
+    let ConnectError::Connect { source, .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().starts_with("too many others wait"), "{source}");
+}
+
+#[test]
 fn function_is_what_its_server_says() {
     let fake = Fake::start(Asked::answered);
     let device = fake.open(LONG).unwrap();

@@ -54,6 +54,27 @@ fn entries_of_64_bytes_hold_theirs_in_the_upper_half() {
     assert!(lower.iter().all(|byte| *byte == CQE_FILL));
 }
 
+/// Indices count modulo 2^24: a solicited entry that was read long ago must not look as if it were to come.
+#[test]
+fn solicited_entry_of_long_ago_is_not_taken_for_an_unread_one() {
+    let lab = Lab::new(1);
+    let machine = &lab.machines[0];
+    let queue = TestCq::new(machine, 6);
+    queue.cq(machine).push(&machine.burst(), &Cqe::new_zeroed(), true).unwrap();
+    queue.poll(machine).unwrap();
+    for _ in 0..3 {
+        queue.skip(machine, 5 << 20);
+        push(machine, &queue);
+        queue.poll(machine).unwrap();
+        queue.arm(machine, CqArmCommand::SOLICITED);
+        assert_eq!(events(machine, &queue), 0);
+    }
+    queue.cq(machine).push(&machine.burst(), &Cqe::new_zeroed(), true).unwrap();
+    assert_eq!(events(machine, &queue), 1);
+    queue.arm(machine, CqArmCommand::SOLICITED);
+    assert_eq!(events(machine, &queue), 1, "it is still unread");
+}
+
 /// The consumer of a ring of two goes on reading, and requests go on completing, before its doorbell is here.
 #[test]
 fn doorbell_that_comes_late_finds_entries_that_came_since() {

@@ -103,6 +103,13 @@ impl TestCq {
         Some(cqe)
     }
 
+    /// As if so many more entries had come and been read.
+    pub(super) fn skip(&self, machine: &Machine, entries: u32) {
+        self.cq(machine).skip(entries);
+        self.consumed.set(self.consumed.get() + entries);
+        machine.store(self.record, &Number24::wrapping(self.consumed.get()));
+    }
+
     /// Asks for an event with the next entry, or the next solicited one.
     pub(super) fn arm(&self, machine: &Machine, command: CqArmCommand) {
         let doorbell = self.request(machine, command);
