@@ -63,6 +63,9 @@ const NEVER: [(&str, &str); 2] = [
     ("corrupt", "lies of a card that are made inside the model"),
     ("scale", "counts the card's pages, and ten thousands of commands take a quarter of an hour in this VM"),
 ];
+/// The cases of a hostile guest's that change its memory table, and more of them with `--all`.
+const CHANGES: [&str; 1] = ["in traffic: "];
+const MORE_CHANGES: [&str; 3] = ["memory: truncated", "memory: holes", "memory: a region goes"];
 /// Tests of those files that can't run on a card that is elsewhere, each with why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("bring_up", "driver_brings_the_model_up_to_active_and_leaves_nothing_behind", INSIDE),
@@ -116,6 +119,20 @@ fn demo_passes(vm: &Vm) {
     passed(format!("demo through VFIO: {last}"));
 }
 
+/// A guest whose memory comes and goes while the card uses it; the daemon maps and unmaps.
+fn memory_tables_change(vm: &Vm) {
+    let program = integration::test_program("integration", "hostile_guest").unwrap();
+    vm.put("/bin/hostile", 0o755, &std::fs::read(program).unwrap()).unwrap();
+    let run = format!("PARAVERBS_DEVICE=vfio:{} hostile --nocapture", CARDS[0]);
+    let more: &[&str] = if integration::all() { &MORE_CHANGES } else { &[] };
+    for cases in CHANGES.iter().chain(more) {
+        let text = vm.check_within(SUITE_LIMIT, &format!("PARAVERBS_CASES='{cases}' {run} 2>&1")).unwrap();
+        let settled: Vec<_> = text.lines().filter(|line| line.contains(", settled after ")).collect();
+        assert!(!settled.is_empty(), "{text}");
+        settled.iter().for_each(|line| passed(format!("through VFIO: {line}")));
+    }
+}
+
 #[test]
 fn demo_and_driver_s_own_tests_pass_through_vfio() {
     let rig = Rig::prepare().unwrap();
@@ -135,6 +152,8 @@ fn demo_and_driver_s_own_tests_pass_through_vfio() {
     };
     demo_passes(&vm);
     unharmed("the demo");
+    memory_tables_change(&vm);
+    unharmed("changes of memory tables");
     let seam = format!("PARAVERBS_SEAM=vfio:{},vfio:{}", CARDS[0], CARDS[1]);
     let more: &[&str] = if integration::all() { &WITH_ALL } else { &[] };
     for file in ALWAYS.iter().chain(more) {
