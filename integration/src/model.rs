@@ -83,7 +83,8 @@ impl Model {
     }
 
     /// What HCA number `index`, from 0, has counted under a name since the model was started:
-    /// `refused_accesses`, `held_back_accesses` (by its bus-master bit), or one of its counters.
+    /// `refused_accesses`, `held_back_accesses` (by its bus-master bit), or one of its counters; or how many bytes
+    /// of memory it can reach now, `mapped_bytes`.
     ///
     /// # Errors
     /// The model doesn't answer, or has no such counter.

@@ -138,10 +138,14 @@ fn dump(hcas: &[Arc<Hca>]) -> String {
     format!("{{\"cards\":[{}],\"counters\":[{}]}}\n", cards.join(","), counters.join(","))
 }
 
-/// What a card has counted since it was made, the accesses to memory that were refused among it.
+/// What a card has counted since it was made, the accesses to memory that were refused among it; and how much memory
+/// it can reach now.
 fn counters(hca: &Hca) -> String {
-    let memory =
-        [("refused_accesses", hca.refused_accesses()), ("held_back_accesses", hca.held_back_accesses())];
+    let memory = [
+        ("refused_accesses", hca.refused_accesses()),
+        ("held_back_accesses", hca.held_back_accesses()),
+        ("mapped_bytes", hca.mapped_bytes()),
+    ];
     let counts = hca.counters().iter().chain(memory).map(|(name, count)| format!("\"{name}\":{count}"));
     format!("{{{}}}", counts.collect::<Vec<_>>().join(","))
 }

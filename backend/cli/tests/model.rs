@@ -63,7 +63,7 @@ fn cards_are_served_until_the_process_is_terminated() {
         assert_eq!(answer["cards"].as_array().map(Vec::len), Some(2));
         let counters = answer["counters"].as_array().unwrap();
         assert_eq!(counters.len(), 2);
-        for name in ["refused_accesses", "send_wqes"] {
+        for name in ["refused_accesses", "mapped_bytes", "send_wqes"] {
             assert!(counters.iter().all(|card| card[name] == 0), "{name} in {text}");
         }
         assert!(guids.iter().all(|guid| text.contains(guid.as_str())), "{guids:?} in {text}");

@@ -68,7 +68,7 @@ fn configuration_is_checked(scene: &Scene) {
         "ok      firmware",
         "its link is up",
         "is ACTIVE",
-        "port 1 has no alias GUIDs",
+        "alias GUIDs, and none is assigned",
     ] {
         assert!(text.contains(words), "{words} in {text}");
     }

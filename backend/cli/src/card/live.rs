@@ -93,24 +93,26 @@ fn is_ethernet(error: &Error) -> bool {
 
 fn ethernet(address: PciAddress) -> Finding {
     Finding::Bad(
-        "a port of the card is Ethernet only".into(),
+        "a port of the card is set to Ethernet only".into(),
         format!(
-            "make it InfiniBand, and restart the host: mlxconfig -d {address} set LINK_TYPE_P1=1 (and LINK_TYPE_P2=1)"
+            "on a ConnectX-3 VPI card, as root: mlxconfig (or mstconfig, of the package mstflint) -d {address} set \
+             LINK_TYPE_P1=1, and LINK_TYPE_P2=1 for port 2; then restart the host. EN cards have no InfiniBand"
         ),
     )
 }
 
-/// What guests have for GIDs.
+/// The GUIDs of a port beside its own, of which guests could have one each.
 fn aliases(number: u8, gids: &[Gid]) -> Finding {
     let room = gids.len().saturating_sub(1);
     let assigned = gids.iter().skip(1).filter(|gid| gid[8..] != [0; 8]).count();
     if assigned > 0 {
-        return Finding::Good(format!("port {number} has {assigned} alias GUIDs, and room for {room}"));
+        return Finding::Good(format!("port {number} has room for {room} alias GUIDs; assigned: {assigned}"));
     }
     Finding::Advice(
-        format!("port {number} has no alias GUIDs, but room for {room}: all guests have the port's GID"),
-        "nothing to do for that; a subnet manager can assign them, but the daemon gives none to guests yet"
-            .into(),
+        format!(
+            "port {number} has room for {room} alias GUIDs, and none is assigned: guests share the port's GID"
+        ),
+        "nothing to mend: the daemon needs none, and doesn't give guests GUIDs of their own yet".into(),
     )
 }
 
@@ -183,7 +185,10 @@ mod tests {
             "{manager:?}"
         );
         let Finding::Advice(seen, _) = aliases else { panic!("{aliases:?}") };
-        assert!(seen.starts_with("port 1 has no alias GUIDs, but room for "), "{seen}");
+        assert_eq!(
+            seen,
+            "port 1 has room for 127 alias GUIDs, and none is assigned: guests share the port's GID"
+        );
     }
 
     #[test]
@@ -212,7 +217,11 @@ mod tests {
         assert!(is_ethernet(&Error::Field(field("QUERY_PORT", "ib"))));
         assert!(!is_ethernet(&Error::Field(field("QUERY_DEV_CAP", "rc"))));
         let finding = ethernet("vfio:0000:01:00.0".parse().unwrap());
-        assert!(bad(&finding).1.contains("mlxconfig -d 0000:01:00.0 set LINK_TYPE_P1=1"), "{finding:?}");
+        let mend = bad(&finding).1;
+        assert!(
+            mend.contains("-d 0000:01:00.0 set LINK_TYPE_P1=1, and LINK_TYPE_P2=1 for port 2;"),
+            "{mend}"
+        );
     }
 
     #[test]
@@ -220,6 +229,6 @@ mod tests {
         let mut gids = [[0; 16]; 4];
         gids[0][15] = 1;
         gids[2][15] = 9;
-        assert_eq!(aliases(2, &gids), Finding::Good("port 2 has 1 alias GUIDs, and room for 3".into()));
+        assert_eq!(aliases(2, &gids), Finding::Good("port 2 has room for 3 alias GUIDs; assigned: 1".into()));
     }
 }

@@ -41,6 +41,11 @@ impl Hca {
     pub fn held_back_accesses(&self) -> u64 {
         self.dma.held_back()
     }
+
+    /// Bytes of memory that the HCA can reach now, were bus mastering on.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.dma.mapped_bytes()
+    }
 }
 
 fn dump_objects(out: &mut String, running: &Arc<Running>) {

@@ -189,6 +189,11 @@ impl DmaSpace {
         self.current.load().table.len()
     }
 
+    /// Bytes of bus addresses that are mapped.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.current.load().table.bytes_in(0, u64::MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Changes> {
         // Every change is one swap, so a panic elsewhere leaves nothing half done.
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)

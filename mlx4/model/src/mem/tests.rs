@@ -98,7 +98,7 @@ fn map_over_another_mapping_is_refused_and_named() {
     }
     space.map_fd(BASE, 2 * PAGE, &memory, 0, true).unwrap();
     space.map_fd(BASE + 4 * PAGE, PAGE, &memory, 0, true).unwrap();
-    assert_eq!(space.mappings(), 3);
+    assert_eq!((space.mappings(), space.mapped_bytes()), (3, 5 * PAGE));
 }
 
 #[test]
