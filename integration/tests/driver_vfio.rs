@@ -63,6 +63,9 @@ const NEVER: [(&str, &str); 2] = [
     ("corrupt", "lies of a card that are made inside the model"),
     ("scale", "counts the card's pages, and ten thousands of commands take a quarter of an hour in this VM"),
 ];
+/// The cases of a hostile guest's that change its memory table, and more of them with `--all`.
+const CHANGES: [&str; 1] = ["in traffic: "];
+const MORE_CHANGES: [&str; 3] = ["memory: truncated", "memory: holes", "memory: a region goes"];
 /// Tests of those files that can't run on a card that is elsewhere, each with why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
     ("bring_up", "driver_brings_the_model_up_to_active_and_leaves_nothing_behind", INSIDE),
@@ -116,37 +119,78 @@ fn demo_passes(vm: &Vm) {
     passed(format!("demo through VFIO: {last}"));
 }
 
-#[test]
-fn demo_and_driver_s_own_tests_pass_through_vfio() {
-    let rig = Rig::prepare().unwrap();
-    let model = Model::start(&rig, 2, &[]).unwrap();
-    let config = VmConfig::new("a").memory_mib(3072).iommu().hca(model.socket(0)).hca(model.socket(1));
-    let vm = rig.boot(config).unwrap();
-    let untouched = model.dump().unwrap();
-    vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
-    for card in CARDS {
-        bind(&vm, card);
+/// A guest whose memory comes and goes while the card uses it; the daemon maps and unmaps.
+fn memory_tables_change(vm: &Vm) {
+    let program = integration::test_program("integration", "hostile_guest").unwrap();
+    vm.put("/bin/hostile", 0o755, &std::fs::read(program).unwrap()).unwrap();
+    let run = format!("PARAVERBS_DEVICE=vfio:{} hostile --nocapture", CARDS[0]);
+    let more: &[&str] = if integration::all() { &MORE_CHANGES } else { &[] };
+    for cases in CHANGES.iter().chain(more) {
+        let text = vm.check_within(SUITE_LIMIT, &format!("PARAVERBS_CASES='{cases}' {run} 2>&1")).unwrap();
+        let settled: Vec<_> = text.lines().filter(|line| line.contains(", settled after ")).collect();
+        assert!(!settled.is_empty(), "{text}");
+        settled.iter().for_each(|line| passed(format!("through VFIO: {line}")));
     }
-    let unharmed = |after: &str| {
-        assert_eq!(model.dump().unwrap(), untouched, "{after} left something");
+}
+
+/// A guest with two cards that are bound to vfio-pci, and what is left in them.
+struct Scene {
+    model: Model,
+    vm: Vm,
+    untouched: serde_json::Value,
+}
+
+impl Scene {
+    fn new(rig: &Rig, memory_mib: u32) -> Self {
+        let model = Model::start(rig, CARDS.len(), &[]).unwrap();
+        let config = VmConfig::new("a").memory_mib(memory_mib).iommu();
+        let vm = rig.boot(config.hca(model.socket(0)).hca(model.socket(1))).unwrap();
+        let untouched = model.dump().unwrap();
+        vm.check("modprobe -a vfio-pci vfio_iommu_type1").unwrap();
+        CARDS.iter().for_each(|card| bind(&vm, card));
+        Self { model, vm, untouched }
+    }
+
+    /// Nothing is left in the cards, and they were refused nothing.
+    fn is_unharmed(&self, after: &str) {
+        assert_eq!(self.model.dump().unwrap(), self.untouched, "{after} left something");
         for card in 0..CARDS.len() {
-            assert_eq!(model.count(card, "refused_accesses").unwrap(), 0, "{after}");
+            assert_eq!(self.model.count(card, "refused_accesses").unwrap(), 0, "{after}");
         }
-    };
-    demo_passes(&vm);
-    unharmed("the demo");
+    }
+
+    fn end(self) {
+        self.vm.shutdown().unwrap();
+        self.model.stop().unwrap();
+    }
+}
+
+#[test]
+fn demo_and_guests_whose_memory_changes_pass_through_vfio() {
+    let rig = Rig::prepare().unwrap();
+    let scene = Scene::new(&rig, 3072);
+    demo_passes(&scene.vm);
+    scene.is_unharmed("the demo");
+    memory_tables_change(&scene.vm);
+    scene.is_unharmed("changes of memory tables");
+    scene.end();
+}
+
+#[test]
+fn driver_s_own_tests_pass_through_vfio() {
+    let rig = Rig::prepare().unwrap();
+    let scene = Scene::new(&rig, 1024);
     let seam = format!("PARAVERBS_SEAM=vfio:{},vfio:{}", CARDS[0], CARDS[1]);
     let more: &[&str] = if integration::all() { &WITH_ALL } else { &[] };
     for file in ALWAYS.iter().chain(more) {
-        run_file(&vm, &seam, file);
-        unharmed(file);
+        run_file(&scene.vm, &seam, file);
+        scene.is_unharmed(file);
     }
     for file in WITH_ALL.iter().filter(|_| !integration::all()) {
         println!("not    {file}  only with --all");
     }
     NEVER.iter().for_each(|(file, why)| println!("not    {file}  {why}"));
-    vm.shutdown().unwrap();
-    model.stop().unwrap();
+    scene.end();
 }
 
 #[test]
