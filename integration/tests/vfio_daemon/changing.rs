@@ -2,7 +2,7 @@
 
 use integration::Process;
 
-use crate::scene::{LIMIT, Scene, passed};
+use crate::scene::{Daemon, LIMIT, Scene, passed};
 
 /// Requests of three messages or so.
 const A_FEW: u64 = 10;
@@ -48,8 +48,8 @@ impl<'a> Guest<'a> {
     }
 }
 
-pub(crate) fn memory_tables_change(scene: &Scene) {
-    let daemon = scene.daemon_of("", &["a", "b", "c"], LIMIT);
+/// The daemon serves guests a, b and c, and ends.
+pub(crate) fn memory_tables_change(scene: &Scene, daemon: Daemon) {
     let players = scene.play();
     region_comes_and_goes(scene);
     let messages = players.stop();

@@ -30,9 +30,9 @@ fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing()
     let scene = Scene::new(&rig);
     bound::card_moves_to_vfio(&scene);
     traffic::traffic_flows(&scene);
-    killed::daemon_is_killed(&scene);
+    let daemon = killed::daemon_is_killed(&scene);
     scene.in_large_pages(|| {
-        changing::memory_tables_change(&scene);
+        changing::memory_tables_change(&scene, daemon);
         limits::mappings_run_out(&scene);
         limits::locked_memory_runs_out(&scene);
     });
