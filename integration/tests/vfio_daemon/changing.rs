@@ -1,6 +1,7 @@
 //! A guest whose memory table changes, beside two that exchange data: what the card can reach follows.
 
 use integration::Process;
+use integration::patience::until;
 
 use crate::scene::{Daemon, LIMIT, Scene, passed};
 
@@ -48,13 +49,14 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// The daemon serves guests a, b and c, and ends.
+/// The daemon serves guests a, b and c, and is killed.
 pub(crate) fn memory_tables_change(scene: &Scene, daemon: Daemon) {
     let players = scene.play();
     region_comes_and_goes(scene);
     let messages = players.stop();
-    daemon.stop();
-    assert!(scene.is_untouched());
+    let output = daemon.0.kill().unwrap();
+    assert_eq!(output.stderr, "", "the daemon has warned of something");
+    until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();
     passed("beside it", &format!("{messages} of two other guests, and the card was refused no access"));
 }
 
