@@ -42,6 +42,20 @@ fn room_comes_back(scene: &Scene, mut greedy: Process) {
     assert_eq!(output.status, 0, "{output}");
 }
 
+/// A guest that registers more at once than it may have mapped gets something smaller, before and after.
+fn one_is_too_large(scene: &Scene) {
+    let mut large = scene.vm.spawn("exec rig-guest large /run/c").unwrap();
+    for _ in 0..2 {
+        assert_eq!(large.line(LIMIT).unwrap(), ENOMEM);
+        scene.data_flow(A_FEW);
+        large.write(b"\n").unwrap();
+    }
+    assert_eq!(large.line(LIMIT).unwrap(), "small");
+    let output = large.wait(LIMIT).unwrap();
+    assert_eq!((output.status, output.stderr.as_str()), (0, ""), "{output}");
+    passed("large", &format!("{FEW} mappings in the kernel: ENOMEM for 64 MiB in one region, 2 MiB succeed"));
+}
+
 /// The daemon has ended, and has warned of this and nothing else.
 fn ended(scene: &Scene, output: &Output, warning: &str) {
     until("the kernel resets the card", || Ok(scene.is_untouched())).unwrap();
@@ -49,24 +63,13 @@ fn ended(scene: &Scene, output: &Output, warning: &str) {
     assert!(!output.stderr.is_empty(), "nobody was warned");
 }
 
-/// In pages of 2 MiB: in those of 4 KiB the VM's IOMMU takes seconds for what the guests register.
-pub(crate) fn limits_are_reached(scene: &Scene) {
-    let pages = |which| {
-        let file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-        scene.vm.check(&format!("echo {which} > {file}")).unwrap();
-    };
-    pages("always");
-    mappings_run_out(scene);
-    locked_memory_runs_out(scene);
-    pages("never");
-}
-
-fn mappings_run_out(scene: &Scene) {
+pub(crate) fn mappings_run_out(scene: &Scene) {
     let limit = |entries| scene.vm.check(&format!("echo {entries} > {ENTRIES}")).unwrap();
     limit(FEW);
     let daemon = scene.daemon_of("", &["a", "b", "c", "d", "e", "f", "g"], LIMIT);
     limit(MANY);
     let players = scene.play();
+    one_is_too_large(scene);
     let (all, regions) = greedy(scene, "/run/c /run/d /run/e /run/f /run/g");
     // Each may have a quarter of what there is; the last finds less.
     let [first, second, third, .., last] = regions[..] else { panic!("{regions:?}") };
@@ -80,7 +83,7 @@ fn mappings_run_out(scene: &Scene) {
     );
 }
 
-fn locked_memory_runs_out(scene: &Scene) {
+pub(crate) fn locked_memory_runs_out(scene: &Scene) {
     let few = scene.vm.run_within(LIMIT, &command("rig-guest confined 1", &["a"])).unwrap();
     assert_eq!(few.status, 1, "{few}");
     assert!(few.stderr.contains("LimitMEMLOCK=infinity"), "{few}");

@@ -8,11 +8,13 @@
 //! - `bound`: the card goes to VFIO, and back
 //! - `traffic`: two guests exchange data
 //! - `killed`: the daemon is killed meanwhile
+//! - `changing`: a guest's memory table changes
 //! - `limits`: mappings and locked memory run out
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod bound;
+mod changing;
 mod killed;
 mod limits;
 mod scene;
@@ -28,8 +30,12 @@ fn daemon_serves_processes_through_vfio_and_the_iommu_refuses_the_card_nothing()
     let scene = Scene::new(&rig);
     bound::card_moves_to_vfio(&scene);
     traffic::traffic_flows(&scene);
-    killed::daemon_is_killed(&scene);
-    limits::limits_are_reached(&scene);
+    let daemon = killed::daemon_is_killed(&scene);
+    scene.in_large_pages(|| {
+        changing::memory_tables_change(&scene, daemon);
+        limits::mappings_run_out(&scene);
+        limits::locked_memory_runs_out(&scene);
+    });
     assert_eq!(scene.count("refused_accesses"), 0);
     passed("refused", "the IOMMU has refused the card no access in all of this");
     memory_is_unmapped_on_purpose(&scene);

@@ -82,6 +82,18 @@ impl Scene {
         Daemon(process)
     }
 
+    /// Does something while the memory of new processes' guests is of pages of 2 MiB: in those of 4 KiB the VM's IOMMU
+    /// takes seconds for what they register.
+    pub(crate) fn in_large_pages(&self, run: impl FnOnce()) {
+        let pages = |which| {
+            let file = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+            self.vm.check(&format!("echo {which} > {file}")).unwrap();
+        };
+        pages("always");
+        run();
+        pages("never");
+    }
+
     /// Guests a and b begin to exchange data.
     pub(crate) fn play(&self) -> Players {
         let mut process = self.vm.spawn("exec rig-guest playing /run/a /run/b").unwrap();
@@ -147,6 +159,7 @@ pub(crate) fn command(by: &str, guests: &[&str]) -> String {
     format!("exec {by} paraverbsd --device vfio:{ADDRESS} --kind process{guests}")
 }
 
+/// Tells that a check has passed.
 pub(crate) fn passed(name: &str, what: &str) {
-    println!("ok     {name:<13} {what}");
+    integration::passed(format_args!("{name:<13} {what}"));
 }
