@@ -192,8 +192,14 @@ impl Hca for Mlx4Hca {
         self.with(|running| running.address_vector(pd, path))
     }
 
+    /// The guest waits, with nothing locked, until packets are on their way to the port; not for long if nobody
+    /// answers.
     fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {
-        self.with(|running| running.attach_mcast(qp, group))
+        let joining = self.with(|running| running.attach_mcast(qp, group))?;
+        if let Some(joining) = joining {
+            self.router.groups.wait(&joining);
+        }
+        Ok(())
     }
 
     fn detach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {

@@ -6,8 +6,9 @@ use paraverbs_tenant::hca::{AddressVector, Gid, Grh, HcaError, McastGroup, Path,
 use zerocopy::IntoBytes;
 
 use crate::error::told_of_destruction;
+use crate::groups::Joining;
 use crate::hca::Running;
-use crate::objects::known;
+use crate::objects::{Qp, known};
 
 /// First byte of a multicast GID.
 const MULTICAST: u8 = 0xff;
@@ -63,20 +64,21 @@ impl Running {
         Ok(vector)
     }
 
-    pub(crate) fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {
+    /// If its port is known already, that begins to join the group.
+    pub(crate) fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<Option<Joining>, HcaError> {
         let qp = known(&self.objects().qps, qp.0)?;
         if group.mgid.0[0] != MULTICAST {
             return Err(HcaError::NoGroup);
         }
         let mut membership = qp.membership();
         if membership.groups.contains(&group.mgid.0) {
-            return Ok(());
+            return Ok(None);
         }
         let result = self.driver.attach_multicast(&qp.driver, &group.mgid.0, qp.block_loopback);
         match result.map_err(|error| self.fail(&error)) {
             Ok(()) => {
                 membership.groups.insert(group.mgid.0);
-                Ok(())
+                Ok(membership.port.map(|port| self.groups().join(port, group.mgid.0)))
             }
             Err(error) => {
                 membership.uncertain |= error.leaves_open();
@@ -91,6 +93,9 @@ impl Running {
         if !membership.groups.remove(&group.mgid.0) {
             return Err(HcaError::NoGroup);
         }
+        if let Some(port) = membership.port {
+            self.groups().leave(port, group.mgid.0);
+        }
         self.driver.detach_multicast(&qp.driver, &group.mgid.0).map_err(|error| {
             self.fail(&error);
             let level = self.log.level(Level::Warn);
@@ -98,6 +103,21 @@ impl Running {
             membership.uncertain = true;
             told_of_destruction(&error)
         })
+    }
+
+    /// A queue pair is on a port now, and so are its groups.
+    pub(crate) fn moved(&self, qp: &Qp, port: u8) {
+        let mut membership = qp.membership();
+        let before = membership.port.replace(port);
+        if before == Some(port) {
+            return;
+        }
+        for group in &membership.groups {
+            self.groups().join(port, *group);
+            if let Some(before) = before {
+                self.groups().leave(before, *group);
+            }
+        }
     }
 }
 

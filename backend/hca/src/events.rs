@@ -8,6 +8,7 @@ use mlx4::{Event, PortEvent, QpEventKind};
 use mlx4_wire::eqe::CqErrorSyndrome;
 use paraverbs_tenant::hca::{AsyncKind, EventSink, HcaEvent, PortChange};
 
+use crate::groups::Groups;
 use crate::objects::{Objects, Owner};
 use crate::share::Share;
 use crate::table::{LifeTag, sole};
@@ -88,6 +89,7 @@ type OnFatal = Box<dyn Fn() + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Router {
     pub(crate) objects: Objects,
+    pub(crate) groups: Arc<Groups>,
     fatal: AtomicBool,
     on_fatal: ArcSwapOption<OnFatal>,
 }
@@ -136,6 +138,7 @@ impl Router {
                 objects.cqs.with_number(cqn, raise).is_none()
             }
             Event::Port { port, event } => {
+                self.groups.changed(port, event);
                 if let Some(change) = port_change(event) {
                     objects.guests.tell_all(HcaEvent::Port { port, change });
                 }

@@ -15,6 +15,7 @@ use crate::completion::Eqs;
 use crate::error::told;
 use crate::events::{DriverEvents, Router};
 use crate::geometry::QueueLimits;
+use crate::groups::{Answers, Card, Groups, Unsent, Worker};
 use crate::mappings::Mappings;
 use crate::objects::{Objects, Owner};
 use crate::table::{LifeTag, sole};
@@ -66,7 +67,7 @@ impl fmt::Debug for Mlx4Config {
 }
 
 impl Mlx4Config {
-    fn driver(&self, events: Arc<dyn mlx4::EventSink>) -> mlx4::Config {
+    fn driver(&self, events: Arc<dyn mlx4::EventSink>, groups: &Arc<Groups>) -> mlx4::Config {
         mlx4::Config {
             profile: self.profile,
             completion_eqs: self.completion_eqs,
@@ -74,7 +75,7 @@ impl Mlx4Config {
             timeouts: self.timeouts,
             health_interval: self.health_interval,
             events,
-            mads: Arc::clone(&self.mads),
+            mads: Arc::new(Answers { groups: Arc::clone(groups), others: Arc::clone(&self.mads) }),
             ports: self.ports,
         }
     }
@@ -95,6 +96,10 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn objects(&self) -> &Objects {
         &self.router.objects
+    }
+
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.router.groups
     }
 
     pub(crate) fn limits(&self) -> QueueLimits {
@@ -123,6 +128,16 @@ impl Running {
     }
 }
 
+/// Where a card is while it is up.
+type Place = Arc<RwLock<Option<Running>>>;
+
+impl Card for Place {
+    fn with(&self, work: &mut dyn FnMut(&mlx4::Hca) -> Result<(), Unsent>) -> Result<(), Unsent> {
+        let running = self.read().unwrap_or_else(PoisonError::into_inner);
+        work(&running.as_ref().ok_or(Unsent::NoCard)?.driver)
+    }
+}
+
 /// The HCA that guests share, on a card of the mlx4 family.
 ///
 /// Dropped without [`Mlx4Hca::close`], it closes.
@@ -132,7 +147,8 @@ pub struct Mlx4Hca {
     pub(crate) router: Arc<Router>,
     pub(crate) mappings: Mappings,
     info: ArcSwap<DeviceInfo>,
-    running: RwLock<Option<Running>>,
+    running: Place,
+    _groups: Worker,
     poller: ArcSwapOption<EventPoller>,
     /// Held while the card is brought up or ended; counts its lives.
     lives: Mutex<u8>,
@@ -146,15 +162,20 @@ impl Mlx4Hca {
     pub fn open(device: Arc<dyn PciDevice>, config: Mlx4Config) -> mlx4::Result<Arc<Self>> {
         let router = Arc::new(Router::default());
         let mappings = Mappings::new(device.dma());
+        let place = Place::default();
+        let groups = Worker::start(&router.groups, Place::clone(&place))
+            .map_err(|source| mlx4::Error::Host { what: "a thread", source })?;
         let (mut running, info) = bring_up(&device, &config, &router, LifeTag(1))?;
         let poller = running.driver.take_event_poller().map(Arc::new);
+        *place.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
         Ok(Arc::new(Self {
             device,
             config,
             router,
             mappings,
             info: ArcSwap::from_pointee(info),
-            running: RwLock::new(Some(running)),
+            running: place,
+            _groups: groups,
             poller: ArcSwapOption::from(poller),
             lives: Mutex::new(1),
         }))
@@ -205,9 +226,11 @@ impl Mlx4Hca {
     /// Ends the card's life: no command of guests is under way, then no doorbell, then no event.
     fn end(&self) -> mlx4::Result<()> {
         self.router.listen(false);
+        self.router.groups.finish();
         let running = {
             let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
             self.router.objects.clear();
+            self.router.groups.clear();
             running.take()
         };
         if let Some(poller) = self.poller.swap(None) {
@@ -257,7 +280,7 @@ fn start(
     life: LifeTag,
 ) -> mlx4::Result<(Running, DeviceInfo)> {
     let events = Arc::new(DriverEvents(Arc::clone(router)));
-    let driver = mlx4::Hca::open(Arc::clone(device), &config.driver(events))?;
+    let driver = mlx4::Hca::open(Arc::clone(device), &config.driver(events, &router.groups))?;
     let eqs = Eqs::new(driver.completion_eqs(), driver.completion_eq_room());
     let (next_mr, log) = (AtomicU32::new(0), LogLimit::new());
     let running = Running { driver, life, eqs, next_mr, log, router: Arc::clone(router) };

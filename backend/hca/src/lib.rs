@@ -19,6 +19,7 @@ mod device;
 mod error;
 mod events;
 mod geometry;
+mod groups;
 mod hca;
 mod host_memory;
 mod mappings;

@@ -112,6 +112,8 @@ pub(crate) struct Srq {
 #[derive(Debug, Default)]
 pub(crate) struct Membership {
     pub(crate) groups: BTreeSet<mlx4::Gid>,
+    /// Port that the queue pair is on; none before INIT.
+    pub(crate) port: Option<u8>,
     /// The HCA may have it in a group that it isn't known to be in.
     pub(crate) uncertain: bool,
 }

@@ -21,7 +21,11 @@ impl Running {
         qp.driver.modify(state_to_driver(modify.to), &attributes).map_err(|error| {
             log::debug!("queue pair {:#x}: {error}", qp.driver.number());
             self.fail(&error)
-        })
+        })?;
+        if let Some(port) = attributes.port.filter(|_| qp.kind == QpKind::Ud) {
+            self.moved(&qp, port);
+        }
+        Ok(())
     }
 
     /// Whether a queue pair is in the state that a change is from. The HCA takes it to error states by itself, so

@@ -133,25 +133,30 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(node_guid: u64, config: Mlx4Config) -> Self {
-        Self::of(node_guid, config, None)
+        Self::on(&Fabric::new(FabricConfig::default()).unwrap(), node_guid, config)
+    }
+
+    /// On a fabric that others may be on too.
+    pub fn on(fabric: &Arc<Fabric>, node_guid: u64, config: Mlx4Config) -> Self {
+        Self::of(fabric, node_guid, config, None)
     }
 
     /// A card that says to have neither XRC nor windows, nor to cut long messages.
     pub fn of_a_plain_card(node_guid: u64, config: Mlx4Config) -> Self {
-        Self::of(node_guid, config, Some(Arc::new(Plain)))
+        let fabric = Fabric::new(FabricConfig::default()).unwrap();
+        Self::of(&fabric, node_guid, config, Some(Arc::new(Plain)))
     }
 
-    fn of(node_guid: u64, config: Mlx4Config, fault: Option<Arc<dyn Fault>>) -> Self {
+    fn of(fabric: &Arc<Fabric>, node_guid: u64, config: Mlx4Config, fault: Option<Arc<dyn Fault>>) -> Self {
         let _already = env_logger::builder().is_test(true).try_init();
-        let fabric = Fabric::new(FabricConfig::default()).unwrap();
         let card = HcaConfig { node_guid, ports: 1, trace: None };
-        let device = Arc::new(ModelDevice::new(card, &fabric).unwrap());
+        let device = Arc::new(ModelDevice::new(card, fabric).unwrap());
         fault.into_iter().for_each(|fault| device.hca().inject(fault));
         let engine = device.hca().start_engine().unwrap();
         let unopened = device.hca().dump();
         let seam: Arc<dyn PciDevice> = Arc::<ModelDevice>::clone(&device);
         let hca = Mlx4Hca::open(seam, config).unwrap();
-        Self { hca, device, unopened, engine: Some(engine), _fabric: fabric }
+        Self { hca, device, unopened, engine: Some(engine), _fabric: Arc::clone(fabric) }
     }
 
     /// From now on nobody runs the card, or a thread does again.
