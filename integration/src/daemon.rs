@@ -28,17 +28,24 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts a daemon on the model, for guests of these names that are processes, with `cards` further cards on
-    /// its fabric;
-    /// returns when all sockets are there.
+    /// its fabric; returns when all sockets are there.
     ///
     /// # Errors
     /// The program can't be built, or ends early. The message has its output.
     pub fn start(rig: &Rig, guests: &[&str], cards: usize) -> Result<Self> {
+        Self::on(rig, "model", guests, cards)
+    }
+
+    /// Starts a daemon as [`Daemon::start`] does, on what `--device` names; only a model has further cards.
+    ///
+    /// # Errors
+    /// As for [`Daemon::start`].
+    pub fn on(rig: &Rig, device: &str, guests: &[&str], cards: usize) -> Result<Self> {
         let program = cargo::program("paraverbsd", "paraverbsd")?;
         let folder = tempfile::Builder::new().prefix("rig-").tempdir().context("create a folder")?;
         let socket = |name: &str| folder.path().join(name);
         let mut command = Command::new(program);
-        command.args(["--device", "model", "--kind", "process"]);
+        command.args(["--device", device, "--kind", "process"]);
         let fabric: Vec<PathBuf> = (0..cards).map(|index| socket(&format!("fabric{index}"))).collect();
         for path in &fabric {
             command.arg("--fabric-socket").arg(path);

@@ -1,10 +1,11 @@
 //! The daemon's guest and a guest with the stock driver, on one fabric: `paraverbsd --device model
 //! --fabric-socket` serves the card of the second one, and RDMA goes both ways between verbs of ours and the
-//! stock ones.
+//! stock ones. And both in a subnet of OpenSM's.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod guest;
+mod opensm;
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -54,6 +55,11 @@ impl<'a> Refusals<'a> {
 fn stock_gid(vm: &Vm) -> Result<[u8; 16]> {
     let gid = vm.check("cat /sys/class/infiniband/mlx4_0/ports/1/gids/0")?;
     Ok(gid.trim().parse::<Ipv6Addr>().with_context(|| format!("the GID is {gid:?}"))?.octets())
+}
+
+/// The way to the broadcast group.
+fn broadcast() -> Way {
+    Way { lid: BROADCAST_LID, qpn: 0xff_ffff, qkey: QKEY, gid: Some(BROADCAST_GID) }
 }
 
 /// Has the stock kernel join the subnet's broadcast group, as it does for IPoIB.
@@ -150,14 +156,13 @@ fn our_guest_and_a_stock_guest_exchange_verified_data() {
     integration::passed("Ud: GRH looked at, and a wrong Q_Key dropped, in both directions");
     join_broadcast_group(&vm).unwrap();
     theirs.attach(BROADCAST_GID, BROADCAST_LID).unwrap();
-    let group = Way { lid: BROADCAST_LID, qpn: 0xff_ffff, qkey: QKEY, gid: Some(BROADCAST_GID) };
-    peer::datagram(&mut ours, &mut theirs, &group, [our_gid, BROADCAST_GID], 40).unwrap();
+    peer::datagram(&mut ours, &mut theirs, &broadcast(), [our_gid, BROADCAST_GID], 40).unwrap();
     apart((theirs, ours));
     // The daemon joins the group for its port before the guest hears that its queue pair is in it.
     let (mut theirs, mut ours) = both(Service::Ud);
     peer::connect(&mut theirs, &mut ours, &Terms::default()).unwrap();
     ours.attach(BROADCAST_GID, BROADCAST_LID).unwrap();
-    peer::datagram(&mut theirs, &mut ours, &group, [their_gid, BROADCAST_GID], 40).unwrap();
+    peer::datagram(&mut theirs, &mut ours, &broadcast(), [their_gid, BROADCAST_GID], 40).unwrap();
     apart((theirs, ours));
     integration::passed("Ud: multicast, in both directions");
 
