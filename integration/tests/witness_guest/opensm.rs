@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use integration::peer::{self, EXCHANGE_BYTES, Peer, Route, Service, Terms};
+use integration::peer::{self, EXCHANGE_BYTES, Route, Service, Terms};
 use integration::{Daemon, Model, Process, Rig, StockPeer, Vm, VmConfig, passed, stock};
 
 use crate::guest::{Guest, GuestPeer};
