@@ -15,8 +15,9 @@ use crate::error::Result;
 pub(super) struct Groups(BTreeSet<([u8; 16], u16)>);
 
 impl Qp {
-    /// From now on what is sent to a group comes to this queue pair too (`ibv_attach_mcast`), if the port is in the
-    /// group: joining it at the subnet administrator is not part of it. Twice counts once.
+    /// From now on what is sent to a group comes to this queue pair too (`ibv_attach_mcast`). The device has the port
+    /// join the group, if it exists in the subnet or as soon as it does; a program needn't, and can't create one.
+    /// Waits for the subnet administrator, for a second at most. Twice counts once.
     ///
     /// # Errors
     /// It is no GID or LID of a group, or the queue pair is not one of UD (`EINVAL`); there are too many (`ENOMEM`);
