@@ -261,10 +261,21 @@ impl Book {
         self.ports.values().flat_map(|port| port.groups.values()).any(|group| group.users == 0)
     }
 
-    /// Whether a port is in a group; and how often the administrator has been asked for it in vain or not.
-    pub(super) fn standing(&self, port: u8, gid: &Gid) -> Option<(bool, u64)> {
-        let group = self.ports.get(&port)?.groups.get(gid)?;
-        Some((group.is_member, group.outcomes))
+    /// How often the administrator has been asked for a group, in vain or not.
+    pub(super) fn outcomes(&self, port: u8, gid: &Gid) -> u64 {
+        self.group(port, gid).map_or(0, |group| group.outcomes)
+    }
+
+    /// Whether it may become clear soon that a port is in a group, or isn't: it hasn't since there were so many
+    /// outcomes, and the administrator isn't one that didn't answer lately.
+    pub(super) fn is_open(&self, port: u8, gid: &Gid, outcomes: u64, now: Instant) -> bool {
+        let is_quiet = |port: &Port| port.quiet_until.is_some_and(|until| now < until);
+        !self.ports.get(&port).is_some_and(is_quiet)
+            && self.group(port, gid).is_some_and(|group| !group.is_member && group.outcomes == outcomes)
+    }
+
+    fn group(&self, port: u8, gid: &Gid) -> Option<&Group> {
+        self.ports.get(&port)?.groups.get(gid)
     }
 
     /// What is to be done next.
@@ -386,7 +397,8 @@ mod tests {
         let leave = bench.ask();
         assert_eq!(leave.kind, Kind::Leave);
         bench.answer(&leave, Status::GOOD);
-        assert_eq!((bench.book.standing(1, &GROUP), bench.idle()), (None, None));
+        assert!(bench.book.group(1, &GROUP).is_none());
+        assert_eq!(bench.idle(), None);
         assert!(!bench.book.is_leaving());
     }
 
@@ -406,7 +418,8 @@ mod tests {
         assert_eq!(again.kind, Kind::Join);
         bench.leave(GROUP);
         bench.answer(&again, Status::SA_REQ_INVALID);
-        assert_eq!((bench.book.standing(1, &GROUP), bench.idle()), (None, None));
+        assert!(bench.book.group(1, &GROUP).is_none());
+        assert_eq!(bench.idle(), None);
     }
 
     #[test]
@@ -427,7 +440,29 @@ mod tests {
         bench.join(GROUP);
         let join = bench.ask();
         bench.answer(&join, Status::GOOD);
-        assert_eq!(bench.book.standing(1, &GROUP), Some((true, 11)));
+        assert_eq!(bench.book.outcomes(1, &GROUP), 11);
+        assert!(bench.book.group(1, &GROUP).is_some_and(|group| group.is_member));
+    }
+
+    #[test]
+    fn who_joins_waits_for_an_answer_and_not_for_an_administrator_that_gives_none() {
+        let mut bench = Bench::new();
+        bench.join(GROUP);
+        assert!(bench.book.is_open(1, &GROUP, 0, bench.now));
+        let join = bench.ask();
+        bench.answer(&join, Status::SA_REQ_INVALID);
+        assert!(!bench.book.is_open(1, &GROUP, 0, bench.now), "it was refused");
+        let other = [0xfe; 16];
+        bench.join(other);
+        bench.ask();
+        assert!(bench.book.is_open(1, &other, 0, bench.now));
+        bench.now += ANSWER;
+        bench.idle();
+        assert!(!bench.book.is_open(1, &other, 1, bench.now), "nobody answers");
+        bench.book.changed(1, bench.now);
+        assert!(bench.book.is_open(1, &other, 1, bench.now));
+        bench.leave(other);
+        assert!(!bench.book.is_open(1, &other, 1, bench.now), "it is wanted no more");
     }
 
     #[test]
@@ -472,7 +507,7 @@ mod tests {
         let leave = bench.ask();
         bench.now += ANSWER;
         assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
-        assert_eq!(bench.book.standing(1, &GROUP), None);
+        assert!(bench.book.group(1, &GROUP).is_none());
         assert_eq!(bench.book.answered((1, SA), leave.id, Status::GOOD, bench.now), None, "it is late");
         bench.join(GROUP);
         assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
@@ -515,7 +550,7 @@ mod tests {
         bench.joined(other);
         bench.leave(other);
         bench.book.went_down(1);
-        assert_eq!((bench.book.standing(1, &other), bench.book.is_leaving()), (None, false));
+        assert!(bench.book.group(1, &other).is_none() && !bench.book.is_leaving());
         assert_eq!(bench.idle(), None, "nothing until it is up");
         bench.book.changed(1, bench.now);
         assert_eq!(bench.ask().group, GROUP);

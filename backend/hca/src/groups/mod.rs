@@ -62,7 +62,7 @@ impl Groups {
     pub(crate) fn join(&self, port: u8, group: Gid) -> Joining {
         let mut state = self.state();
         state.book.join(port, group, Instant::now());
-        let outcomes = state.book.standing(port, &group).map_or(0, |(_, outcomes)| outcomes);
+        let outcomes = state.book.outcomes(port, &group);
         drop(state);
         self.work.notify_one();
         Joining { port, group, outcomes }
@@ -77,8 +77,7 @@ impl Groups {
     /// Waits until a port is in a group, or it is clear that it won't be for now; but not for long.
     pub(crate) fn wait(&self, joining: &Joining) {
         let is_open = |state: &mut State| {
-            let standing = state.book.standing(joining.port, &joining.group);
-            standing.is_some_and(|(is_member, outcomes)| !is_member && outcomes == joining.outcomes)
+            state.book.is_open(joining.port, &joining.group, joining.outcomes, Instant::now())
         };
         drop(self.outcome.wait_timeout_while(self.state(), JOIN, is_open));
     }
