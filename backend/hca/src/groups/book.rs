@@ -49,12 +49,23 @@ pub(super) enum Step {
     Wait(Option<Instant>),
 }
 
+/// What the administrator has of a port in a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Membership {
+    /// Nothing.
+    #[default]
+    None,
+    /// It has been asked for, and may have been granted.
+    Asked,
+    /// It has said that the port is in it.
+    Granted,
+}
+
 #[derive(Debug, Default)]
 struct Group {
     /// Queue pairs in it, on this port.
     users: u32,
-    /// The administrator has the port in it.
-    is_member: bool,
+    membership: Membership,
     /// Requests that were answered, or weren't in time.
     outcomes: u64,
     /// Of these, how many in a row have failed.
@@ -110,18 +121,18 @@ impl Port {
     /// Has a group asked for if it isn't as it shall be, and forgets it if nothing is left of it.
     fn settle(&mut self, gid: Gid, now: Instant) {
         let Some(group) = self.groups.get(&gid) else { return };
-        match (group.users > 0, group.is_member) {
+        match (group.users > 0, group.membership) {
             _ if self.is_under_way(&gid) => {}
-            (false, false) => self.forget(gid),
-            (true, true) => self.set_due(gid, None),
-            (true, false) | (false, true) => self.set_due(gid, Some(now)),
+            (false, Membership::None) => self.forget(gid),
+            (true, Membership::Granted) => self.set_due(gid, None),
+            _ => self.set_due(gid, Some(now)),
         }
     }
 
     fn join(&mut self, gid: Gid, now: Instant) {
         let group = self.groups.entry(gid).or_default();
         group.users = group.users.saturating_add(1);
-        if !group.is_member {
+        if group.membership != Membership::Granted {
             group.failures = 0;
         }
         self.settle(gid, now);
@@ -140,7 +151,7 @@ impl Port {
     fn went_down(&mut self) {
         self.under_way = None;
         for group in self.groups.values_mut() {
-            group.is_member = false;
+            group.membership = Membership::None;
         }
         let left = self.groups.iter().filter(|(_, group)| group.users == 0).map(|(gid, _)| *gid);
         left.collect::<Vec<_>>().into_iter().for_each(|gid| self.forget(gid));
@@ -153,7 +164,9 @@ impl Port {
         for gid in self.groups.keys().copied().collect::<Vec<_>>() {
             if let Some(group) = self.groups.get_mut(&gid) {
                 group.failures = 0;
-                group.is_member &= group.users == 0;
+                if group.users > 0 && group.membership == Membership::Granted {
+                    group.membership = Membership::Asked;
+                }
             }
             self.settle(gid, now);
         }
@@ -183,7 +196,18 @@ impl Port {
         Step::Ask(request)
     }
 
-    /// The request under way couldn't be sent, or wasn't answered in time.
+    /// The request under way is about to be sent to a LID.
+    fn sent(&mut self, lid: u16) {
+        let Some(under_way) = &mut self.under_way else { return };
+        under_way.lid = Some(lid);
+        if under_way.request.kind == Kind::Join
+            && let Some(group) = self.groups.get_mut(&under_way.request.group)
+        {
+            group.membership = Membership::Asked;
+        }
+    }
+
+    /// The request under way couldn't be sent, wasn't answered in time, or the administrator was too busy for it.
     fn silent(&mut self, request: &Request, now: Instant) {
         self.under_way = None;
         self.quiet_until = Some(now + later(FIRST_RETRY, self.silences));
@@ -192,20 +216,24 @@ impl Port {
         group.outcomes += 1;
         group.failures = group.failures.saturating_add(1);
         if request.kind == Kind::Leave && group.failures >= LEAVE_TRIES {
-            group.is_member = false;
+            group.membership = Membership::None;
         }
         self.settle(request.group, now);
     }
 
     fn answered(&mut self, request: &Request, status: Status, now: Instant) {
+        if status == Status::BUSY {
+            return self.silent(request, now);
+        }
         self.under_way = None;
         (self.silences, self.quiet_until) = (0, None);
         let refused = self.groups.values().filter(|group| group.failures > 0).count();
         let Some(group) = self.groups.get_mut(&request.group) else { return };
         group.outcomes += 1;
         // Who is told that a port leaves has it no longer, whatever it says.
-        group.is_member = request.kind == Kind::Join && status == Status::GOOD;
-        let is_refused = request.kind == Kind::Join && !group.is_member && group.users > 0;
+        let is_granted = request.kind == Kind::Join && status == Status::GOOD;
+        group.membership = if is_granted { Membership::Granted } else { Membership::None };
+        let is_refused = request.kind == Kind::Join && !is_granted && group.users > 0;
         if !is_refused {
             group.failures = 0;
             return self.settle(request.group, now);
@@ -271,7 +299,10 @@ impl Book {
     pub(super) fn is_open(&self, port: u8, gid: &Gid, outcomes: u64, now: Instant) -> bool {
         let is_quiet = |port: &Port| port.quiet_until.is_some_and(|until| now < until);
         !self.ports.get(&port).is_some_and(is_quiet)
-            && self.group(port, gid).is_some_and(|group| !group.is_member && group.outcomes == outcomes)
+            && self.group(port, gid).is_some_and(|group| {
+                let is_wanted = group.users > 0 && group.membership != Membership::Granted;
+                is_wanted && group.outcomes == outcomes
+            })
     }
 
     fn group(&self, port: u8, gid: &Gid) -> Option<&Group> {
@@ -296,8 +327,10 @@ impl Book {
 
     /// A request is about to be sent to a LID.
     pub(super) fn sent(&mut self, request: &Request, lid: u16) {
-        if let Some(under_way) = self.under_way(request.port, request.id) {
-            under_way.lid = Some(lid);
+        if self.under_way(request.port, request.id).is_some()
+            && let Some(port) = self.ports.get_mut(&request.port)
+        {
+            port.sent(lid);
         }
     }
 
@@ -329,230 +362,4 @@ impl Book {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GROUP: Gid = [0xff; 16];
-    const SA: u16 = 7;
-
-    /// A book, and a clock.
-    struct Bench {
-        book: Book,
-        now: Instant,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            Self { book: Book::default(), now: Instant::now() }
-        }
-
-        fn join(&mut self, gid: Gid) {
-            self.book.join(1, gid, self.now);
-        }
-
-        fn leave(&mut self, gid: Gid) {
-            self.book.leave(1, gid, self.now);
-        }
-
-        fn ask(&mut self) -> Request {
-            match self.book.next(self.now) {
-                Step::Ask(request) => {
-                    self.book.sent(&request, SA);
-                    request
-                }
-                Step::Wait(until) => panic!("nothing to ask, wait until {until:?}"),
-            }
-        }
-
-        /// How long nothing is to be asked; `None`: until something changes.
-        fn idle(&mut self) -> Option<Duration> {
-            match self.book.next(self.now) {
-                Step::Wait(until) => until.map(|until| until - self.now),
-                Step::Ask(request) => panic!("{request:?}"),
-            }
-        }
-
-        fn answer(&mut self, request: &Request, status: Status) {
-            assert_eq!(self.book.answered((1, SA), request.id, status, self.now), Some(*request));
-        }
-
-        fn joined(&mut self, gid: Gid) {
-            self.join(gid);
-            let request = self.ask();
-            assert_eq!((request.group, request.kind), (gid, Kind::Join));
-            self.answer(&request, Status::GOOD);
-            assert_eq!(self.idle(), None);
-        }
-    }
-
-    #[test]
-    fn group_is_joined_for_the_first_queue_pair_and_left_after_the_last() {
-        let mut bench = Bench::new();
-        bench.joined(GROUP);
-        bench.join(GROUP);
-        bench.leave(GROUP);
-        assert_eq!(bench.idle(), None);
-        bench.leave(GROUP);
-        assert!(bench.book.is_leaving());
-        let leave = bench.ask();
-        assert_eq!(leave.kind, Kind::Leave);
-        bench.answer(&leave, Status::GOOD);
-        assert!(bench.book.group(1, &GROUP).is_none());
-        assert_eq!(bench.idle(), None);
-        assert!(!bench.book.is_leaving());
-    }
-
-    #[test]
-    fn what_changes_while_a_request_is_under_way_comes_after_it() {
-        let mut bench = Bench::new();
-        bench.join(GROUP);
-        let join = bench.ask();
-        bench.leave(GROUP);
-        assert_eq!(bench.idle(), Some(ANSWER));
-        bench.answer(&join, Status::GOOD);
-        let leave = bench.ask();
-        assert_eq!(leave.kind, Kind::Leave);
-        bench.join(GROUP);
-        bench.answer(&leave, Status::GOOD);
-        let again = bench.ask();
-        assert_eq!(again.kind, Kind::Join);
-        bench.leave(GROUP);
-        bench.answer(&again, Status::SA_REQ_INVALID);
-        assert!(bench.book.group(1, &GROUP).is_none());
-        assert_eq!(bench.idle(), None);
-    }
-
-    #[test]
-    fn refused_group_is_asked_for_ever_later_but_for_another_queue_pair_at_once() {
-        let mut bench = Bench::new();
-        bench.join(GROUP);
-        let mut waited = Vec::new();
-        for _ in 0..9 {
-            let join = bench.ask();
-            bench.answer(&join, Status::SA_REQ_INSUFFICIENT_COMPONENTS);
-            let wait = bench.idle().unwrap();
-            waited.push(wait.as_millis());
-            bench.now += wait;
-        }
-        assert_eq!(waited, [250, 500, 1000, 2000, 4000, 8000, 16_000, 16_000, 16_000]);
-        let join = bench.ask();
-        bench.answer(&join, Status::BUSY);
-        bench.join(GROUP);
-        let join = bench.ask();
-        bench.answer(&join, Status::GOOD);
-        assert_eq!(bench.book.outcomes(1, &GROUP), 11);
-        assert!(bench.book.group(1, &GROUP).is_some_and(|group| group.is_member));
-    }
-
-    #[test]
-    fn who_joins_waits_for_an_answer_and_not_for_an_administrator_that_gives_none() {
-        let mut bench = Bench::new();
-        bench.join(GROUP);
-        assert!(bench.book.is_open(1, &GROUP, 0, bench.now));
-        let join = bench.ask();
-        bench.answer(&join, Status::SA_REQ_INVALID);
-        assert!(!bench.book.is_open(1, &GROUP, 0, bench.now), "it was refused");
-        let other = [0xfe; 16];
-        bench.join(other);
-        bench.ask();
-        assert!(bench.book.is_open(1, &other, 0, bench.now));
-        bench.now += ANSWER;
-        bench.idle();
-        assert!(!bench.book.is_open(1, &other, 1, bench.now), "nobody answers");
-        bench.book.changed(1, bench.now);
-        assert!(bench.book.is_open(1, &other, 1, bench.now));
-        bench.leave(other);
-        assert!(!bench.book.is_open(1, &other, 1, bench.now), "it is wanted no more");
-    }
-
-    #[test]
-    fn many_refused_groups_are_asked_for_less_often() {
-        let mut bench = Bench::new();
-        let groups = (0..200u8).map(|n| [n; 16]).collect::<Vec<_>>();
-        for group in &groups {
-            bench.join(*group);
-            let join = bench.ask();
-            bench.answer(&join, Status::SA_REQ_INVALID);
-        }
-        let mut asked = 0;
-        let end = bench.now + Duration::from_secs(60);
-        while bench.now < end {
-            match bench.book.next(bench.now) {
-                Step::Ask(request) => {
-                    bench.book.sent(&request, SA);
-                    bench.answer(&request, Status::SA_REQ_INVALID);
-                    asked += 1;
-                }
-                Step::Wait(until) => bench.now = until.unwrap(),
-            }
-        }
-        assert!((600..6000).contains(&asked), "{asked} in a minute");
-        // One that is new doesn't wait for them.
-        bench.join(GROUP);
-        assert_eq!(bench.ask().group, GROUP);
-    }
-
-    #[test]
-    fn administrator_that_is_silent_is_tried_ever_later_and_told_three_times_of_a_leave() {
-        let mut bench = Bench::new();
-        bench.joined(GROUP);
-        bench.leave(GROUP);
-        for quiet in [250, 500] {
-            let leave = bench.ask();
-            assert_eq!((leave.kind, bench.idle()), (Kind::Leave, Some(ANSWER)));
-            bench.now += ANSWER;
-            assert_eq!(bench.idle(), Some(Duration::from_millis(quiet)));
-            bench.now += Duration::from_millis(quiet);
-        }
-        let leave = bench.ask();
-        bench.now += ANSWER;
-        assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
-        assert!(bench.book.group(1, &GROUP).is_none());
-        assert_eq!(bench.book.answered((1, SA), leave.id, Status::GOOD, bench.now), None, "it is late");
-        bench.join(GROUP);
-        assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
-        bench.book.changed(1, bench.now);
-        assert_eq!(bench.ask().kind, Kind::Join);
-    }
-
-    #[test]
-    fn answer_of_another_end_or_request_counts_for_nothing() {
-        let mut bench = Bench::new();
-        bench.join(GROUP);
-        let join = bench.ask();
-        let mut answer = |from, id| bench.book.answered(from, id, Status::GOOD, bench.now);
-        assert_eq!(answer((1, SA + 1), join.id), None);
-        assert_eq!(answer((2, SA), join.id), None);
-        assert_eq!(answer((1, SA), join.id + 1), None);
-        assert_eq!(answer((1, SA), join.id), Some(join));
-        assert_eq!(answer((1, SA), join.id), None);
-    }
-
-    #[test]
-    fn groups_are_joined_again_when_the_subnet_changes_and_none_is_left_when_the_port_is_down() {
-        let mut bench = Bench::new();
-        let other = [0xfe; 16];
-        bench.joined(GROUP);
-        bench.joined(other);
-        bench.leave(other);
-        bench.book.changed(1, bench.now);
-        let asked = [bench.ask(), {
-            let first = bench.book.ports[&1].under_way.as_ref().unwrap().request;
-            bench.answer(&first, Status::GOOD);
-            bench.ask()
-        }];
-        assert_eq!(
-            asked.map(|request| (request.group, request.kind)),
-            [(other, Kind::Leave), (GROUP, Kind::Join)]
-        );
-        bench.answer(&asked[1], Status::GOOD);
-
-        bench.joined(other);
-        bench.leave(other);
-        bench.book.went_down(1);
-        assert!(bench.book.group(1, &other).is_none() && !bench.book.is_leaving());
-        assert_eq!(bench.idle(), None, "nothing until it is up");
-        bench.book.changed(1, bench.now);
-        assert_eq!(bench.ask().group, GROUP);
-    }
-}
+mod tests;
