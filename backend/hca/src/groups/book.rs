@@ -3,7 +3,7 @@
 //!
 //! One request of a port is under way at a time. A group that the administrator refuses, as it does one that nobody
 //! has created yet, is asked for again, each time later, and the later the more such groups there are: guests choose
-//! groups.
+//! groups. And as they choose how often, too, no port asks for more than the administrator of a subnet can bear.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -19,6 +19,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(16);
 /// What each refused group adds to the time between two tries of one: all together are as many as 100 a second.
 const PER_REFUSED: Duration = Duration::from_millis(10);
+/// What each request adds to the time until a port that asks without pause may ask again: 200 a second.
+const PER_REQUEST: Duration = Duration::from_millis(5);
+/// So much of it may add up: so many requests at once.
+const BURST: Duration = PER_REQUEST.saturating_mul(64);
 /// How often an administrator that doesn't answer is told that a port leaves a group.
 const LEAVE_TRIES: u32 = 3;
 /// Upper half of the transaction ids, so that others' are told from them.
@@ -92,6 +96,8 @@ struct Port {
     silences: u32,
     /// The administrator, or the port, isn't tried before.
     quiet_until: Option<Instant>,
+    /// When all requests would be done if each took [`PER_REQUEST`].
+    paid: Option<Instant>,
 }
 
 /// Twice as long each time.
@@ -185,9 +191,11 @@ impl Port {
             return Step::Wait(Some(until));
         }
         let Some(&(_, due, gid)) = self.due.first() else { return Step::Wait(None) };
+        let due = self.paid.and_then(|paid| paid.checked_sub(BURST)).map_or(due, |free| free.max(due));
         if now < due {
             return Step::Wait(Some(due));
         }
+        self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + PER_REQUEST);
         self.set_due(gid, None);
         let is_wanted = self.groups.get(&gid).is_some_and(|group| group.users > 0);
         let kind = if is_wanted { Kind::Join } else { Kind::Leave };

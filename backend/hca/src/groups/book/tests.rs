@@ -154,7 +154,7 @@ fn many_refused_groups_are_asked_for_less_often() {
     let groups = (0..200u8).map(|n| [n; 16]).collect::<Vec<_>>();
     for group in &groups {
         bench.join(*group);
-        let join = bench.ask();
+        let join = bench.ask_in_time();
         bench.answer(&join, Status::SA_REQ_INVALID);
     }
     let mut asked = 0;
@@ -173,6 +173,29 @@ fn many_refused_groups_are_asked_for_less_often() {
     // One that is new doesn't wait for them.
     bench.join(GROUP);
     assert_eq!(bench.ask().group, GROUP);
+}
+
+#[test]
+fn port_that_asks_without_pause_asks_two_hundred_times_a_second() {
+    let mut bench = Bench::new();
+    let end = bench.now + Duration::from_secs(10);
+    let mut asked = 0;
+    while bench.now < end {
+        bench.join(GROUP);
+        let join = bench.ask_in_time();
+        bench.answer(&join, Status::GOOD);
+        bench.leave(GROUP);
+        let leave = bench.ask_in_time();
+        bench.answer(&leave, Status::GOOD);
+        asked += 2;
+    }
+    assert!((2000..2100).contains(&asked), "{asked} in 10 s");
+    bench.now += BURST;
+    for n in 0..64 {
+        bench.join([n; 16]);
+        let join = bench.ask();
+        bench.answer(&join, Status::GOOD);
+    }
 }
 
 #[test]
