@@ -192,7 +192,7 @@ impl Hca for Mlx4Hca {
         self.with(|running| running.address_vector(pd, path))
     }
 
-    /// The guest waits, with nothing locked, until packets are on their way to the port; not for long if nobody
+    /// The guest waits, with nothing of the card locked, until packets are on their way to the port; not for long if nobody
     /// answers.
     fn attach_mcast(&self, qp: QpId, group: &McastGroup) -> Result<(), HcaError> {
         let joining = self.with(|running| running.attach_mcast(qp, group))?;

@@ -1,8 +1,9 @@
-//! Who keeps a card from being opened: processes that have its group open, or a page of its BARs mapped.
+//! Who keeps a card from being opened: processes that have its group open, or the file of one of the group's devices
+//! (which users of iommufd open instead), or a page of its BARs mapped.
 //!
-//! A mapping keeps the card open when every descriptor is closed. The kernel doesn't say which card it is of, so
-//! such processes are named only where the group is busy though nobody has it open, and not if they have another
-//! group open. Users of an iommufd device (`/dev/vfio/devices`) aren't seen.
+//! A mapping keeps the card open when every descriptor is closed. If it was opened through its group, the kernel
+//! doesn't say which card it is of, so such processes are named only where the group is busy though nobody has it
+//! open, and not if they have another group open.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -44,12 +45,14 @@ pub fn holders(root: &Path, group: u32) -> Vec<Holder> {
 
 /// The same, where others know whether the group is busy.
 pub(super) fn holders_if(root: &Path, group: u32, busy: impl FnOnce() -> bool) -> Vec<Holder> {
+    let files = device_files(root, group);
     let pids = names(&root.join("proc")).into_iter().filter_map(|name| name.parse().ok());
-    let mut all: Vec<(u32, Use)> =
-        pids.filter_map(|pid| Some((pid, Use::of(&root.join(format!("proc/{pid}")), group)?))).collect();
-    let known = all.iter().any(|(_, found)| *found == Use::Group);
+    let mut all: Vec<(u32, Use)> = pids
+        .filter_map(|pid| Some((pid, Use::of(&root.join(format!("proc/{pid}")), group, &files)?)))
+        .collect();
+    let known = all.iter().any(|(_, found)| found.is_certain());
     if known || (!all.is_empty() && !busy()) {
-        all.retain(|(_, found)| *found == Use::Group);
+        all.retain(|(_, found)| found.is_certain());
     }
     let holder = |(pid, found): (u32, Use)| {
         let name = fs::read_to_string(root.join(format!("proc/{pid}/comm"))).unwrap_or_default();
@@ -61,11 +64,20 @@ pub(super) fn holders_if(root: &Path, group: u32, busy: impl FnOnce() -> bool) -
     holders
 }
 
+/// The files of a group's devices that a kernel with iommufd offers.
+fn device_files(root: &Path, group: u32) -> Vec<String> {
+    let devices = root.join(format!("sys/kernel/iommu_groups/{group}/devices"));
+    let files = names(&devices).into_iter().flat_map(|device| names(&devices.join(device).join("vfio-dev")));
+    files.map(|name| format!("/dev/vfio/devices/{name}")).collect()
+}
+
 /// What a process does with VFIO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Use {
     /// It has the group open.
     Group,
+    /// It has the file of one of the group's devices open, or pages of it mapped.
+    File { name: String, is_open: bool },
     /// It has a device open, but no group.
     Device,
     /// It has pages of these BARs mapped, and nothing open.
@@ -73,12 +85,21 @@ enum Use {
 }
 
 impl Use {
-    /// Of the process whose folder this is.
-    fn of(folder: &Path, group: u32) -> Option<Self> {
+    /// Of the process whose folder this is; with the files of the group's devices.
+    fn of(folder: &Path, group: u32, files: &[String]) -> Option<Self> {
         let fds = folder.join("fd");
         // Descriptors are closed, and processes end, while they are looked at.
         let open: Vec<_> =
             names(&fds).into_iter().filter_map(|fd| fs::read_link(fds.join(fd)).ok()).collect();
+        let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
+        let opened = |name: &&String| open.iter().any(|file| file.as_os_str() == name.as_str());
+        let mapped = |name: &&String| maps.lines().any(|line| line.split_whitespace().nth(5) == Some(name));
+        if let Some(name) = files.iter().find(opened) {
+            return Some(Self::File { name: name.clone(), is_open: true });
+        }
+        if let Some(name) = files.iter().find(mapped) {
+            return Some(Self::File { name: name.clone(), is_open: false });
+        }
         let groups =
             open.iter().filter_map(|file| file.strip_prefix("/dev/vfio").ok()?.to_str()?.parse().ok());
         let groups: Vec<u32> = groups.collect();
@@ -88,16 +109,22 @@ impl Use {
         if open.iter().any(|file| file.as_os_str() == DEVICE) {
             return Some(Self::Device);
         }
-        let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
         let mut bars: Vec<u64> = maps.lines().filter_map(bar).collect();
         bars.sort_unstable();
         bars.dedup();
         (!bars.is_empty()).then_some(Self::Pages(bars))
     }
 
+    /// It is this group, and none other, that is in use by that.
+    fn is_certain(&self) -> bool {
+        matches!(self, Self::Group | Self::File { .. })
+    }
+
     fn told(&self, group: u32) -> String {
         match self {
             Self::Group => format!("has /dev/vfio/{group} open"),
+            Self::File { name, is_open: true } => format!("has {name} open"),
+            Self::File { name, is_open: false } => format!("has pages of {name} mapped"),
             Self::Device => "has a VFIO device open".into(),
             Self::Pages(bars) => {
                 let bars = bars.iter().map(|bar| match *bar {
@@ -167,6 +194,25 @@ mod tests {
         fs::remove_file(root.path().join("dev/vfio/12")).unwrap();
         assert_eq!(holders(root.path(), 12), [], "one that isn't there is in nobody's use either");
         assert_eq!(told(&[(9, &["/dev/vfio/13", DEVICE], DOORBELL), (10, &["/dev/vfio/vfio"], "")]), [""; 0]);
+    }
+
+    #[test]
+    fn process_with_the_file_of_a_device_of_the_group_open_or_mapped_is_named() {
+        let mapped = "7fb2c0000000-7fb2c0001000 rw-s 20000000000 00:05 1057 /dev/vfio/devices/vfio3\n";
+        let root = proc(&[
+            (7, &["/dev/iommu", "/dev/vfio/devices/vfio3"], ""),
+            (8, &["/dev/iommu", "/dev/vfio/devices/vfio33"], ""),
+            (9, &[], mapped),
+            (11, &[], DOORBELL),
+        ]);
+        let device = root.path().join("sys/kernel/iommu_groups/12/devices/0000:01:00.0/vfio-dev/vfio3");
+        fs::create_dir_all(device).unwrap();
+        let found: Vec<_> = holders_if(root.path(), 12, || true).iter().map(ToString::to_string).collect();
+        let wanted = [
+            "program7 (process 7) has /dev/vfio/devices/vfio3 open",
+            "program9 (process 9) has pages of /dev/vfio/devices/vfio3 mapped",
+        ];
+        assert_eq!(found, wanted);
     }
 
     #[test]
