@@ -1,6 +1,6 @@
 //! A queue pair of the stock verbs in a guest, which a test drives from the host.
 //!
-//! The program behind it, `verbs-peer.c`, is compiled with Debian's header and linked with the guest's own
+//! The program behind it, `verbs-peer`, is compiled with Debian's header and linked with the guest's own
 //! libibverbs, so that what runs is the stock library with its stock provider on the stock kernel.
 
 use std::collections::hash_map::DefaultHasher;
@@ -18,11 +18,17 @@ use crate::fetch::Tree;
 use crate::process;
 use crate::vm::{Output, Process, Vm};
 
-/// The program's source.
-const SOURCE: &str = include_str!("verbs-peer.c");
+/// The program's files.
+const SOURCES: [(&str, &str); 5] = [
+    ("peer.h", include_str!("verbs-peer/peer.h")),
+    ("main.c", include_str!("verbs-peer/main.c")),
+    ("objects.c", include_str!("verbs-peer/objects.c")),
+    ("way.c", include_str!("verbs-peer/way.c")),
+    ("work.c", include_str!("verbs-peer/work.c")),
+];
 /// Where the program is in a guest.
 const PROGRAM: &str = "/usr/bin/verbs-peer";
-/// Compiling one file on a busy machine.
+/// Compiling it on a busy machine.
 const COMPILE_LIMIT: Duration = Duration::from_secs(120);
 /// A command moves and looks at megabytes on a translated processor; the program itself gives up sooner.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -250,18 +256,21 @@ fn endpoint(line: &str) -> Result<Endpoint> {
 /// There is no C compiler, or it finds an error.
 pub(crate) fn compile(guest: &Tree, headers: &Tree, folder: &Path) -> Result<PathBuf> {
     let mut key = DefaultHasher::new();
-    (SOURCE, guest.manifest(), headers.manifest()).hash(&mut key);
+    (SOURCES, guest.manifest(), headers.manifest()).hash(&mut key);
     let program = folder.join(format!("verbs-peer-{:016x}", key.finish()));
     if program.is_file() {
         return Ok(program);
     }
     let stage = tempfile::tempdir_in(folder)?;
-    let source = stage.path().join("verbs-peer.c");
-    fs::write(&source, SOURCE)?;
+    for (name, text) in SOURCES {
+        fs::write(stage.path().join(name), text)?;
+    }
+    let sources = SOURCES.iter().filter(|(name, _)| name.ends_with(".c"));
     let made = stage.path().join("verbs-peer");
     let mut cc = Command::new(process::find("cc", "gcc")?);
     cc.args(["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-Wall", "-Wextra"]);
-    cc.arg("-isystem").arg(headers.path("usr/include")).arg("-o").arg(&made).arg(&source);
+    cc.arg("-isystem").arg(headers.path("usr/include")).arg("-o").arg(&made);
+    cc.args(sources.map(|(name, _)| stage.path().join(name)));
     cc.arg(guest.path("usr/lib/x86_64-linux-gnu/libibverbs.so.1"));
     // What the library needs itself is the guest's affair.
     cc.arg("-Wl,--unresolved-symbols=ignore-in-shared-libs");
