@@ -118,6 +118,11 @@ pub struct Hca {
 }
 
 impl Hca {
+    /// Whether a device with this PCI vendor and device id is one that this driver knows.
+    pub fn knows(vendor: u16, device: u16) -> bool {
+        vendor == VENDOR_ID && DEVICES.contains(&DeviceId(device))
+    }
+
     /// Resets a device and brings it up.
     ///
     /// # Errors
@@ -125,8 +130,7 @@ impl Hca {
     /// can't be; or the host lacks memory. The device has been reset again then.
     pub fn open(device: Arc<dyn PciDevice>, config: &Config) -> Result<Self> {
         let identity = device.identity();
-        let known = DEVICES.contains(&DeviceId(identity.device));
-        if identity.vendor != VENDOR_ID || !known {
+        if !Self::knows(identity.vendor, identity.device) {
             let (vendor, id) = (identity.vendor, identity.device);
             return Err(Error::Unknown { name: identity.name.clone(), vendor, device: id });
         }

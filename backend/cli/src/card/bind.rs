@@ -7,7 +7,7 @@ use std::io;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::sysfs::Sysfs;
+use super::sysfs::{FAMILY, Sysfs};
 
 /// A driver that a card can be moved to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,9 @@ pub(crate) fn move_card(card: &Sysfs, bus: &impl Bus, target: Driver) -> Result<
         bail!("no PCI device {address}; `lspci -D -d 15b3:` lists the cards of this host");
     };
     if !card.is_card() {
-        bail!("{address} is {vendor:04x}:{device:04x}, no card of Mellanox's; check the address");
+        bail!(
+            "{address} is {vendor:04x}:{device:04x}, no {FAMILY}; `lspci -D -d 15b3:` lists the cards of this host"
+        );
     }
     let name = target.name();
     let old = bus.driver();
@@ -258,7 +260,11 @@ mod tests {
         let vendor = format!("sys/bus/pci/devices/{CARD}/vendor");
         let stage = Stage::card("e1000e").file(&vendor, "0x8086\n");
         let error = move_card(&stage.sysfs(), &stage.sysfs(), Driver::Vfio).unwrap_err().to_string();
-        assert!(error.contains("is 8086:1003, no card of Mellanox's"), "{error}");
+        assert!(error.contains("is 8086:1003, no ConnectX, ConnectX-2 or ConnectX-3"), "{error}");
+        let device = format!("sys/bus/pci/devices/{CARD}/device");
+        let stage = Stage::card("mlx5_core").file(&device, "0x1017\n");
+        let error = move_card(&stage.sysfs(), &stage.sysfs(), Driver::Vfio).unwrap_err().to_string();
+        assert!(error.contains("is 15b3:1017, no ConnectX, ConnectX-2 or ConnectX-3"), "{error}");
         let stage = Stage::card("mlx4_core");
         let error = move_card(&stage.sysfs(), &stage.sysfs(), Driver::Vfio).unwrap_err().to_string();
         assert_eq!(error, "the driver vfio-pci is not loaded; run as root: modprobe vfio-pci");

@@ -4,11 +4,8 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Resource, getrlimit};
 
 use super::bind::Bus as _;
-use super::sysfs::Sysfs;
+use super::sysfs::{FAMILY, Sysfs};
 
-/// Device numbers of the family's physical functions with InfiniBand: ConnectX and ConnectX-2 (PCIe 1 and 2, SDR to
-/// QDR), ConnectX-3, ConnectX-3 Pro.
-const DEVICES: [u32; 7] = [0x6340, 0x634a, 0x6354, 0x6732, 0x673c, 0x1003, 0x1007];
 /// The kind of an IOMMU group that stands for no IOMMU.
 const NO_IOMMU: &str = "vfio-noiommu";
 /// Drivers of other devices in a group that leave it to VFIO.
@@ -82,18 +79,21 @@ fn may_lock_all(status: &str) -> bool {
     mask.is_some_and(|mask| mask & 1 << CAP_IPC_LOCK != 0)
 }
 
+/// What is looked at only where there is a card.
+const OF_CARD: [(&str, Look); 4] = [("iommu", iommu), ("driver", driver), ("group", group), ("files", files)];
+
+/// Looks at one matter of a card.
+type Look = fn(&Sysfs) -> Finding;
+
 /// Looks at everything that shows without opening the card. Says whether the card can be opened.
 pub(crate) fn check_host(card: &Sysfs, needs: &Needs, report: &mut Report) -> bool {
-    let found = [
-        ("card", identity(card)),
-        ("iommu", iommu(card)),
-        ("driver", driver(card)),
-        ("group", group(card)),
-        ("files", files(card)),
-    ];
-    let usable = found.iter().all(|(_, finding)| matches!(finding, Finding::Good(_)));
-    for (name, finding) in found {
-        report.note(name, finding);
+    let is_card = card.is_card();
+    report.note("card", identity(card));
+    let mut usable = is_card;
+    for (name, look) in OF_CARD {
+        let found = if is_card { look(card) } else { Finding::LeftOut("there is no card".into()) };
+        usable &= matches!(found, Finding::Good(_));
+        report.note(name, found);
     }
     report.note("memlock", memlock(needs));
     report.note("hugepages", hugepages(card));
@@ -105,15 +105,12 @@ fn identity(card: &Sysfs) -> Finding {
     let list = "`lspci -D -d 15b3:` lists the cards of this host".to_owned();
     match card.identity() {
         None => Finding::Bad(format!("no PCI device {address}"), list),
-        Some((vendor, device)) if card.is_card() && DEVICES.contains(&device) => {
+        Some((vendor, device)) if card.is_card() => {
             Finding::Good(format!("{address} is {vendor:04x}:{device:04x}"))
         }
-        Some((vendor, device)) => Finding::Bad(
-            format!(
-                "{address} is {vendor:04x}:{device:04x}, no ConnectX, ConnectX-2 or ConnectX-3 with InfiniBand"
-            ),
-            list,
-        ),
+        Some((vendor, device)) => {
+            Finding::Bad(format!("{address} is {vendor:04x}:{device:04x}, no {FAMILY}"), list)
+        }
     }
 }
 
@@ -275,6 +272,7 @@ mod tests {
         let stage = ready().file(&format!("sys/bus/pci/devices/{CARD}/device"), "0x1015\n");
         let (usable, text) = report(&stage, &ROOT);
         assert!(!usable && text.contains("is 15b3:1015, no ConnectX, ConnectX-2 or ConnectX-3"), "{text}");
+        assert!(text.contains("-       driver    there is no card"), "it isn't to be bound: {text}");
         let (_, text) = report(&Stage::empty(), &ROOT);
         assert!(
             text.contains("FAILED  card      no PCI device") && text.contains("lspci -D -d 15b3:"),

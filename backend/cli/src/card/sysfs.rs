@@ -9,8 +9,8 @@ use mlx4_pci::{Holder, PciAddress, holders};
 
 use super::bind::{Bus, Driver};
 
-/// The vendor's number.
-const MELLANOX: u32 = 0x15b3;
+/// What cards of the family are called.
+pub(crate) const FAMILY: &str = "ConnectX, ConnectX-2 or ConnectX-3 with InfiniBand";
 /// The flag of a network interface that is up.
 const IFF_UP: u32 = 1;
 /// The folders of a device in which its character devices are.
@@ -61,17 +61,17 @@ impl Sysfs {
     }
 
     /// Vendor and device, if there is such a function.
-    pub(crate) fn identity(&self) -> Option<(u32, u32)> {
+    pub(crate) fn identity(&self) -> Option<(u16, u16)> {
         let number = |name: &str| {
             let text = fs::read_to_string(self.folder().join(name)).ok()?;
-            u32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
+            u16::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
         };
         Some((number("vendor")?, number("device")?))
     }
 
-    /// Whether it is a card of the vendor's.
+    /// Whether it is a card of the family.
     pub(crate) fn is_card(&self) -> bool {
-        self.identity().is_some_and(|(vendor, _)| vendor == MELLANOX)
+        self.identity().is_some_and(|(vendor, device)| mlx4::Hca::knows(vendor, device))
     }
 
     /// The number of the IOMMU group.
