@@ -97,7 +97,7 @@ impl Check {
             }
             Self::Untouched => "the memory behind the wrong rkey is what it was",
             Self::Direct => {
-                "all three ping-pongs again, with doorbells that the daemon has mapped into both guests"
+                "the ping-pongs by send, write and read again, with doorbells that the daemon has mapped into both guests"
             }
             Self::WorkRequests => "the model has executed as many work requests as the guests have posted",
             Self::Payload => "the model has carried as many payload bytes as the guests have posted",
