@@ -145,6 +145,7 @@ impl Router {
                 false
             }
             Event::Lost => {
+                self.groups.lost();
                 objects.guests.tell_all(HcaEvent::Lost);
                 false
             }

@@ -2,10 +2,11 @@
 //! next. It neither sends nor waits: `super` does.
 //!
 //! One request of a port is under way at a time. A group that the administrator refuses, as it does one that nobody
-//! has created yet, is asked for again, each time later, and the later the more such groups there are: guests choose
-//! groups. And as they choose how often, too, no port asks for more than the administrator of a subnet can bear.
+//! has created yet, is asked for again, each time later, and in the end the later the more such groups there are:
+//! guests choose groups. Those that have failed before and those that haven't take turns, each by when they are due. And as they choose how often, too, no port asks for more than the administrator of a subnet can bear.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use mlx4::Gid;
@@ -17,7 +18,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// It is tried at least this often; as is an administrator that doesn't answer.
 const LAST_RETRY: Duration = Duration::from_secs(16);
-/// What each refused group adds to the time between two tries of one: all together are as many as 100 a second.
+/// What each refused group adds to the time between two late tries of one: all together are as many as 100 a second.
 const PER_REFUSED: Duration = Duration::from_millis(10);
 /// What each request adds to the time until a port that asks without pause may ask again: 200 a second.
 const PER_REQUEST: Duration = Duration::from_millis(5);
@@ -70,11 +71,11 @@ struct Group {
     /// Queue pairs in it, on this port.
     users: u32,
     membership: Membership,
-    /// Requests that were answered, or weren't in time.
+    /// Joins that were answered, or weren't in time.
     outcomes: u64,
-    /// Of these, how many in a row have failed.
+    /// Requests in a row that have failed.
     failures: u32,
-    /// When it is asked for next, if it is; after others if that has failed before.
+    /// When it is asked for next, if it is, and whether that has failed before.
     due: Option<(bool, Instant)>,
 }
 
@@ -89,8 +90,12 @@ struct UnderWay {
 #[derive(Debug, Default)]
 struct Port {
     groups: BTreeMap<Gid, Group>,
-    /// Groups by when they are due: first those that haven't failed, which are so at once.
-    due: BTreeSet<(bool, Instant, Gid)>,
+    /// Groups by when they are due: those that haven't failed before.
+    fresh: BTreeSet<(Instant, Gid)>,
+    /// Those that have.
+    failed: BTreeSet<(Instant, Gid)>,
+    /// Whose turn it is, if both are due.
+    is_turn_of_failed: bool,
     under_way: Option<UnderWay>,
     /// Requests in a row that weren't answered.
     silences: u32,
@@ -109,10 +114,27 @@ impl Port {
     fn set_due(&mut self, gid: Gid, due: Option<Instant>) {
         let Some(group) = self.groups.get_mut(&gid) else { return };
         let due = due.map(|due| (group.failures > 0, due));
-        if let Some((failed, before)) = std::mem::replace(&mut group.due, due) {
-            self.due.remove(&(failed, before, gid));
+        if let Some((has_failed, before)) = std::mem::replace(&mut group.due, due) {
+            self.queue(has_failed).remove(&(before, gid));
         }
-        self.due.extend(due.map(|(failed, due)| (failed, due, gid)));
+        if let Some((has_failed, due)) = due {
+            self.queue(has_failed).insert((due, gid));
+        }
+    }
+
+    fn queue(&mut self, has_failed: bool) -> &mut BTreeSet<(Instant, Gid)> {
+        if has_failed { &mut self.failed } else { &mut self.fresh }
+    }
+
+    /// The group that is asked for next, and when it is due.
+    fn first_due(&self, now: Instant) -> Option<(Instant, Gid)> {
+        let firsts = [&self.fresh, &self.failed].map(|queue| queue.first().copied());
+        match firsts {
+            [Some(fresh), Some(failed)] if fresh.0 <= now && failed.0 <= now => {
+                Some(if self.is_turn_of_failed { failed } else { fresh })
+            }
+            firsts => firsts.into_iter().flatten().min(),
+        }
     }
 
     fn forget(&mut self, gid: Gid) {
@@ -127,11 +149,13 @@ impl Port {
     /// Has a group asked for if it isn't as it shall be, and forgets it if nothing is left of it.
     fn settle(&mut self, gid: Gid, now: Instant) {
         let Some(group) = self.groups.get(&gid) else { return };
+        // It keeps its place if it is waiting already.
+        let soonest = group.due.map_or(now, |(_, due)| due.min(now));
         match (group.users > 0, group.membership) {
             _ if self.is_under_way(&gid) => {}
             (false, Membership::None) => self.forget(gid),
             (true, Membership::Granted) => self.set_due(gid, None),
-            _ => self.set_due(gid, Some(now)),
+            _ => self.set_due(gid, Some(soonest)),
         }
     }
 
@@ -153,14 +177,29 @@ impl Port {
         }
     }
 
-    /// The port is down: it is in no group any more, so there is none to leave.
+    /// The port is down. Nothing is asked until it is up again, but for what changes meanwhile; whether the
+    /// administrator has noticed, nobody knows.
     fn went_down(&mut self) {
         self.under_way = None;
-        for group in self.groups.values_mut() {
-            group.membership = Membership::None;
+        for gid in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.doubt(gid);
+            self.set_due(gid, None);
+            if self
+                .groups
+                .get(&gid)
+                .is_some_and(|group| group.users == 0 && group.membership == Membership::None)
+            {
+                self.forget(gid);
+            }
         }
-        let left = self.groups.iter().filter(|(_, group)| group.users == 0).map(|(gid, _)| *gid);
-        left.collect::<Vec<_>>().into_iter().for_each(|gid| self.forget(gid));
+    }
+
+    /// What the administrator has said of a group may not hold any more.
+    fn doubt(&mut self, gid: Gid) {
+        let group = self.groups.get_mut(&gid);
+        if let Some(group) = group.filter(|group| group.membership == Membership::Granted) {
+            group.membership = Membership::Asked;
+        }
     }
 
     /// Who the administrator is may have changed, or whom it knows: all groups are joined again.
@@ -170,10 +209,8 @@ impl Port {
         for gid in self.groups.keys().copied().collect::<Vec<_>>() {
             if let Some(group) = self.groups.get_mut(&gid) {
                 group.failures = 0;
-                if group.users > 0 && group.membership == Membership::Granted {
-                    group.membership = Membership::Asked;
-                }
             }
+            self.doubt(gid);
             self.settle(gid, now);
         }
     }
@@ -190,12 +227,13 @@ impl Port {
         if let Some(until) = self.quiet_until.filter(|until| now < *until) {
             return Step::Wait(Some(until));
         }
-        let Some(&(_, due, gid)) = self.due.first() else { return Step::Wait(None) };
-        let due = self.paid.and_then(|paid| paid.checked_sub(BURST)).map_or(due, |free| free.max(due));
-        if now < due {
-            return Step::Wait(Some(due));
+        let Some((due, gid)) = self.first_due(now) else { return Step::Wait(None) };
+        let free = self.paid.and_then(|paid| paid.checked_sub(BURST)).map_or(due, |free| free.max(due));
+        if now < free {
+            return Step::Wait(Some(free));
         }
         self.paid = Some(self.paid.map_or(now, |paid| paid.max(now)) + PER_REQUEST);
+        self.is_turn_of_failed = !self.failed.contains(&(due, gid));
         self.set_due(gid, None);
         let is_wanted = self.groups.get(&gid).is_some_and(|group| group.users > 0);
         let kind = if is_wanted { Kind::Join } else { Kind::Leave };
@@ -208,21 +246,19 @@ impl Port {
     fn sent(&mut self, lid: u16) {
         let Some(under_way) = &mut self.under_way else { return };
         under_way.lid = Some(lid);
-        if under_way.request.kind == Kind::Join
-            && let Some(group) = self.groups.get_mut(&under_way.request.group)
-        {
+        if let Some(group) = self.groups.get_mut(&under_way.request.group) {
             group.membership = Membership::Asked;
         }
     }
 
     /// The request under way couldn't be sent, wasn't answered in time, or the administrator was too busy for it.
     fn silent(&mut self, request: &Request, now: Instant) {
-        self.under_way = None;
+        let was_sent = self.under_way.take().is_some_and(|under_way| under_way.lid.is_some());
         self.quiet_until = Some(now + later(FIRST_RETRY, self.silences));
         self.silences = self.silences.saturating_add(1);
         let Some(group) = self.groups.get_mut(&request.group) else { return };
-        group.outcomes += 1;
-        group.failures = group.failures.saturating_add(1);
+        group.outcomes += u64::from(request.kind == Kind::Join);
+        group.failures += u32::from(was_sent);
         if request.kind == Kind::Leave && group.failures >= LEAVE_TRIES {
             group.membership = Membership::None;
         }
@@ -237,7 +273,7 @@ impl Port {
         (self.silences, self.quiet_until) = (0, None);
         let refused = self.groups.values().filter(|group| group.failures > 0).count();
         let Some(group) = self.groups.get_mut(&request.group) else { return };
-        group.outcomes += 1;
+        group.outcomes += u64::from(request.kind == Kind::Join);
         // Who is told that a port leaves has it no longer, whatever it says.
         let is_granted = request.kind == Kind::Join && status == Status::GOOD;
         group.membership = if is_granted { Membership::Granted } else { Membership::None };
@@ -246,18 +282,29 @@ impl Port {
             group.failures = 0;
             return self.settle(request.group, now);
         }
-        let each = PER_REFUSED.saturating_mul(u32::try_from(refused).unwrap_or(u32::MAX));
-        let retry = later(FIRST_RETRY, group.failures).max(each);
+        let mut retry = later(FIRST_RETRY, group.failures);
+        if retry == LAST_RETRY {
+            retry = retry.max(PER_REFUSED.saturating_mul(u32::try_from(refused).unwrap_or(u32::MAX)));
+        }
         group.failures = group.failures.saturating_add(1);
         self.set_due(request.group, Some(now + retry));
     }
 }
 
 /// Groups of all ports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Book {
     ports: BTreeMap<u8, Port>,
+    /// Lower half of the next transaction id.
     requests: u32,
+}
+
+impl Default for Book {
+    /// Transaction ids begin anywhere, so that an answer to an earlier daemon is none to this one.
+    fn default() -> Self {
+        let random = RandomState::new().build_hasher().finish();
+        Self { ports: BTreeMap::new(), requests: (random >> 32) as u32 }
+    }
 }
 
 impl Book {
@@ -287,17 +334,25 @@ impl Book {
         }
     }
 
+    /// So may all ports.
+    pub(super) fn changed_all(&mut self, now: Instant) {
+        self.ports.values_mut().for_each(|port| port.changed(now));
+    }
+
     /// All queue pairs are gone, and so is the card's port.
     pub(super) fn clear(&mut self) {
         self.ports.clear();
     }
 
-    /// Whether a port is still to leave a group.
+    /// Whether a port is still to leave a group, and can be told to.
     pub(super) fn is_leaving(&self) -> bool {
-        self.ports.values().flat_map(|port| port.groups.values()).any(|group| group.users == 0)
+        self.ports.values().any(|port| {
+            let is_asked = |gid: &Gid, group: &Group| group.due.is_some() || port.is_under_way(gid);
+            port.groups.iter().any(|(gid, group)| group.users == 0 && is_asked(gid, group))
+        })
     }
 
-    /// How often the administrator has been asked for a group, in vain or not.
+    /// How often the administrator has been asked to join a group, in vain or not.
     pub(super) fn outcomes(&self, port: u8, gid: &Gid) -> u64 {
         self.group(port, gid).map_or(0, |group| group.outcomes)
     }
@@ -333,13 +388,14 @@ impl Book {
         Step::Wait(wake)
     }
 
-    /// A request is about to be sent to a LID.
-    pub(super) fn sent(&mut self, request: &Request, lid: u16) {
-        if self.under_way(request.port, request.id).is_some()
-            && let Some(port) = self.ports.get_mut(&request.port)
-        {
+    /// A request is about to be sent to a LID. False if it isn't to be sent any more.
+    #[must_use]
+    pub(super) fn sent(&mut self, request: &Request, lid: u16) -> bool {
+        let is_under_way = self.under_way(request.port, request.id).is_some();
+        if let Some(port) = self.ports.get_mut(&request.port).filter(|_| is_under_way) {
             port.sent(lid);
         }
+        is_under_way
     }
 
     /// A request couldn't be sent.
@@ -355,11 +411,12 @@ impl Book {
     pub(super) fn answered(
         &mut self,
         (port, lid): (u8, u16),
-        id: u64,
+        (id, kind): (u64, Kind),
         status: Status,
         now: Instant,
     ) -> Option<Request> {
-        let request = self.under_way(port, id).filter(|under_way| under_way.lid == Some(lid))?.request;
+        let is_it = |under_way: &&mut UnderWay| under_way.lid == Some(lid) && under_way.request.kind == kind;
+        let request = self.under_way(port, id).filter(is_it)?.request;
         self.ports.get_mut(&port)?.answered(&request, status, now);
         Some(request)
     }

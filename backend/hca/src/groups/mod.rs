@@ -71,7 +71,7 @@ impl Groups {
     /// It isn't any more.
     pub(crate) fn leave(&self, port: u8, group: Gid) {
         self.state().book.leave(port, group, Instant::now());
-        self.work.notify_one();
+        self.tell();
     }
 
     /// Waits until a port is in a group, or it is clear that it won't be for now; but not for long.
@@ -96,7 +96,19 @@ impl Groups {
             PortEvent::VirtualLanes => return,
         }
         drop(state);
+        self.tell();
+    }
+
+    /// Events were lost: anything may have happened to any port.
+    pub(crate) fn lost(&self) {
+        self.state().book.changed_all(Instant::now());
+        self.tell();
+    }
+
+    /// There may be something else to do, and nothing to wait for.
+    fn tell(&self) {
         self.work.notify_one();
+        self.outcome.notify_all();
     }
 
     /// Waits until the subnet administrator knows which groups are left; but not for long.
@@ -113,14 +125,13 @@ impl Groups {
 
     /// Takes an answer of the subnet administrator; false if the datagram is for somebody else.
     fn take(&self, received: &ReceivedMad) -> bool {
-        let Some(mad) = sa::answer(&received.mad) else { return false };
+        let Some((mad, kind)) = sa::answer(&received.mad) else { return false };
         let from = (received.port, received.arrival.slid);
         let (id, status) = (mad.header.transaction_id.get(), mad.status());
-        let request = self.state().book.answered(from, id, status, Instant::now());
+        let request = self.state().book.answered(from, (id, kind), status, Instant::now());
         if let Some(request) = &request {
             report(request, status);
-            self.outcome.notify_all();
-            self.work.notify_one();
+            self.tell();
         }
         request.is_some()
     }
@@ -130,7 +141,10 @@ impl Groups {
         let mut state = self.state();
         while !state.stopped {
             let now = Instant::now();
-            state = match state.book.next(now) {
+            let step = state.book.next(now);
+            // A request may not have been answered in time.
+            self.outcome.notify_all();
+            state = match step {
                 Step::Ask(request) => {
                     drop(state);
                     self.ask(card, &request);
@@ -149,13 +163,15 @@ impl Groups {
         let result = card.with(&mut |driver| {
             let Ready { to, mad } = Ready::new(driver, request)?;
             // The answer may come before the next line.
-            self.state().book.sent(request, to.dlid);
+            if !self.state().book.sent(request, to.dlid) {
+                return Ok(());
+            }
             Ok(driver.send_mad(request.port, MadQueue::Gsi, &to, &mad.to_mad())?)
         });
         if let Err(error) = result {
             log::debug!("port {}: can't ask for group {}: {error}", request.port, name(request));
             self.state().book.unsent(request, Instant::now());
-            self.outcome.notify_all();
+            self.tell();
         }
     }
 

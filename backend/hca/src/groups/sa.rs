@@ -80,13 +80,17 @@ fn mad(request: &Request, port_gid: Gid) -> SaMad {
     mad
 }
 
-/// The answer to a request for membership that a datagram is, if it is one.
-pub(super) fn answer(mad: &[u8; 256]) -> Option<SaMad> {
+/// The answer to a request for membership that a datagram is, if it is one, and to which kind.
+pub(super) fn answer(mad: &[u8; 256]) -> Option<(SaMad, Kind)> {
     let mad = SaMad::from_mad(mad);
-    let is_answer = mad.header.mgmt_class == MgmtClass::SUBN_ADM
-        && [Method::GET_RESP, Method::DELETE_RESP].contains(&mad.header.method)
-        && mad.attribute_id() == SaAttribute::MC_MEMBER_RECORD;
-    is_answer.then_some(mad)
+    let kind = match mad.header.method {
+        Method::GET_RESP => Kind::Join,
+        Method::DELETE_RESP => Kind::Leave,
+        _ => return None,
+    };
+    let is_answer =
+        mad.header.mgmt_class == MgmtClass::SUBN_ADM && mad.attribute_id() == SaAttribute::MC_MEMBER_RECORD;
+    is_answer.then_some((mad, kind))
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ impl Bench {
     fn ask(&mut self) -> Request {
         match self.book.next(self.now) {
             Step::Ask(request) => {
-                self.book.sent(&request, SA);
+                assert!(self.book.sent(&request, SA));
                 request
             }
             Step::Wait(until) => panic!("nothing to ask, wait until {until:?}"),
@@ -39,7 +39,7 @@ impl Bench {
         loop {
             match self.book.next(self.now) {
                 Step::Ask(request) => {
-                    self.book.sent(&request, SA);
+                    assert!(self.book.sent(&request, SA));
                     return request;
                 }
                 Step::Wait(until) => self.now = until.expect("there is something to ask"),
@@ -56,7 +56,8 @@ impl Bench {
     }
 
     fn answer(&mut self, request: &Request, status: Status) {
-        assert_eq!(self.book.answered((1, SA), request.id, status, self.now), Some(*request));
+        let answered = self.book.answered((1, SA), (request.id, request.kind), status, self.now);
+        assert_eq!(answered, Some(*request));
     }
 
     fn joined(&mut self, gid: Gid) {
@@ -162,7 +163,7 @@ fn many_refused_groups_are_asked_for_less_often() {
     while bench.now < end {
         match bench.book.next(bench.now) {
             Step::Ask(request) => {
-                bench.book.sent(&request, SA);
+                assert!(bench.book.sent(&request, SA));
                 bench.answer(&request, Status::SA_REQ_INVALID);
                 asked += 1;
             }
@@ -214,7 +215,8 @@ fn administrator_that_is_silent_is_tried_ever_later_and_told_three_times_of_a_le
     bench.now += ANSWER;
     assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
     assert!(bench.book.group(1, &GROUP).is_none());
-    assert_eq!(bench.book.answered((1, SA), leave.id, Status::GOOD, bench.now), None, "it is late");
+    let late = bench.book.answered((1, SA), (leave.id, leave.kind), Status::GOOD, bench.now);
+    assert_eq!(late, None, "it is late");
     bench.join(GROUP);
     assert_eq!(bench.idle().map(|idle| idle.as_millis()), Some(1000));
     bench.book.changed(1, bench.now);
@@ -272,7 +274,7 @@ fn answer_of_another_end_or_request_counts_for_nothing() {
     let mut bench = Bench::new();
     bench.join(GROUP);
     let join = bench.ask();
-    let mut answer = |from, id| bench.book.answered(from, id, Status::GOOD, bench.now);
+    let mut answer = |from, id| bench.book.answered(from, (id, Kind::Join), Status::GOOD, bench.now);
     assert_eq!(answer((1, SA + 1), join.id), None);
     assert_eq!(answer((2, SA), join.id), None);
     assert_eq!(answer((1, SA), join.id + 1), None);
@@ -281,7 +283,7 @@ fn answer_of_another_end_or_request_counts_for_nothing() {
 }
 
 #[test]
-fn groups_are_joined_again_when_the_subnet_changes_and_none_is_left_when_the_port_is_down() {
+fn groups_are_joined_again_when_the_subnet_changes_and_left_only_when_the_port_is_up() {
     let mut bench = Bench::new();
     let other = [0xfe; 16];
     bench.joined(GROUP);
@@ -302,8 +304,73 @@ fn groups_are_joined_again_when_the_subnet_changes_and_none_is_left_when_the_por
     bench.joined(other);
     bench.leave(other);
     bench.book.went_down(1);
-    assert!(bench.book.group(1, &other).is_none() && !bench.book.is_leaving());
+    assert!(!bench.book.is_leaving(), "nobody can be told");
     assert_eq!(bench.idle(), None, "nothing until it is up");
+    bench.book.changed_all(bench.now);
+    let leave = bench.ask();
+    assert_eq!((leave.group, leave.kind), (other, Kind::Leave), "the administrator may not have noticed");
+    bench.answer(&leave, Status::SA_REQ_INVALID);
+    let join = bench.ask();
+    assert_eq!((join.group, join.kind), (GROUP, Kind::Join));
+}
+
+#[test]
+fn group_that_is_wanted_again_while_it_is_left_is_joined_whatever_becomes_of_that() {
+    for is_answered in [true, false] {
+        let mut bench = Bench::new();
+        bench.joined(GROUP);
+        bench.leave(GROUP);
+        let leave = bench.ask();
+        bench.join(GROUP);
+        assert!(bench.book.is_open(1, &GROUP, 1, bench.now), "it isn't in the group for long");
+        if is_answered {
+            bench.answer(&leave, Status::GOOD);
+            assert!(bench.book.is_open(1, &GROUP, 1, bench.now), "nor now");
+        }
+        let join = bench.ask_in_time();
+        assert_eq!(join.kind, Kind::Join);
+        bench.answer(&join, Status::GOOD);
+        assert!(!bench.book.is_open(1, &GROUP, 1, bench.now));
+    }
+}
+
+#[test]
+fn group_that_was_refused_has_its_turn_while_others_are_asked_for_without_pause() {
+    let mut bench = Bench::new();
+    let refused = [1; 16];
+    bench.join(refused);
+    let join = bench.ask();
+    bench.answer(&join, Status::SA_REQ_INVALID);
+    let tried_again = (0..400u16).any(|n| {
+        let mut gid = GROUP;
+        gid[..2].copy_from_slice(&n.to_be_bytes());
+        bench.join(gid);
+        bench.join(GROUP);
+        let asked = bench.ask_in_time();
+        bench.answer(&asked, Status::GOOD);
+        asked.group == refused
+    });
+    assert!(tried_again);
+}
+
+#[test]
+fn group_that_waits_keeps_its_place_when_another_queue_pair_joins() {
+    let mut bench = Bench::new();
+    let first = [2; 16];
+    bench.join(first);
+    bench.now += Duration::from_millis(1);
+    bench.join(GROUP);
+    bench.now += Duration::from_millis(1);
+    bench.join(first);
+    assert_eq!(bench.ask().group, first);
+}
+
+#[test]
+fn request_that_the_subnet_has_overtaken_is_not_sent() {
+    let mut bench = Bench::new();
+    bench.join(GROUP);
+    let Step::Ask(join) = bench.book.next(bench.now) else { panic!("nothing to ask") };
     bench.book.changed(1, bench.now);
-    assert_eq!(bench.ask().group, GROUP);
+    assert!(!bench.book.sent(&join, SA));
+    assert_eq!(bench.ask().kind, Kind::Join);
 }
